@@ -1,0 +1,45 @@
+# make demo: set up and train on the built-in corpus.   make test: the checks that CI runs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# For PyTorch's own builds: make demo TORCH_INDEX=https://download.pytorch.org/whl/cu128
+TORCH_INDEX ?=
+
+.PHONY: demo setup dev test test-all lint types bench clean
+
+demo: setup
+	$(BIN)/mmcli demo
+
+setup: $(VENV)/.installed
+dev: $(VENV)/.installed-dev
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
+	$(if $(TORCH_INDEX),$(BIN)/pip install -q torch --index-url $(TORCH_INDEX))
+	$(BIN)/pip install -q $(if $(TORCH_INDEX),,-c constraints.txt) -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/pip install -q $(if $(TORCH_INDEX),,-c constraints.txt) -e ".[dev]"
+	touch $@
+
+test: dev
+	$(BIN)/pytest -m "not slow"
+
+test-all: dev
+	$(BIN)/pytest
+
+lint: dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: dev
+	$(BIN)/mypy
+
+bench: dev
+	for script in benchmarks/*.py; do $(BIN)/python $$script --check || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,294 @@
+"""`mmcli chat`: talk to a model in the terminal, or answer one prompt. The reply is on stdout, the rest on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Generator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from mmcli.errors import MmcliError, UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from mmcli.generate.conversation import Conversation
+    from mmcli.generate.engine import Engine
+    from mmcli.run import ModelRef
+    from mmcli.text.tokenizer import Tokenizer
+
+app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
+RunsDir = Annotated[Path, typer.Option("--runs-dir", envvar="MMCLI_RUNS", help="Where the runs are.")]
+PROMPT = "> "
+HELP = """\
+/reset         forget the conversation
+/system TEXT   set the system message; without TEXT remove it
+/retry         write the newest reply anew
+/save FILE     write the conversation as a line of training data
+/help          this list
+/exit          leave (also Ctrl-D)
+Ctrl-C stops a reply. A message that begins with a slash: put a space before it."""
+LEAVE = "Ctrl-C again, Ctrl-D or /exit leaves"
+COMMANDS = ["/reset", "/system", "/retry", "/save", "/help", "/exit"]
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(help="Run number or name, model folder, latest, or latest:STAGE.")] = "latest",
+    backend: Annotated[Literal["torch"], typer.Option(help="What runs the model.")] = "torch",
+    prompt: Annotated[str | None, typer.Option(help="Answer this and leave; else a pipe, else the keyboard.")] = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 always takes the most likely token; higher is freer.")] = 0.7,
+    top_k: Annotated[int, typer.Option(help="Draw from the k most likely tokens; 0 is off.")] = 50,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens of this total; 1 is off.")] = 0.9,
+    min_p: Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest; 0 is off.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Makes tokens seen before less likely; 1 is off.")] = 1.05,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same reply; default: a new one.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest reply, in tokens.")] = 512,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    json: Annotated[bool, typer.Option("--json", help="Answer one prompt as one JSON document.")] = False,
+    runs_dir: Annotated[Path, typer.Option("--runs-dir", envvar="MMCLI_RUNS", help="Where the runs are.")] = Path(
+        "runs"
+    ),
+) -> None:
+    """Talk to a model, or let it continue a text.
+
+    Example: mmcli chat 7 --prompt "What is a cloud?"
+    """
+    from mmcli.cli.console import err, interactive, print_json
+    from mmcli.generate.sampler import SamplingConfig
+    from mmcli.run import find_model
+
+    sampling = SamplingConfig(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=int.from_bytes(os.urandom(4), "little") if seed is None else seed,
+    )
+    if max_new_tokens < 1:
+        raise UserError(f"--max-new-tokens {max_new_tokens} leaves nothing to write", "give 1 or more")
+    at_keyboard = prompt is None and sys.stdin.isatty()
+    if json and at_keyboard:
+        raise UserError("--json answers one prompt, and there is none", "give --prompt TEXT, or pipe a text in")
+    text = None if at_keyboard else _one_prompt(prompt)
+    found = find_model(model, runs_dir)
+    loading = err().status(f"loading {found.label}") if interactive() else contextlib.nullcontext()
+    with loading:
+        tokenizer, engine = _load(found, device)
+        conversation = _converse(found, tokenizer, engine, system)
+    conversation.sampling, conversation.max_new_tokens = sampling, max_new_tokens
+    _note(_describe(found, tokenizer, backend, engine))
+    if not conversation.chat:
+        _note(_why_it_continues(tokenizer))
+    if at_keyboard:
+        _note("/help lists the commands, Ctrl-D or /exit leaves")
+        Terminal(conversation).run()
+    elif text is None:
+        _note("the input is empty: there is nothing to answer")
+    elif json:
+        print_json({**_answer(conversation, text), "model": found.label, "backend": backend, "seed": sampling.seed})
+    else:
+        try:
+            _stream(conversation, conversation.reply(text))
+        except BrokenPipeError:  # whoever read the reply has enough; the exit must not flush into the closed pipe
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _answer(conversation: Conversation, text: str) -> dict[str, Any]:
+    """One reply as values: text, reasoning if there is any, mode, and what it cost."""
+    for _ in conversation.reply(text):
+        pass
+    message, stats = conversation.messages[-1], conversation.stats
+    assert stats is not None
+    reasoning = {"reasoning": message["reasoning_content"]} if "reasoning_content" in message else {}
+    mode = "chat" if conversation.chat else "continue"
+    return {"reply": message["content"], **reasoning, "mode": mode, **asdict(stats)}
+
+
+def _one_prompt(prompt: str | None) -> str | None:
+    """The prompt of --prompt or of the pipe; None if the pipe is empty."""
+    if prompt is not None:
+        if not prompt.strip():
+            raise UserError("--prompt is empty", 'give it a text: --prompt "What is a cloud?"')
+        return _checked(prompt, "--prompt")
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"the input is not UTF-8 text (byte {error.start})", "convert it: iconv -t utf-8") from None
+    return text.rstrip("\r\n") if text.strip() else None
+
+
+def _checked(text: str, where: str) -> str:
+    """`text` if it is whole Unicode: a terminal or shell with another encoding gives lone surrogates."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where} is not UTF-8 text (character {error.start})", "use a UTF-8 terminal") from None
+    return text
+
+
+def _load(found: ModelRef, device: str) -> tuple[Tokenizer, Engine]:
+    from mmcli.generate.torch_engine import TorchEngine
+    from mmcli.text.tokenizer import Tokenizer
+
+    if not (found.path / "config.json").is_file():
+        raise UserError(f"{found.label} is a tokenizer without a model", "train one: mmcli pretrain")
+    tokenizer = Tokenizer.load(found.path)
+    engine = TorchEngine.load(found.path, device=device)
+    if tokenizer.vocab_size > engine.vocab_size:
+        raise UserError(
+            f"{found.path}: its tokenizer has {tokenizer.vocab_size:,} tokens, its model {engine.vocab_size:,}",
+            "put the tokenizer that the model was trained with into the folder",
+        )
+    return tokenizer, engine
+
+
+def _converse(found: ModelRef, tokenizer: Tokenizer, engine: Engine, system: str | None) -> Conversation:
+    from mmcli.generate.conversation import Conversation, is_chat_model
+
+    stage = found.run.stage if found.run else None
+    answers = is_chat_model(found.path, tokenizer, stage=stage)
+    system = None if system is None else _checked(system, "--system")
+    return Conversation(engine, tokenizer, system=system, chat=answers)
+
+
+def _describe(found: ModelRef, tokenizer: Tokenizer, backend: str, engine: Engine) -> str:
+    """Which model this is: name, state, size, tokenizer, where it runs."""
+    from mmcli.model.count import count_parameters
+    from mmcli.model.hf_config import read_model_config
+
+    state = f" ({found.run.info()['state']})" if found.run else ""
+    parameters = count_parameters(read_model_config(found.path)).total
+    sizes = f"{parameters:,} parameters, tokenizer of {tokenizer.vocab_size:,}, context of {engine.max_len:,}"
+    return f"{found.label}{state}: {sizes}, {backend}"
+
+
+def _why_it_continues(tokenizer: Tokenizer) -> str:
+    reason = "was only pretrained" if tokenizer.chat_template else "has no chat template"
+    return f"this model {reason}: it continues your text and does not answer (to make it answer: mmcli sft)"
+
+
+def _note(text: str) -> None:
+    from mmcli.cli.console import err
+
+    err().print(text, style="dim", markup=False)
+
+
+# The reply as text on a terminal: control characters a model may write must not steer it.
+_CONTROL = {code: "\ufffd" for code in (*range(32), 127, *range(128, 160)) if chr(code) not in "\n\t"}
+
+
+def _stream(conversation: Conversation, pieces: Generator[str, None, None]) -> None:
+    """Print a reply as it comes, then what it cost."""
+    at_terminal = sys.stdout.isatty()
+    last = "\n"
+    with contextlib.closing(pieces):  # an interrupt here ends the reply too, and keeps what there is
+        try:
+            for piece in pieces:
+                sys.stdout.write(piece.translate(_CONTROL) if at_terminal else piece)
+                sys.stdout.flush()
+                last = piece
+        finally:
+            if not last.endswith("\n"):
+                sys.stdout.write("\n")
+                sys.stdout.flush()
+    if conversation.notice:
+        _note(conversation.notice)
+    _note(_cost(conversation))
+
+
+def _cost(conversation: Conversation) -> str:
+    stats = conversation.stats
+    assert stats is not None
+    parts = [f"{stats.tokens} tokens"]
+    if stats.tokens_per_second is not None:
+        parts.append(f"{stats.tokens_per_second:.1f} tokens/s")
+    if stats.time_to_first_token is not None:
+        parts.append(f"first after {stats.time_to_first_token:.2f} s")
+    if stats.finish_reason == "length":
+        parts.append(f"cut at --max-new-tokens {conversation.max_new_tokens}")
+    return ", ".join(parts)
+
+
+def _ask(prompt: str) -> str:
+    """One line from the keyboard, with line editing and history where the terminal has them."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  # input() edits lines once it is imported; its history stays in memory
+    if not sys.stdout.isatty():  # the prompt must not get into the file or pipe that takes the replies
+        sys.stderr.write(prompt)
+        sys.stderr.flush()
+        prompt = ""
+    return input(prompt)
+
+
+class Terminal:
+    """The conversation at the keyboard."""
+
+    def __init__(self, conversation: Conversation, ask: Callable[[str], str] = _ask) -> None:
+        self.conversation = conversation
+        self._ask = ask
+
+    def run(self) -> None:
+        """Read and answer until the person leaves: /exit, Ctrl-D, or a Ctrl-C that follows another."""
+        from mmcli.cli.console import print_error
+
+        interrupted = False
+        while True:
+            try:
+                line = self._ask(PROMPT)
+            except (EOFError, KeyboardInterrupt) as reason:
+                sys.stderr.write("\n")
+                if interrupted or isinstance(reason, EOFError):
+                    return
+                interrupted = True
+                _note(LEAVE)
+                continue
+            if line.strip() == "/exit":
+                return
+            try:
+                interrupted = False
+                self._handle(line)
+            except KeyboardInterrupt:
+                interrupted = True
+                _note("stopped; " + LEAVE)
+            except MmcliError as error:
+                print_error(error)
+
+    def _handle(self, line: str) -> None:
+        if line.startswith("/"):
+            name, _, rest = line.strip().partition(" ")
+            self._command(name, rest.strip())
+        elif line.strip():
+            _stream(self.conversation, self.conversation.reply(_checked(line.strip(), "the message")))
+
+    def _command(self, name: str, rest: str) -> None:
+        """Do one slash command.
+
+        Raises:
+            UserError: there is no such command, or it cannot be done now.
+        """
+        conversation = self.conversation
+        if name in ("/reset", "/retry", "/help") and rest:
+            raise UserError(f'{name} takes nothing after it, not "{rest}"', f"write only {name}")
+        if name == "/reset":
+            conversation.reset()
+            _note("the conversation is forgotten" + (", the system message stays" if conversation.system else ""))
+        elif name == "/system":
+            conversation.set_system(_checked(rest, "the system message") or None)
+            _note("the system message is set" if rest else "there is no system message now")
+        elif name == "/retry":
+            _stream(conversation, conversation.retry())
+        elif name == "/save":
+            if not rest:
+                raise UserError("/save needs the name of a file", "write it like: /save chat.jsonl")
+            conversation.save(Path(rest))
+            _note(f"saved to {rest}")
+        elif name == "/help":
+            sys.stderr.write(HELP + "\n")
+        else:
+            raise UserError(f'there is no command "{name}"', did_you_mean(name, COMMANDS) + " (/help lists them)")

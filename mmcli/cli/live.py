@@ -1,0 +1,64 @@
+"""The live line of a terminal: what runs now, redrawn in place; notes and milestones stay above it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from mmcli.cli.console import amount, one_line, step_line
+
+
+class LiveReporter:
+    """A reporter that redraws one line while work goes on."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live: Live | None = None
+
+    def _show(self, line: str) -> None:
+        text = Text(line, no_wrap=True, overflow="ellipsis")
+        if self._live is None:
+            self._live = Live(text, console=self._console, refresh_per_second=8, transient=True)
+            self._live.start()
+        else:
+            self._live.update(text)
+
+    def _close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def note(self, text: str) -> None:
+        self._close()
+        self._console.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        self._close()
+        self._console.print(Text.assemble(("warning: ", "yellow"), text))
+
+    def progress(self, task: str, done: float, total: float | None, unit: str) -> None:
+        if total is None:
+            self._show(f"{task}  {amount(done)} {unit}")
+            return
+        share = min(1.0, done / total) if total else 1.0
+        filled = round(share * 24)
+        self._show(f"{task}  {'━' * filled}{'─' * (24 - filled)}  {share:4.0%}  {amount(done)}/{amount(total)} {unit}")
+        if done >= total:
+            self._close()
+
+    def step(self, values: Mapping[str, Any]) -> None:
+        final = values.get("step") == values.get("steps")
+        if values.get("val_loss") is not None or final:
+            self._close()
+            self._console.print(step_line(values), markup=False, no_wrap=True, overflow="ellipsis")
+        else:
+            self._show(step_line(values))
+
+    def sample(self, prompt: str, text: str) -> None:
+        self._close()
+        shown = one_line(prompt + text, 400)
+        self._console.print(Text.assemble(("sample: ", "dim"), shown))

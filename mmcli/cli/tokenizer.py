@@ -1,0 +1,315 @@
+"""`mmcli tokenizer`: train a tokenizer, or see how one cuts a text."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from mmcli.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from mmcli.data.sources import Sources
+    from mmcli.text.tokenizer import Tokenizer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Train a tokenizer; see how it cuts a text.",
+)
+RunsDir = Annotated[Path, typer.Option("--runs-dir", envvar="MMCLI_RUNS", help="Where the runs are.")]
+AsJson = Annotated[bool, typer.Option("--json", help="As JSON on stdout.")]
+
+NOT_TEXT = ("role", "from", "id", "type", "weight")  # fields of conversations that hold no language
+SAMPLE = 200_000  # characters of the data on which the finished tokenizer is measured
+MAX_SHOWN = 2_000  # tokens; --json has all
+STYLES = ("black on cyan", "black on green")
+CONTROL_STYLE = "bold white on red"
+BYTES_STYLE = "black on yellow"
+
+
+@app.command()
+def train(
+    data: Annotated[list[str] | None, typer.Option(help="File, folder, glob or demo; may be repeated.")] = None,
+    vocab_size: Annotated[int, typer.Option(help="Tokens: small models want few, as each costs a row.")] = 6400,
+    pretokenizer: Annotated[str, typer.Option(help="How text is cut first: qwen2 (single digits) or gpt2.")] = "qwen2",
+    out: Annotated[Path | None, typer.Option(help="Folder to write instead of a new run.")] = None,
+    runs_dir: RunsDir = Path("runs"),
+    json: AsJson = False,
+) -> None:
+    """Learn a tokenizer (byte-level BPE) from text, of plain files or of conversations.
+
+    Without --data it learns from the built-in corpus. Trainings in the same runs folder then use it.
+
+    Example: mmcli tokenizer train --data corpus.jsonl --vocab-size 6400
+    """
+    from mmcli.cli.console import print_json, reporter
+    from mmcli.text.train import train_tokenizer
+
+    if out is not None and (out / "tokenizer.json").exists():
+        raise UserError(f"{out} has a tokenizer already", "give another --out")
+    report = reporter()
+    sources = [_open(name) for name in data or ["demo"]]
+    described = ", ".join(source.describe for source in sources)
+    report.note(f"data: {described}; vocabulary {vocab_size:,}; pre-tokenizer {pretokenizer}")
+    corpus = _Corpus(sources)
+    tokenizer = train_tokenizer(corpus, vocab_size=vocab_size, pretokenizer=pretokenizer, report=report)
+    if corpus.rejected:
+        report.warn(f"{corpus.rejected:,} records could not be read; the first: {corpus.first_rejected}")
+    measured = _measure(tokenizer, tokenizer.encode_text(corpus.sample), corpus.sample)
+    facts = {
+        "data": described,
+        "vocab_size": tokenizer.vocab_size,
+        "pretokenizer": pretokenizer,
+        "records": corpus.records,
+        "rejected": corpus.rejected,
+        "fingerprint": tokenizer.fingerprint,
+        **{name: measured[name] for name in ("characters_per_token", "bytes_per_token")},
+    }
+    folder = _save(tokenizer, out, runs_dir, {**facts, "data_fingerprints": [each.fingerprint for each in sources]})
+    if json:
+        print_json({"path": str(folder), **facts})
+        return
+    typer.echo(
+        f"{folder}: {tokenizer.vocab_size:,} tokens, {measured['characters_per_token']:.2f} characters each "
+        f"in the first {measured['characters']:,} of the data"
+    )
+
+
+def _save(tokenizer: Tokenizer, out: Path | None, runs_dir: Path, facts: dict[str, Any]) -> Path:
+    """Write the tokenizer to `out`, or into a new run; returns its folder."""
+    from mmcli.run import Run, atomic_folder
+
+    if out is not None:
+        try:
+            tokenizer.save(out)
+        except OSError as error:
+            raise UserError(f"cannot write {out}: {error.strerror}", "choose another --out") from None
+        return out
+    run = Run.create(runs_dir, stage="tokenizer", label=str(tokenizer.vocab_size))
+    with atomic_folder(run.model) as folder:
+        tokenizer.save(folder)
+    run.update(state="finished", **facts)
+    return run.model
+
+
+def _open(name: str) -> Sources:
+    """The data that `name` names, of whatever kind."""
+    from mmcli.data.sources import open_sources
+
+    try:
+        return open_sources([name], kind="text")
+    except UserError as refusal:
+        for kind in ("chat", "preference"):
+            try:
+                return open_sources([name], kind=kind)
+            except UserError:
+                continue
+        raise refusal
+
+
+class _Corpus:
+    """The texts of all records, read once; counts what it meets and keeps a sample."""
+
+    def __init__(self, sources: Iterable[Sources]) -> None:
+        self._sources = sources
+        self.records = self.rejected = 0
+        self.first_rejected = ""
+        self.sample = ""
+
+    def __iter__(self) -> Iterator[str]:
+        from mmcli.data.records import Rejected
+
+        for sources in self._sources:
+            for record in sources.records():
+                if isinstance(record, Rejected):
+                    self.first_rejected = self.first_rejected or f"{record.file}:{record.line}: {record.reason}"
+                    self.rejected += 1
+                    continue
+                self.records += 1
+                for text in texts_of(record.value):
+                    self.sample += text[: SAMPLE - len(self.sample)]
+                    yield text
+
+
+def texts_of(value: Any) -> Iterator[str]:
+    """Every text in a record of any kind: the strings in it, without roles and ids."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if key not in NOT_TEXT:
+                yield from texts_of(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from texts_of(item)
+
+
+@app.command()
+def inspect(
+    text: Annotated[str | None, typer.Argument(help="The text; without it --file or a pipe is read.")] = None,
+    file: Annotated[Path | None, typer.Option(help="A text file (UTF-8).")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Run, model folder or tokenizer.json; default: newest.")] = None,
+    form: Annotated[
+        Literal["text", "document", "chat"],
+        typer.Option("--as", help="The text alone, between bos and eos, or as a message in the chat template."),
+    ] = "text",
+    ids: Annotated[bool, typer.Option("--ids", help="One line a token, with its id and bytes.")] = False,
+    runs_dir: RunsDir = Path("runs"),
+    json: AsJson = False,
+) -> None:
+    """Show how a tokenizer cuts a text into tokens.
+
+    Neighbouring tokens have different colours (in a pipe: | between them); <E6> is a byte of a character that is cut.
+    A text that spells a control token such as <|im_end|> stays text.
+
+    Example: mmcli tokenizer inspect "The cat sat." --ids
+    """
+    from mmcli.cli.console import print_json
+    from mmcli.text.tokenizer import whole_characters
+
+    text = whole_characters(_read(text, file))
+    loaded = _load(tokenizer, runs_dir)
+    encoded = _encode(loaded, text, form)
+    measured = _measure(loaded, encoded, text)
+    tokens = [_shown(loaded, id) for id in encoded]
+    if json:
+        print_json({"tokens": [token.as_json() for token in tokens], **measured})
+        return
+    _print_table(tokens) if ids else _print_line(tokens)
+    typer.echo(
+        f"{measured['count']:,} tokens; {measured['characters']:,} characters, "
+        f"{measured['characters_per_token']:.2f} a token; {measured['bytes']:,} bytes, "
+        f"{measured['bytes_per_token']:.2f} a token"
+    )
+
+
+def _read(text: str | None, file: Path | None) -> str:
+    """The text that is given; exactly one of argument, file and pipe."""
+    if text is not None and file is not None:
+        raise UserError("there is a text and --file", "give one of them")
+    if file is not None:
+        try:
+            text = file.read_text(encoding="utf-8-sig")
+        except OSError as error:
+            raise UserError(f"cannot read {file}: {error.strerror}", "give the path of a text file") from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file} is not UTF-8 text (byte {error.start})", "convert it: iconv -t utf-8") from None
+    elif text is None and not sys.stdin.isatty():
+        text = sys.stdin.buffer.read().decode("utf-8", errors="replace")
+    if not text:
+        raise UserError("there is no text", 'write it like: mmcli tokenizer inspect "The cat sat."')
+    return text
+
+
+def _load(ref: str | None, runs_dir: Path) -> Tokenizer:
+    """The tokenizer named, or that of the newest run that has one."""
+    from mmcli.run import find_model, list_runs
+    from mmcli.text.tokenizer import Tokenizer
+
+    if ref is not None:
+        return Tokenizer.load(Path(ref) if Path(ref).is_file() else find_model(ref, runs_dir).path)
+    for run in reversed(list_runs(runs_dir)):
+        if (run.model / "tokenizer.json").is_file():
+            return Tokenizer.load(run.model)
+    raise UserError(f"there is no tokenizer in {runs_dir}", "train one: mmcli tokenizer train; or give --tokenizer")
+
+
+def _encode(tokenizer: Tokenizer, text: str, form: str) -> list[int]:
+    if form == "chat":
+        from mmcli.text.chat import encode_chat
+
+        return encode_chat(tokenizer, [{"role": "user", "content": text}], add_generation_prompt=True).ids
+    return tokenizer.encode_document(text) if form == "document" else tokenizer.encode_text(text)
+
+
+def _measure(tokenizer: Tokenizer, ids: list[int], text: str) -> dict[str, Any]:
+    """Characters and bytes of `text`, in all and per token of `ids`."""
+    size = len(text.encode("utf-8", errors="replace"))
+    count = len(ids) or 1  # a tokenizer that normalises may leave nothing of a text
+    per_token = {"characters_per_token": len(text) / count, "bytes_per_token": size / count}
+    return {"characters": len(text), "bytes": size, "count": len(ids), **per_token}
+
+
+@dataclass(frozen=True)
+class _Token:
+    """A token as people see it."""
+
+    id: int
+    text: str  # printable; bytes as <E6> where they are no whole characters
+    kind: Literal["text", "control", "bytes"]
+    raw: bytes
+
+    def as_json(self) -> dict[str, Any]:
+        if self.kind == "text":
+            return {"id": self.id, "text": self.raw.decode()}
+        more = {"control": True} if self.kind == "control" else {"bytes": self.raw.hex()}
+        return {"id": self.id, "text": self.text, **more}
+
+
+def _shown(tokenizer: Tokenizer, id: int) -> _Token:
+    control = tokenizer.control_token(id)
+    if control is not None:
+        return _Token(id, control, "control", b"")
+    raw = tokenizer.token_bytes(id)
+    try:
+        return _Token(id, _printable(raw.decode()), "text", raw)
+    except UnicodeDecodeError:
+        return _Token(id, "".join(f"<{byte:02X}>" for byte in raw), "bytes", raw)
+
+
+def _printable(text: str) -> str:
+    """`text` with signs for line ends and tabs; what could steer the terminal is spelled out."""
+    signs = {"\n": "⏎", "\t": "⇥"}
+    return "".join(signs.get(c) or (c if c.isprintable() else c.encode("unicode_escape").decode()) for c in text)
+
+
+def _print_line(tokens: list[_Token]) -> None:
+    """The tokens one after the other, in alternating colours or with | between them."""
+    from rich.text import Text
+
+    from mmcli.cli.console import out
+
+    console = out()
+    line = Text()
+    for number, token in enumerate(tokens[:MAX_SHOWN]):
+        if number and console.color_system is None:
+            line.append("|")
+        line.append_text(_styled(token, number))
+        if token.raw.endswith(b"\n"):
+            line.append("\n")
+    console.print(line)
+    _tell_rest(tokens)
+
+
+def _print_table(tokens: list[_Token]) -> None:
+    from rich.table import Table
+
+    from mmcli.cli.console import out
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("id", justify="right")
+    table.add_column("token", overflow="fold")
+    table.add_column("bytes", justify="right")
+    for number, token in enumerate(tokens[:MAX_SHOWN]):
+        table.add_row(str(token.id), _styled(token, number), str(len(token.raw)))
+    out().print(table)
+    _tell_rest(tokens)
+
+
+def _styled(token: _Token, number: int) -> Text:
+    from rich.text import Text
+
+    style = {"control": CONTROL_STYLE, "bytes": BYTES_STYLE}.get(token.kind, STYLES[number % 2])
+    return Text(token.text, style=style)
+
+
+def _tell_rest(tokens: list[_Token]) -> None:
+    if len(tokens) > MAX_SHOWN:
+        typer.echo(f"... and {len(tokens) - MAX_SHOWN:,} more tokens (--json has all)")

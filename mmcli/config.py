@@ -1,0 +1,316 @@
+"""Configuration: frozen dataclasses filled from layers of TOML tables, each value knowing its layer.
+
+Layers, the later wins: defaults < preset `extends` < preset < `--config` file < `--set` and short flags.
+TOML has no null: an optional value that is off is written `"none"`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from mmcli.errors import UserError, did_you_mean
+
+C = TypeVar("C")
+DEFAULT = "default"
+
+
+def option(default: Any, doc: str, *, flag: str | None = None, short: str | None = None) -> Any:
+    """A config field: its default, what it means (with units), and the short flag that writes it, if any."""
+    metadata = {"doc": doc, "flag": flag, "short": short}
+    if isinstance(default, type):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+class Typed(str):
+    """A value as a person typed it; its key's type decides how it is read (`7` is a run's name or a number)."""
+
+
+class ConfigError(UserError):
+    """A value that does not fit, raised by a config's `__post_init__`; `resolve` adds where it came from."""
+
+    def __init__(self, key: str, what: str, fix: str) -> None:
+        super().__init__(what, fix)
+        self.key = key
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One source of values: `name` is shown to the person, `values` are nested tables as TOML gives them."""
+
+    name: str
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One value of a config tree: dotted key, its type and its field."""
+
+    key: str
+    type: Any
+    field: dataclasses.Field[Any]
+
+    @property
+    def doc(self) -> str:
+        return str(self.field.metadata.get("doc", ""))
+
+    @property
+    def flag(self) -> str | None:
+        """The short flag; a field at the top of a stage's config gets one from its own name."""
+        flag = self.field.metadata.get("flag")
+        if flag is None and "." not in self.key:
+            return "--" + self.key.replace("_", "-")
+        return flag
+
+
+@dataclass(frozen=True)
+class Resolved(Generic[C]):
+    """A filled config and, for each dotted key, the name of the layer its value came from."""
+
+    config: C
+    sources: Mapping[str, str]
+
+    def chosen(self, key: str) -> bool:
+        """True if a person or a preset set this key, False for a default."""
+        return self.sources[key] != DEFAULT
+
+
+@functools.cache
+def leaves(config_type: type) -> tuple[Leaf, ...]:
+    """Every value of a config tree, in declaration order."""
+    return tuple(_walk(config_type, ""))
+
+
+def _walk(config_type: type, prefix: str) -> Iterator[Leaf]:
+    hints = typing.get_type_hints(config_type)
+    for item in dataclasses.fields(config_type):
+        if dataclasses.is_dataclass(hints[item.name]):
+            yield from _walk(hints[item.name], f"{prefix}{item.name}.")
+        else:
+            yield Leaf(prefix + item.name, hints[item.name], item)
+
+
+def resolve(config_type: type[C], layers: Sequence[Layer]) -> Resolved[C]:
+    """Fill `config_type` from `layers`, the later winning.
+
+    Raises:
+        UserError: an unknown key, a value of the wrong type, or one that the config itself refuses.
+    """
+    known = {leaf.key: leaf for leaf in leaves(config_type)}  # type: ignore[arg-type]  # a type is hashable
+    values: dict[str, Any] = {}
+    sources = dict.fromkeys(known, DEFAULT)
+    for layer in layers:
+        for key, raw in _flatten(layer.values, known):
+            if key not in known:
+                raise UserError(f'unknown key "{key}" (from {layer.name})', _suggest(key, list(known)))
+            values[key] = convert(raw, known[key], layer.name)
+            sources[key] = layer.name
+    try:
+        config = _build(config_type, values, "")
+    except ConfigError as error:
+        source = sources.get(error.key, DEFAULT)
+        raise UserError(f"{error.what} (from {source})", error.fix) from None
+    return Resolved(config, sources)
+
+
+def _build(config_type: type[C], values: Mapping[str, Any], prefix: str) -> C:
+    hints = typing.get_type_hints(config_type)
+    arguments: dict[str, Any] = {}
+    for item in dataclasses.fields(config_type):  # type: ignore[arg-type]  # C is always a dataclass
+        key = prefix + item.name
+        if dataclasses.is_dataclass(hints[item.name]):
+            arguments[item.name] = _build(typing.cast(type, hints[item.name]), values, key + ".")
+        elif key in values:
+            arguments[item.name] = values[key]
+    try:
+        return config_type(**arguments)
+    except ConfigError as error:
+        if prefix and not error.key.startswith(prefix):
+            error.key = prefix + error.key
+        raise
+
+
+def _flatten(values: Mapping[str, Any], known: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        key = prefix + name
+        if isinstance(value, Mapping) and key not in known:
+            yield from _flatten(value, known, key + ".")
+        else:
+            yield key, value
+
+
+def _suggest(key: str, known: list[str]) -> str:
+    """A hint for an unknown key: the same last part elsewhere, else the nearest spelling."""
+    same_name = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+    if same_name:
+        return f'did you mean "{same_name[0]}"?'
+    table = [k for k in known if k.split(".")[0] == key.split(".")[0]]
+    return did_you_mean(key, table or known)
+
+
+def convert(raw: Any, leaf: Leaf, source: str) -> Any:
+    """`raw` as the type of `leaf`.
+
+    Raises:
+        UserError: it is not of that type.
+    """
+    kinds = sorted(_alternatives(leaf.type), key=lambda kind: kind is not types.NoneType)  # "none" is no text
+    for kind in kinds:
+        ok, value = _as(kind, _read_typed(raw, kind) if isinstance(raw, Typed) else raw)
+        if ok:
+            return value
+    wanted = describe_type(leaf.type)
+    raise UserError(f"{leaf.key} = {raw!r} is not {wanted} (from {source})", f"give {leaf.key} {wanted}; {leaf.doc}")
+
+
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return typing.get_args(kind)
+    return (kind,)
+
+
+def _read_typed(raw: Typed, kind: Any) -> Any:
+    """What a person typed for a value of `kind`: text as it stands, the rest as TOML (`3e-4`, `true`, `["a"]`)."""
+    text = str(raw)
+    if kind is str or typing.get_origin(kind) is typing.Literal or text in ("none", "None"):
+        return text.replace("None", "none") if text == "None" else text
+    try:
+        return tomllib.loads("value = " + {"True": "true", "False": "false"}.get(text, text))["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _as(kind: Any, raw: Any) -> tuple[bool, Any]:
+    """(does it fit, the value) of one plain type."""
+    if kind is types.NoneType:
+        return raw is None or raw == "none", None
+    if typing.get_origin(kind) is typing.Literal:
+        return raw in typing.get_args(kind) and isinstance(raw, str), raw
+    if typing.get_origin(kind) is tuple:
+        items = [raw] if isinstance(raw, str) else raw
+        fits = isinstance(items, list | tuple) and all(isinstance(item, str) for item in items)
+        return fits, tuple(items) if fits else None
+    if isinstance(raw, bool):
+        return kind is bool, raw
+    if kind is float and isinstance(raw, int | float):
+        return math.isfinite(raw), float(raw)
+    if kind is int and isinstance(raw, float) and raw.is_integer():
+        return True, int(raw)
+    return (kind in (int, str) and isinstance(raw, kind)), raw
+
+
+def describe_type(kind: Any) -> str:
+    """A type in words: `a whole number`, `one of "a", "b"`, `... or "none"`."""
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", types.NoneType: '"none"'}
+    parts = []
+    for one in _alternatives(kind):
+        if typing.get_origin(one) is typing.Literal:
+            parts.append("one of " + ", ".join(f'"{value}"' for value in typing.get_args(one)))
+        elif typing.get_origin(one) is tuple:
+            parts.append("a list of texts")
+        else:
+            parts.append(names.get(one, str(one)))
+    return " or ".join(parts)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises:
+        UserError: the file is missing, not text, or not TOML (with its line).
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}", "give the path of a TOML file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text", "give the path of a TOML file") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path} is not TOML: {error}", "mend that line; values look like: lr = 3e-4") from None
+
+
+def parse_set(assignments: Sequence[str]) -> Layer:
+    """The layer of `--set key=value`, each value read by the type of its key.
+
+    Raises:
+        UserError: an assignment without `=` or without a key.
+    """
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f'--set "{assignment}" is not key=value', "write it like: --set optim.lr=3e-4")
+        values[key.strip()] = Typed(text.strip())
+    return Layer("--set", values)
+
+
+def to_tables(config: Any) -> dict[str, Any]:
+    """A config tree as nested tables for TOML: complete, `"none"` for what is off."""
+    tables: dict[str, Any] = {}
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            tables[item.name] = to_tables(value)
+        elif isinstance(value, tuple):
+            tables[item.name] = list(value)
+        else:
+            tables[item.name] = "none" if value is None else value
+    return tables
+
+
+# Presets: presets/*.toml, each with [about], [model] and, under a stage's name, what that stage changes.
+
+
+def presets_dir() -> Path:
+    """Where the presets lie: inside the wheel, or at the root of the repository in an editable install."""
+    package = Path(__file__).parent
+    inside = package / "presets"
+    return inside if inside.is_dir() else package.parent / "presets"
+
+
+def preset_names() -> list[str]:
+    return sorted(path.stem for path in presets_dir().glob("*.toml"))
+
+
+def preset_chain(name: str) -> list[tuple[str, dict[str, Any]]]:
+    """A preset and what it extends, the base first: [(name, tables)].
+
+    Raises:
+        UserError: no such preset, or presets that extend each other in a circle.
+    """
+    chain: list[tuple[str, dict[str, Any]]] = []
+    current: str | None = name
+    while current is not None:
+        if current not in preset_names():
+            raise UserError(f'there is no preset "{current}"', did_you_mean(current, preset_names()))
+        if any(current == seen for seen, _ in chain):
+            raise UserError(f'preset "{name}" extends itself', f"mend `extends` in {presets_dir() / current}.toml")
+        tables = read_toml(presets_dir() / f"{current}.toml")
+        chain.insert(0, (current, tables))
+        current = tables.get("extends")
+    return chain
+
+
+def preset_layers(name: str, stage: str | None = None) -> list[Layer]:
+    """The layers of a preset: its model, and what it says for `stage`."""
+    return [
+        Layer(f"preset {each}", {"model": tables.get("model", {}), **tables.get(stage or "", {})})
+        for each, tables in preset_chain(name)
+    ]
+
+
+def preset_about(name: str) -> dict[str, Any]:
+    """The [about] table of a preset: title, documented size, notes; inherited parts included."""
+    about: dict[str, Any] = {}
+    for _, tables in preset_chain(name):
+        about.update(tables.get("about", {}))
+    return about

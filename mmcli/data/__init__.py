@@ -1,0 +1,1 @@
+"""From files to batches: sources, records, packing, the token cache, the built-in corpus."""

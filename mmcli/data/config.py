@@ -1,0 +1,31 @@
+"""What a training stage reads: sources, tokenizer, row length, the held-out part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mmcli.config import ConfigError, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the text comes from and how it becomes rows."""
+
+    sources: tuple[str, ...] = option(("demo",), "files, folders, globs, or demo, the built-in corpus", flag="--data")
+    val: tuple[str, ...] | None = option(None, "held-out files; none: a part of --data", flag="--val")
+    val_fraction: float = option(0.01, "share of the documents held out when there is no --val")
+    val_tokens: int = option(65536, "tokens of the held-out part that a validation reads, at most")
+    tokenizer: str | None = option(
+        None, "tokenizer run, folder or file; none: the latest, or one trained on --data", flag="--tokenizer"
+    )
+    seq_len: int = option(512, "tokens in a row", flag="--seq-len")
+    strict: bool = option(False, "stop at the first unreadable record instead of setting it aside", flag="--strict")
+
+    def __post_init__(self) -> None:
+        if self.seq_len < 2:
+            raise ConfigError("seq_len", f"data.seq_len = {self.seq_len} is below 2", "give 2 or more, such as 512")
+        if not 0.0 <= self.val_fraction <= 0.5:
+            what = f"data.val_fraction = {self.val_fraction} is not in 0 to 0.5"
+            raise ConfigError("val_fraction", what, "give a share such as 0.01")
+        if not self.sources:
+            raise ConfigError("sources", "data.sources is empty", "name a file, a folder, or demo")

@@ -1,0 +1,249 @@
+"""Conversations as people store them, brought into one shape: messages as in Hugging Face templates.
+
+Read shapes: `messages`/`conversations` with `role`/`content` or `from`/`value`; tool calls as `tool_calls` or as a
+`function_call` turn; a question and an answer under `instruction`/`input`/`output` and the like, with an optional
+`system` and a `history` of pairs. Placeholders such as `{{name}}` are left as they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Message = dict[str, Any]
+
+ROLES = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot"), "assistant"),
+    **dict.fromkeys(("function_call",), "function_call"),
+    **dict.fromkeys(("tool", "observation", "function", "function_response", "tool_response"), "tool"),
+}
+TURN_KEYS = ("messages", "conversations", "conversation")
+PAIR_KEYS = (
+    ("instruction", "output"),
+    ("prompt", "response"),
+    ("prompt", "completion"),
+    ("question", "answer"),
+    ("query", "response"),
+)
+
+
+class RecordError(ValueError):
+    """A record that cannot be used. The text before the first `: ` groups reasons, what follows is detail."""
+
+
+@dataclass(frozen=True)
+class Chat:
+    """One conversation: messages (`role`, `content`, `reasoning_content`, `tool_calls`) and the tools it may call."""
+
+    messages: list[Message]
+    tools: list[dict[str, Any]] | None = None
+
+
+def has_turns(value: Mapping[str, Any]) -> bool:
+    """True if `value` holds a list of messages under one of the usual names."""
+    return any(isinstance(value.get(key), list) for key in TURN_KEYS)
+
+
+def has_pair(value: Mapping[str, Any]) -> bool:
+    """True if `value` holds a question and its answer under one of the usual names."""
+    return any(question in value and answer in value for question, answer in PAIR_KEYS)
+
+
+def read_chat(value: Mapping[str, Any]) -> Chat:
+    """The messages and tools of a chat record, without asking that it ends in a reply.
+
+    Raises:
+        RecordError: a turn, a role or a tool that is not understood.
+    """
+    if has_turns(value):
+        turns = next(value[key] for key in TURN_KEYS if isinstance(value.get(key), list))
+        messages = read_messages(turns)
+    elif has_pair(value):
+        messages = _read_pair(value)
+    else:
+        raise RecordError(f"not a conversation: it has {_keys(value)}")
+    return Chat(_with_system(messages, value.get("system")), read_tools(value, messages))
+
+
+def read_messages(turns: Sequence[Any]) -> list[Message]:
+    """Turns with `role`/`content` or `from`/`value`, as messages.
+
+    Raises:
+        RecordError: a turn that is not understood, with its number (from 1).
+    """
+    messages: list[Message] = []
+    for number, turn in enumerate(turns, 1):
+        if not isinstance(turn, Mapping):
+            raise RecordError(f"a message is not an object: message {number}")
+        message = _read_turn(turn, number)
+        if _completes(messages, message):  # "let me look" and the call that follows are one reply
+            messages[-1]["tool_calls"] = message["tool_calls"]
+        else:
+            messages.append(message)
+    if not messages:
+        raise RecordError("the conversation is empty")
+    return messages
+
+
+def _completes(messages: Sequence[Message], message: Message) -> bool:
+    previous = messages[-1] if messages else {}
+    is_call = "tool_calls" in message and not message["content"] and "reasoning_content" not in message
+    return is_call and previous.get("role") == "assistant" and "tool_calls" not in previous
+
+
+def _read_turn(turn: Mapping[str, Any], number: int) -> Message:
+    name = turn.get("role", turn.get("from"))
+    role = ROLES.get(name) if isinstance(name, str) else None
+    if role is None:
+        raise RecordError(f"a message has no known role: message {number} has {name!r}")
+    content = turn.get("content", turn.get("value"))
+    if role == "function_call":
+        return {"role": "assistant", "content": "", "tool_calls": _read_calls(content, number)}
+    message: Message = {"role": role, "content": _read_content(content, number, turn.get("tool_calls"))}
+    if role == "assistant":
+        reasoning = turn.get("reasoning_content")
+        if isinstance(reasoning, str) and reasoning:
+            message["reasoning_content"] = reasoning
+        if turn.get("tool_calls"):
+            message["tool_calls"] = _read_calls(turn["tool_calls"], number)
+        if not (message["content"].strip() or "tool_calls" in message):
+            raise RecordError(f"an assistant message is empty: message {number}")
+    if role == "tool":
+        message.update({key: turn[key] for key in ("name", "tool_call_id") if isinstance(turn.get(key), str)})
+    return message
+
+
+def _read_content(content: Any, number: int, tool_calls: Any) -> str:
+    if content is None and tool_calls:
+        return ""
+    if isinstance(content, list):  # parts, as in multimodal chats: text parts only
+        parts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
+        texts = [part for part in parts if isinstance(part, str)]
+        if len(texts) == len(parts):
+            return "".join(texts)
+    if isinstance(content, Mapping):  # a tool's result given as an object
+        return json.dumps(content, ensure_ascii=False)
+    if not isinstance(content, str):
+        raise RecordError(f"a message has no text: message {number}")
+    return content
+
+
+def _read_calls(raw: Any, number: int) -> list[dict[str, Any]]:
+    calls = parse_json(raw, f"a tool call is not JSON: message {number}")
+    calls = calls if isinstance(calls, list) else [calls]
+    result = []
+    for call in calls:
+        function = call.get("function", call) if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise RecordError(f"a tool call has no name: message {number}")
+        problem = f"a tool call's arguments are not a JSON object: message {number}"
+        arguments = parse_json(function.get("arguments", {}) or {}, problem)
+        if not isinstance(arguments, Mapping):
+            raise RecordError(problem)
+        entry: dict[str, Any] = {"type": "function"}
+        if isinstance(call.get("id"), str):
+            entry["id"] = call["id"]
+        result.append({**entry, "function": {"name": function["name"], "arguments": dict(arguments)}})
+    if not result:
+        raise RecordError(f"a tool call has no name: message {number}")
+    return result
+
+
+def parse_json(raw: Any, problem: str) -> Any:
+    """`raw` itself, or what it spells where it is a string.
+
+    Raises:
+        RecordError: a string that is not JSON; `problem` is the reason given.
+    """
+    if not isinstance(raw, str):
+        return raw
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError):
+        raise RecordError(problem) from None
+
+
+def read_tools(value: Mapping[str, Any], messages: Sequence[Message] = ()) -> list[dict[str, Any]] | None:
+    """The tools of a record, given as a list or as its JSON text under `tools` or `functions`, or in its first turn.
+
+    Raises:
+        RecordError: tools that are not a list of named functions.
+    """
+    raw = value.get("tools") or value.get("functions")
+    for key in TURN_KEYS:
+        turns = value.get(key)
+        if not raw and isinstance(turns, list) and turns and isinstance(turns[0], Mapping):
+            raw = turns[0].get("tools") or turns[0].get("functions")
+    if not raw or (isinstance(raw, str) and not raw.strip()):
+        return None
+    tools = parse_json(raw, "the tools are not JSON")
+    if not isinstance(tools, list):
+        raise RecordError("the tools are not a list")
+    result = []
+    for tool in tools:
+        function = tool.get("function", tool) if isinstance(tool, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise RecordError("a tool has no name")
+        result.append({"type": "function", "function": dict(function)})
+    return result or None
+
+
+def read_prompt(value: Mapping[str, Any]) -> list[Message]:
+    """The messages before the reply of an `instruction`/`prompt` record: system, history, question.
+
+    Raises:
+        RecordError: a part that is not text.
+    """
+    question_key = next((key for pair in PAIR_KEYS for key in pair[:1] if key in value), None)
+    if question_key is None:
+        raise RecordError(f"no prompt: it has {_keys(value)}")
+    prompt = value[question_key]
+    if isinstance(prompt, list):
+        return _with_system(read_messages(prompt), value.get("system"))
+    parts = [_text(value, question_key), _text(value, "input") if value.get("input") else ""]
+    question = "\n".join(part for part in parts if part.strip())
+    if not question:
+        raise RecordError(f'"{question_key}" is empty')
+    messages: list[Message] = []
+    for pair in _history(value):
+        messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+    return _with_system([*messages, {"role": "user", "content": question}], value.get("system"))
+
+
+def _history(value: Mapping[str, Any]) -> list[Sequence[str]]:
+    history = value.get("history") or []
+    if not isinstance(history, list):
+        raise RecordError('"history" is not a list of pairs')
+    for pair in history:
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
+            raise RecordError('"history" is not a list of pairs')
+    return history
+
+
+def _read_pair(value: Mapping[str, Any]) -> list[Message]:
+    answer_key = next(answer for question, answer in PAIR_KEYS if question in value and answer in value)
+    answer = _text(value, answer_key)
+    if not answer.strip():
+        raise RecordError(f'"{answer_key}" is empty')
+    return [*read_prompt({**value, "system": None}), {"role": "assistant", "content": answer}]
+
+
+def _with_system(messages: list[Message], system: Any) -> list[Message]:
+    if not isinstance(system, str) or not system.strip() or messages[0]["role"] == "system":
+        return messages
+    return [{"role": "system", "content": system}, *messages]
+
+
+def _text(value: Mapping[str, Any], key: str) -> str:
+    if not isinstance(value.get(key), str):
+        raise RecordError(f'"{key}" is not text')
+    return str(value[key])
+
+
+def _keys(value: Mapping[str, Any]) -> str:
+    names = ", ".join(list(value)[:6])
+    return f"the fields {names}" if names else "no fields"

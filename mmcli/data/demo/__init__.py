@@ -1,0 +1,32 @@
+"""The built-in corpus: a small closed world in English and Chinese, written by our own code from a seed.
+
+`documents` is for pretraining, `conversations` for supervised fine-tuning, `preferences` for preference training, and
+`questions` with `is_correct` for measuring: what they ask is stated in the documents and asked nowhere else. The text is the
+same on every machine for the same seed, and needs no network and nothing but the standard library.
+"""
+
+import hashlib
+
+from mmcli.data.demo.conversations import conversations
+from mmcli.data.demo.documents import documents
+from mmcli.data.demo.preferences import preferences
+from mmcli.data.demo.questions import Question, is_correct, questions
+
+__all__ = [
+    "CORPUS_VERSION",
+    "Question",
+    "conversations",
+    "documents",
+    "fingerprint",
+    "is_correct",
+    "preferences",
+    "questions",
+]
+
+CORPUS_VERSION = "1"
+"""Changes whenever the generated text does."""
+
+
+def fingerprint(seed: int = 0) -> str:
+    """A key for caches of the corpus: 16 hex digits from version and seed, without generating any text."""
+    return hashlib.sha256(f"mmcli-demo:{CORPUS_VERSION}:{seed}".encode()).hexdigest()[:16]

@@ -1,0 +1,81 @@
+"""Addition, subtraction and comparison of whole numbers from 0 to 99, with whole operand pairs held out.
+
+A pair is held out whatever the operation, the order of its numbers and the language: its expression is in no training
+text. Single digits are tokens of their own, and two-digit tasks never carry or borrow, so the digits of a held-out task
+are seen in other tasks.
+"""
+
+from functools import cache
+
+from mmcli.data.demo.asks import Ask
+from mmcli.data.demo.draw import stable_number
+from mmcli.data.demo.world import Language
+
+Task = tuple[int, str, int]
+"""(first operand, '+', '-' or '>', second operand); '>' asks for the larger one."""
+
+_WORDS: dict[Language, dict[str, tuple[str, ...]]] = {
+    "en": {
+        "+": ("What is {a} + {b}?", "How much is {a} plus {b}?", "Calculate {a} + {b}."),
+        "-": ("What is {a} - {b}?", "How much is {a} minus {b}?", "Calculate {a} - {b}."),
+        ">": ("Which is larger, {a} or {b}?", "Which number is bigger, {a} or {b}?"),
+    },
+    "zh": {
+        "+": ("{a} + {b} 等于多少？", "{a} 加 {b} 等于几？", "计算 {a} + {b}。"),
+        "-": ("{a} - {b} 等于多少？", "{a} 减 {b} 等于几？", "计算 {a} - {b}。"),
+        ">": ("{a} 和 {b} 哪个大？", "{a} 与 {b} 相比，哪个更大？"),
+    },
+}
+_LARGER: dict[Language, str] = {"en": "{} is larger.", "zh": "{} 更大。"}
+
+
+def pair_is_held_out(a: int, b: int) -> bool:
+    """Whether the two numbers never stand together in an expression of the training text."""
+    return stable_number(f"pair:{min(a, b)}:{max(a, b)}") % 100 < 20
+
+
+def result(task: Task) -> int:
+    """The right answer."""
+    a, operation, b = task
+    return a + b if operation == "+" else a - b if operation == "-" else max(a, b)
+
+
+@cache
+def tasks(operation: str, small: bool, held_out: bool = False) -> tuple[Task, ...]:
+    """All tasks of a kind: small ones stay within 20, the others have two-digit numbers and neither carry nor borrow."""
+    span = range(21) if small else range(10, 100)
+    found = []
+    for a in span:
+        for b in span:
+            if operation == "+":
+                fits = a + b <= 20 if small else a // 10 + b // 10 <= 9 and a % 10 + b % 10 <= 9
+            elif operation == "-":
+                fits = a >= b if small else a // 10 > b // 10 and a % 10 >= b % 10
+            else:
+                fits = a != b
+            if fits and pair_is_held_out(a, b) == held_out:
+                found.append((a, operation, b))
+    return tuple(found)
+
+
+def task_ask(task: Task, language: Language) -> Ask:
+    """The question for one task. Its rivals are numbers near the answer; `is_correct` looks at every number anyway."""
+    a, operation, b = task
+    value = result(task)
+    if operation == ">":
+        near = [min(a, b)]
+    else:
+        near = [n for n in range(value - 4, value + 5) if n >= 0 and n not in (value, a, b)]
+    others = tuple(str(n) for n in near)
+    form = _LARGER[language] if operation == ">" else f"{a} {operation} {b} = {{}}"
+    return Ask(
+        family="arithmetic",
+        key=f"arithmetic:{a}{operation}{b}",
+        language=language,
+        questions=tuple(q.format(a=a, b=b) for q in _WORDS[language][operation]),
+        forms=(form,),
+        value=str(value),
+        others=others,
+        answers=(str(value),),
+        rivals=others,
+    )

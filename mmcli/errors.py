@@ -1,0 +1,39 @@
+"""The errors a person can meet. Each is two lines: what is wrong, and what to do about it."""
+
+from __future__ import annotations
+
+
+class MmcliError(Exception):
+    """Something failed that is not the user's mistake (exit code 1).
+
+    `what` names the value and the place (file:line, key, path); `fix` says what to do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, fix: str) -> None:
+        super().__init__(f"{what}\n{fix}")
+        self.what = what
+        self.fix = fix
+
+
+class UserError(MmcliError):
+    """The person's input is wrong: a missing file, an unknown key, a wrong value (exit code 2)."""
+
+    exit_code = 2
+
+
+class Interrupted(MmcliError):
+    """Work stopped by a signal after it was saved (exit code 128 + signal: 130 or 143)."""
+
+    def __init__(self, what: str, fix: str, signal_number: int) -> None:
+        super().__init__(what, fix)
+        self.exit_code = 128 + signal_number
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """`did you mean "x"?` for the nearest of `known`, or the list of all of them."""
+    import difflib
+
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f'did you mean "{near[0]}"?' if near else f"known: {', '.join(sorted(known))}"

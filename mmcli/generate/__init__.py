@@ -1,0 +1,1 @@
+"""From a model to text: the engine protocol and its engines, the sampler, conversations."""

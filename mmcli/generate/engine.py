@@ -1,0 +1,123 @@
+"""What runs a model token by token. Chat, the server and every backend meet in this protocol.
+
+S slots of an engine, V vocabulary. A slot is one sequence with its key/value cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from mmcli.errors import UserError
+
+
+class Engine(Protocol):
+    """A model with `slots` caches of `max_len` tokens each.
+
+    A call that raises, an interrupt included, leaves `length` true: what is counted is in the cache.
+    """
+
+    vocab_size: int
+    max_len: int
+    slots: int
+
+    def prefill(self, slot: int, ids: Sequence[int]) -> np.ndarray:
+        """Append `ids` (at least one) to the slot, going on where it stands; float32 logits_V after the last id.
+
+        Raises:
+            PromptTooLong: the slot would hold more than `max_len` tokens; it is left as it was.
+        """
+
+    def decode(self, slots: Sequence[int], ids: Sequence[int]) -> np.ndarray:
+        """Append one id to each of the (different) slots, of whatever lengths; float32 logits_SV.
+
+        Raises:
+            PromptTooLong: a slot is full; all are left as they were.
+        """
+
+    def length(self, slot: int) -> int:
+        """Tokens in the slot's cache."""
+
+    def truncate(self, slot: int, n: int) -> None:
+        """Keep the first `n` tokens of the slot; `n` is at most its length."""
+
+    def copy(self, source: int, target: int) -> None:
+        """Make `target` hold what `source` holds."""
+
+
+class PromptTooLong(UserError):
+    """More tokens than the context holds."""
+
+    def __init__(self, tokens: int, max_len: int) -> None:
+        super().__init__(
+            f"the prompt has {tokens:,} tokens, the context holds {max_len:,}",
+            "shorten the prompt, or use a model with a longer context",
+        )
+        self.tokens = tokens
+        self.max_len = max_len
+
+
+def check_prefill(engine: Engine, slot: int, ids: Sequence[int]) -> None:
+    """What every backend checks before a prefill.
+
+    Raises:
+        PromptTooLong: the ids do not fit behind what the slot holds.
+        UserError: an id that the model has no embedding for.
+    """
+    assert len(ids) > 0, "prefill needs at least one id"
+    _check_slots(engine, [slot])
+    total = engine.length(slot) + len(ids)
+    if total > engine.max_len:
+        raise PromptTooLong(total, engine.max_len)
+    _check_ids(engine, ids)
+
+
+def check_decode(engine: Engine, slots: Sequence[int], ids: Sequence[int]) -> None:
+    """What every backend checks before a decode.
+
+    Raises:
+        PromptTooLong: a slot is full.
+        UserError: an id that the model has no embedding for.
+    """
+    assert len(slots) == len(ids) > 0, f"{len(slots)} slots for {len(ids)} ids"
+    assert len(set(slots)) == len(slots), f"a slot is named twice: {list(slots)}"
+    _check_slots(engine, slots)
+    longest = max(engine.length(slot) for slot in slots)
+    if longest >= engine.max_len:
+        raise PromptTooLong(longest + 1, engine.max_len)
+    _check_ids(engine, ids)
+
+
+def check_truncate(engine: Engine, slot: int, n: int) -> None:
+    """What every backend checks before it truncates."""
+    _check_slots(engine, [slot])
+    assert 0 <= n <= engine.length(slot), f"cannot truncate {engine.length(slot)} tokens to {n}"
+
+
+def check_copy(engine: Engine, source: int, target: int) -> None:
+    """What every backend checks before it copies."""
+    _check_slots(engine, [source, target])
+
+
+def _check_slots(engine: Engine, slots: Sequence[int]) -> None:
+    assert all(0 <= slot < engine.slots for slot in slots), f"slots {list(slots)} of {engine.slots}"
+
+
+def _check_ids(engine: Engine, ids: Sequence[int]) -> None:
+    low, high = min(ids), max(ids)
+    if low < 0 or high >= engine.vocab_size:
+        wrong = low if low < 0 else high
+        raise UserError(
+            f"token id {wrong} is outside the model's vocabulary of {engine.vocab_size:,}",
+            "use the tokenizer that the model was trained with",
+        )
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many leading ids two sequences share."""
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return i
+    return min(len(a), len(b))

@@ -1,0 +1,255 @@
+"""Attention: what a batch says about who sees whom (`AttnContext`), and the one place that picks a kernel (`attend`).
+
+Shapes: B rows, T tokens in a row, H query heads, K key/value heads, G = H/K queries for a key, d features of a head,
+J keys seen (T without a cache, the tokens held so far with one), N segments of the batch.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from mmcli.model.cache import CacheView, KVCache
+
+Kernel = Literal["varlen", "causal", "full", "masked", "plain"]
+FLASH_DTYPES = (torch.bfloat16, torch.float16)  # FlashAttention on CUDA takes no others
+FLASH_HEAD_DIM = 256  # its widest head
+FLASH_CAPABILITY = (8, 0)  # its oldest GPUs
+
+
+@dataclass(frozen=True)
+class AttnContext:
+    """Who sees whom in one batch, built once on the host and shared by every layer.
+
+    A token sees itself and the earlier tokens of its own segment. Padding (segment -1) is a segment of its own at the
+    end of each real one, so no softmax is ever empty and no real token sees it.
+    """
+
+    positions_BT: Tensor  # place of each token in its segment, int64
+    segments_BT: Tensor | None  # segment of each token, -1 for padding; None with a cache
+    runs_BT: Tensor | None  # number of the stretch of equal segments a token lies in, over the whole batch
+    cu_seqlens: Tensor | None  # int32 [N' + 1]: where each run starts in the flattened batch, filled up (see below)
+    max_len: int  # no run is longer than this
+    single_segment: bool  # each row is one segment, then at most padding: plain causal attention is exact
+    rows: int  # rows that hold at least one real token
+    varlen: bool = False  # the device and torch have FlashAttention over `cu_seqlens`
+    cache: CacheView | None = None
+
+    @classmethod
+    def from_batch(cls, positions_BT: Any, segments_BT: Any, device: torch.device | str = "cpu") -> AttnContext:
+        """The context of a packed batch.
+
+        Args:
+            positions_BT: [B, T] ints, numpy or tensor, restarting at 0 in each segment.
+            segments_BT: [B, T] ints, numpy or tensor; equal neighbours of a row are one segment, -1 is padding.
+            device: where the model is.
+
+        `max_len` is T and `cu_seqlens` is filled up with empty runs to a power of two, since a compiled graph is made
+        anew for every other number or length it meets.
+        """
+        segments = _on_host(segments_BT)
+        n_rows, n_tokens = segments.shape
+        starts = np.ones((n_rows, n_tokens), dtype=bool)
+        starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
+        padding = segments < 0
+        one_real_run = (starts & ~padding).sum(axis=1) <= 1
+        padding_is_last = (np.diff(padding.astype(np.int8), axis=1) >= 0).all()
+        edges = np.flatnonzero(starts.ravel())
+        cu_seqlens = np.full((1 << max(4, len(edges).bit_length())) + 1, segments.size, dtype=np.int32)
+        cu_seqlens[: len(edges)] = edges
+        runs = (np.cumsum(starts.ravel()) - 1).reshape(segments.shape)
+        return cls(
+            positions_BT=torch.from_numpy(_on_host(positions_BT)).to(device),
+            segments_BT=torch.from_numpy(segments).to(device),
+            runs_BT=torch.from_numpy(runs).to(device),
+            cu_seqlens=torch.from_numpy(cu_seqlens).to(device),
+            max_len=n_tokens,
+            single_segment=bool(one_real_run.all() and padding_is_last),
+            rows=int((~padding).any(axis=1).sum()),
+            varlen=_has_varlen(torch.device(device)),
+        )
+
+    @classmethod
+    def causal(cls, n_rows: int, n_tokens: int, device: torch.device | str = "cpu") -> AttnContext:
+        """The context of `n_rows` rows that are one segment each, without padding."""
+        positions = np.tile(np.arange(n_tokens, dtype=np.int64), (n_rows, 1))
+        return cls.from_batch(positions, np.zeros_like(positions), device)
+
+    @classmethod
+    def for_cache(cls, cache: KVCache, slots: Sequence[int], n_tokens: int) -> AttnContext:
+        """The context of `n_tokens` new tokens in each of `slots`, each going on where its slot stands.
+
+        The model then writes their keys and values into the cache; `cache.advance(slots, n_tokens)` makes them count.
+
+        Raises:
+            UserError: a slot has no room for them.
+        """
+        view = cache.view(slots, n_tokens)
+        fresh = not view.starts.any()
+        return cls(
+            positions_BT=view.positions_BT,
+            segments_BT=None,
+            runs_BT=None,
+            cu_seqlens=None,
+            max_len=view.end,
+            single_segment=fresh,
+            rows=len(slots),
+            cache=view,
+        )
+
+    @property
+    def valid_BT(self) -> Tensor:
+        """True where a token is no padding."""
+        if self.segments_BT is None:
+            return torch.ones_like(self.positions_BT, dtype=torch.bool)
+        return self.segments_BT >= 0
+
+    def mask(self, window: int | None) -> Tensor:
+        """[B, 1, T, J] bool: True where a token (T) sees a key (J), `window` being how many, itself included."""
+        if self.runs_BT is None:
+            query_BT1 = self.positions_BT[:, :, None]
+            key_J = torch.arange(self.max_len, device=query_BT1.device)
+            seen = key_J <= query_BT1
+        else:
+            index_T = torch.arange(self.runs_BT.shape[1], device=self.runs_BT.device)
+            query_BT1, key_J = index_T[None, :, None], index_T
+            seen = (key_J <= query_BT1) & (self.runs_BT[:, :, None] == self.runs_BT[:, None, :])
+        if window is not None:
+            seen = seen & (query_BT1 - key_J < window)
+        return seen[:, None]
+
+
+def _on_host(array: Any) -> np.ndarray:
+    values = array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
+    return np.ascontiguousarray(values, dtype=np.int64)
+
+
+def _find_varlen() -> Callable[..., Any] | None:
+    """torch's FlashAttention over runs, if it knows grouped queries and a window."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:  # torch before 2.10
+        return None
+    return varlen_attn if {"window_size", "enable_gqa"} <= set(inspect.signature(varlen_attn).parameters) else None
+
+
+VARLEN = _find_varlen()
+
+
+def _has_varlen(device: torch.device) -> bool:
+    if device.type != "cuda" or VARLEN is None:
+        return False
+    return torch.cuda.get_device_capability(device) >= FLASH_CAPABILITY
+
+
+def choose_kernel(
+    ctx: AttnContext,
+    *,
+    flash: bool,
+    dropout_p: float,
+    window: int | None,
+    dtype: torch.dtype,
+    head_dim: int,
+) -> Kernel:
+    """Which way `attend` goes, from what is known on the host.
+
+    "plain" is the softmax written out; "causal" and "full" are SDPA without a mask, "masked" with one; "varlen" is
+    FlashAttention over the runs of the flattened batch, which only CUDA has (a mask would lose FlashAttention there).
+    """
+    if not flash:
+        return "plain"
+    limited = window is not None and window < ctx.max_len
+    if ctx.single_segment and not limited:
+        return "causal"
+    if ctx.cache is not None:
+        return "full" if ctx.cache.sees_all and not limited else "masked"
+    fits = dtype in FLASH_DTYPES and head_dim % 8 == 0 and head_dim <= FLASH_HEAD_DIM
+    return "varlen" if ctx.varlen and fits and dropout_p == 0.0 else "masked"
+
+
+def attend(
+    q_BTHd: Tensor,
+    k_BJKd: Tensor,
+    v_BJKd: Tensor,
+    ctx: AttnContext,
+    *,
+    flash: bool = True,
+    dropout_p: float = 0.0,
+    window: int | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """softmax(q k' / sqrt(d)) v over what each token sees, grouped-query; returns out_BTHd.
+
+    Args:
+        flash: fused kernels; False is the softmax written out, the same numbers at dropout 0.
+        dropout_p: share of the attention weights that is dropped.
+        window: how many tokens one sees, itself included; None for all.
+        mask: `ctx.mask(window)` if it is at hand (the model makes it once for all layers), else made here if needed.
+    """
+    kernel = choose_kernel(
+        ctx,
+        flash=flash,
+        dropout_p=dropout_p,
+        window=window,
+        dtype=q_BTHd.dtype,
+        head_dim=q_BTHd.shape[-1],
+    )
+    if kernel == "varlen":
+        return _varlen(q_BTHd, k_BJKd, v_BJKd, ctx, window)
+    if kernel in ("masked", "plain") and mask is None:
+        mask = ctx.mask(window)
+    q, k, v = q_BTHd.transpose(1, 2), k_BJKd.transpose(1, 2), v_BJKd.transpose(1, 2)
+    if kernel == "plain":
+        assert mask is not None
+        return _plain(q, k, v, mask, dropout_p).transpose(1, 2)
+    grouped = q.shape[1] != k.shape[1]
+    if grouped and q.is_cuda and (kernel == "masked" or q.dtype not in FLASH_DTYPES):
+        # Of the CUDA kernels only FlashAttention groups queries itself; the memory-efficient one wants equal heads.
+        k, v = (each.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for each in (k, v))
+        grouped = False
+    out = F.scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=mask if kernel == "masked" else None,
+        dropout_p=dropout_p,
+        is_causal=kernel == "causal",
+        enable_gqa=grouped,
+    )
+    return out.transpose(1, 2)
+
+
+def _plain(q_BHTd: Tensor, k_BKJd: Tensor, v_BKJd: Tensor, mask_B1TJ: Tensor, dropout_p: float) -> Tensor:
+    """Attention written out, the softmax in fp32; returns out_BHTd."""
+    n_rows, n_heads, n_tokens, head_dim = q_BHTd.shape
+    q_BKGTd = q_BHTd.reshape(n_rows, k_BKJd.shape[1], -1, n_tokens, head_dim)
+    scores = q_BKGTd @ k_BKJd[:, :, None].transpose(-2, -1) * head_dim**-0.5
+    scores = scores.float().masked_fill(~mask_B1TJ[:, :, None], float("-inf"))
+    weights = F.dropout(scores.softmax(dim=-1), dropout_p, training=dropout_p > 0.0)
+    out_BKGTd = weights.to(v_BKJd.dtype) @ v_BKJd[:, :, None]
+    return out_BKGTd.reshape(n_rows, n_heads, n_tokens, head_dim)
+
+
+def _varlen(q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor, ctx: AttnContext, window: int | None) -> Tensor:
+    """FlashAttention over the runs of the flattened batch (CUDA, bf16 or fp16)."""
+    assert ctx.cu_seqlens is not None and VARLEN is not None
+    out: Tensor = VARLEN(
+        q_BTHd.flatten(0, 1),
+        k_BTKd.flatten(0, 1),
+        v_BTKd.flatten(0, 1),
+        ctx.cu_seqlens,
+        ctx.cu_seqlens,
+        ctx.max_len,
+        ctx.max_len,
+        window_size=(-1 if window is None else window - 1, 0),  # the kernel does not count the token itself
+        enable_gqa=q_BTHd.shape[2] != k_BTKd.shape[2],
+    )
+    return out.view_as(q_BTHd)

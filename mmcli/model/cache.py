@@ -1,0 +1,158 @@
+"""The key/value cache: static buffers with slots of different length, and the two ways a model runs on it.
+
+Shapes: S slots, K key/value heads, M most tokens of a slot, d features of a head, B chosen slots, T new tokens in each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmcli.errors import UserError
+from mmcli.model.attention import AttnContext
+from mmcli.model.config import ModelConfig
+
+if TYPE_CHECKING:
+    from mmcli.model.transformer import Transformer
+
+PREFILL_CHUNK = 512  # tokens of a prompt that run at once: bounds the memory of their activations
+
+
+class KVCache:
+    """Keys and values of every layer, [S, K, M, d] each, and how many tokens of each slot count."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        slots: int = 1,
+        max_len: int | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Buffers for `slots` sequences of at most `max_len` tokens (None: the model's longest context).
+
+        Raises:
+            UserError: `max_len` is past a learned position table, which has no place for more.
+        """
+        self.max_len = max_len if max_len is not None else config.max_seq_len
+        if config.position == "learned" and self.max_len > config.max_seq_len:
+            what = f"max_len = {self.max_len} is more than the {config.max_seq_len} positions that the model has"
+            raise UserError(what, f"give {config.max_seq_len} or less")
+        shape = (slots, config.n_kv_heads, self.max_len, config.d_head)
+        self.device = torch.device(device)
+        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layers)]
+        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layers)]
+        self.lengths = np.zeros(slots, dtype=np.int64)
+
+    @property
+    def slots(self) -> int:
+        """How many sequences there is room for."""
+        return len(self.lengths)
+
+    def length(self, slot: int) -> int:
+        """Tokens that a slot holds."""
+        return int(self.lengths[slot])
+
+    def view(self, slots: Sequence[int], n_tokens: int) -> CacheView:
+        """The room for `n_tokens` new tokens in each of `slots`.
+
+        Raises:
+            UserError: a slot has no room for them.
+        """
+        starts = self.lengths[list(slots)]
+        end = int(starts.max()) + n_tokens
+        if end > self.max_len:
+            what = f"{n_tokens} tokens after {int(starts.max())} are more than the {self.max_len} a sequence may have"
+            raise UserError(what, "shorten the text, or give a larger max_len")
+        positions = starts[:, None] + np.arange(n_tokens)
+        return CacheView(self, tuple(slots), starts, end, torch.from_numpy(positions).to(self.device))
+
+    def advance(self, slots: Sequence[int], n_tokens: int) -> None:
+        """Make `n_tokens` written tokens of each of `slots` count."""
+        self.lengths[list(slots)] += n_tokens
+
+    def truncate(self, slot: int, n: int) -> None:
+        """Forget all but the first `n` tokens of a slot."""
+        if not 0 <= n <= self.length(slot):
+            raise ValueError(f"slot {slot} holds {self.length(slot)} tokens, not {n}")
+        self.lengths[slot] = n
+
+    def copy(self, source: int, target: int) -> None:
+        """Make slot `target` hold what `source` holds."""
+        n = self.length(source)
+        for buffer in (*self.keys, *self.values):
+            buffer[target, :, :n] = buffer[source, :, :n]
+        self.lengths[target] = n
+
+
+@dataclass(frozen=True)
+class CacheView:
+    """The chosen slots during one forward pass: where their new tokens go and what they see."""
+
+    cache: KVCache
+    slots: tuple[int, ...]
+    starts: np.ndarray  # [B] tokens held before
+    end: int  # tokens held after, in the longest
+    positions_BT: Tensor
+
+    @property
+    def sees_all(self) -> bool:
+        """One new token in each slot, all of one length: no mask is needed."""
+        return self.positions_BT.shape[1] == 1 and bool((self.starts == self.starts[0]).all())
+
+    def update(self, layer: int, k_BTKd: Tensor, v_BTKd: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the new keys and values of a layer; returns all of the chosen slots', [B, end, K, d] each."""
+        return self._write(self.cache.keys[layer], k_BTKd), self._write(self.cache.values[layer], v_BTKd)
+
+    def _write(self, buffer_SKMd: Tensor, new_BTKd: Tensor) -> Tensor:
+        first, count = self.slots[0], len(self.slots)
+        if count == 1:
+            start = int(self.starts[0])
+            buffer_SKMd[first, :, start : self.end] = new_BTKd[0].transpose(0, 1)
+        else:
+            slots_B1 = torch.tensor(self.slots, device=buffer_SKMd.device)[:, None]
+            buffer_SKMd[slots_B1, :, self.positions_BT] = new_BTKd.to(buffer_SKMd.dtype)
+        if self.slots == tuple(range(first, first + count)):
+            held = buffer_SKMd[first : first + count, :, : self.end]  # neighbours: no copy
+        else:
+            held = buffer_SKMd[list(self.slots), :, : self.end]
+        return held.transpose(1, 2).to(new_BTKd.dtype)
+
+
+@torch.no_grad()
+def prefill(model: Transformer, cache: KVCache, slot: int, ids: Sequence[int], chunk: int = PREFILL_CHUNK) -> Tensor:
+    """Read `ids` into a slot, going on where it stands; returns the last token's logits_V.
+
+    Raises:
+        UserError: there is no room for them.
+    """
+    if not ids:
+        raise ValueError("prefill needs at least one token")
+    cache.view([slot], len(ids))  # refuses before anything is written
+    for start in range(0, len(ids), chunk):
+        ids_1T = torch.tensor([ids[start : start + chunk]], dtype=torch.int64, device=cache.device)
+        hidden = _run(model, cache, [slot], ids_1T)
+    return model.head(hidden[0, -1])
+
+
+@torch.no_grad()
+def decode(model: Transformer, cache: KVCache, slots: Sequence[int], ids: Sequence[int]) -> Tensor:
+    """One more token in each of `slots` (all different), whatever their lengths; returns logits_BV.
+
+    Raises:
+        UserError: a slot has no room for it.
+    """
+    ids_B1 = torch.tensor(ids, dtype=torch.int64, device=cache.device)[:, None]
+    return model.head(_run(model, cache, slots, ids_B1)[:, -1])
+
+
+def _run(model: Transformer, cache: KVCache, slots: Sequence[int], ids_BT: Tensor) -> Tensor:
+    hidden, _ = model(ids_BT, AttnContext.for_cache(cache, slots, ids_BT.shape[1]))
+    cache.advance(slots, ids_BT.shape[1])
+    return hidden

@@ -1,0 +1,41 @@
+"""Initial weights that depend on nothing but the seed and a parameter's name.
+
+Each parameter has a random stream of its own (Philox, keyed by a hash of seed and name) and is drawn in fp32 by numpy
+on the CPU. So the same seed gives the same weights on any device, thread count and processor, whatever order modules
+are built in; a model with one layer more keeps the weights of the others, up to the scale of the residual outputs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from mmcli.model.transformer import Transformer
+
+RESIDUAL_OUTPUTS = ("o_proj", "down_proj")  # what a block adds to the residual stream
+
+
+@torch.no_grad()
+def init_weights(model: Transformer, seed: int) -> None:
+    """Fill every parameter: biases 0, norms 1, the rest normal(0, init_std).
+
+    The projections that write to the residual stream are scaled by 1/sqrt(2 * n_layers) (Radford et al. 2019, GPT-2,
+    section 2.3), so that its variance does not grow with depth.
+    """
+    std, residual_std = model.config.init_std, model.config.init_std / (2 * model.config.n_layers) ** 0.5
+    for name, parameter in model.named_parameters():
+        *_, owner, leaf = ("", *name.split("."))
+        if leaf == "bias":
+            parameter.zero_()
+        elif "norm" in owner:
+            parameter.fill_(1.0)
+        else:
+            key = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+            random = np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "little")))
+            values = torch.from_numpy(random.standard_normal(tuple(parameter.shape), dtype=np.float32))
+            is_output = owner in RESIDUAL_OUTPUTS or leaf in RESIDUAL_OUTPUTS  # stacked experts have no ".weight"
+            parameter.copy_(values.mul_(residual_std if is_output else std))

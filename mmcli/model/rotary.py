@@ -1,0 +1,88 @@
+"""Rotary position embedding (Su et al. 2021, arXiv:2104.09864), rotate-half form, and its stretching."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from mmcli.model.config import ModelConfig
+
+YARN_BETA_FAST, YARN_BETA_SLOW = 32, 1  # turns within the trained context: keep above, interpolate below
+
+
+def rotary_frequencies(config: ModelConfig) -> tuple[Tensor, float]:
+    """(angle per position of each rotated pair [rotary_dim / 2] in fp32, factor on the tables).
+
+    "linear" divides every angle by `rope_factor`; "yarn" (Peng et al. 2023, arXiv:2309.00071, sections 3.2 to 3.4)
+    keeps fast pairs, divides slow ones, ramps between, and scales the tables by 0.1 ln(factor) + 1.
+    """
+    n_features = config.rotary_dim
+    exponent = torch.arange(0, n_features, 2, dtype=torch.float32, device="cpu") / n_features
+    pair_period = config.rope_theta**exponent
+    frequencies = 1.0 / pair_period
+    if config.rope_scaling == "none":
+        return frequencies, 1.0
+    if config.rope_scaling == "linear":
+        return frequencies / config.rope_factor, 1.0
+    keep = 1.0 - _yarn_ramp(config)
+    stretched = 1.0 / (config.rope_factor * pair_period)
+    factor = 0.1 * math.log(config.rope_factor) + 1.0 if config.rope_factor > 1.0 else 1.0
+    return stretched * (1.0 - keep) + frequencies * keep, factor
+
+
+def original_seq_len(config: ModelConfig) -> int:
+    """The context in tokens that the model was trained on before rotary was stretched."""
+    return config.rope_original_seq_len or int(config.max_seq_len / config.rope_factor)
+
+
+def _yarn_ramp(config: ModelConfig) -> Tensor:
+    """0 for pairs that keep their angle, 1 for those that are stretched, a line between (YaRN eq. 18)."""
+    n_features = config.rotary_dim
+
+    def pair_of(turns: int) -> float:
+        """The pair that turns `turns` times within the trained context."""
+        length = original_seq_len(config)
+        return n_features * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(config.rope_theta))
+
+    low = float(max(math.floor(pair_of(YARN_BETA_FAST)), 0))
+    high = float(min(math.ceil(pair_of(YARN_BETA_SLOW)), n_features - 1))
+    if low == high:
+        high += 0.001  # a ramp of no width would divide by zero
+    ramp = (torch.arange(n_features // 2, dtype=torch.float32, device="cpu") - low) / (high - low)
+    return ramp.clamp(0.0, 1.0)
+
+
+class Rotary(nn.Module):
+    """The cos and sin tables of a batch, made in fp32 from its positions."""
+
+    frequencies: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        frequencies, self.factor = rotary_frequencies(config)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rotary:
+        # A change of device is followed, one of type is not: bf16 angles are wrong after a few hundred tokens.
+        super()._apply(fn, recurse)
+        self.frequencies = rotary_frequencies(self.config)[0].to(self.frequencies.device)
+        return self
+
+    def forward(self, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """(cos, sin), each [B, T, 1, rotary_dim], fp32."""
+        angles = positions_BT[:, :, None, None].float() * self.frequencies
+        angles = torch.cat((angles, angles), dim=-1)
+        return angles.cos() * self.factor, angles.sin() * self.factor
+
+
+def rotate(x_BTHd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the first rotary_dim features of each head, feature i with i + rotary_dim/2; the rest passes."""
+    n_features = cos.shape[-1]
+    turned, passed = x_BTHd[..., :n_features].float(), x_BTHd[..., n_features:]
+    first, second = turned.chunk(2, dim=-1)
+    turned = turned * cos + torch.cat((-second, first), dim=-1) * sin
+    return torch.cat((turned.to(x_BTHd.dtype), passed), dim=-1)

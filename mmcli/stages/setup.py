@@ -1,0 +1,187 @@
+"""What the training stages share before the loop: the tokenizer, the model, the batches."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmcli.config import to_tables
+from mmcli.data.config import DataConfig
+from mmcli.data.intake import Intake
+from mmcli.data.records import RecordError, Rejected, as_text
+from mmcli.data.sources import Sources, open_sources
+from mmcli.errors import UserError
+from mmcli.model.checkpoint import load_model, save_model
+from mmcli.model.config import ModelConfig
+from mmcli.model.hf_config import read_model_config
+from mmcli.model.transformer import Transformer
+from mmcli.run import ModelRef, atomic_folder, find_model
+from mmcli.stage import StageContext
+from mmcli.text.tokenizer import Tokenizer
+from mmcli.text.train import train_tokenizer
+from mmcli.train.config import TrainConfig
+
+MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 16384, "mps": 4096}
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a training begins with."""
+
+    tokenizer: Tokenizer
+    model: Transformer
+    parent: ModelRef | None
+
+
+def prepare_start(
+    model: ModelConfig, data: DataConfig, train: TrainConfig, context: StageContext, device: torch.device
+) -> Start:
+    """The tokenizer and the model: new, or those of `--from`.
+
+    Raises:
+        UserError: no such model or tokenizer, or parts that do not fit each other.
+    """
+    runs_dir = context.run.path.parent
+    parent = find_model(train.start_from, runs_dir) if train.start_from is not None else None
+    if parent is not None and not context.resume:
+        context.report.note(f"from {_describe(parent)}")
+        context.run.update(parent=parent.label)
+    kept = context.run.path / "tokenizer"
+    if kept.is_dir():
+        tokenizer = Tokenizer.load(kept)
+    else:
+        tokenizer = _choose_tokenizer(model, data, parent, context)
+        with atomic_folder(kept) as folder:
+            tokenizer.save(folder)
+    context.run.update(tokenizer=tokenizer.fingerprint)
+    if parent is None:
+        config = _fit_vocabulary(model, tokenizer, context)
+        built = Transformer(config, seed=train.seed).to(device)
+    else:
+        config = _parent_config(model, parent, context)
+        built = load_model(parent.path, device=device)
+    if data.seq_len > config.max_seq_len:
+        what = f"data.seq_len = {data.seq_len} is longer than the model's max_seq_len = {config.max_seq_len}"
+        raise UserError(what, f"give --seq-len {config.max_seq_len} or less")
+    built.checkpoint_layers = train.activation_checkpointing
+    return Start(tokenizer, built, parent)
+
+
+def _describe(ref: ModelRef) -> str:
+    state = ref.run.info()["state"] if ref.run else ""
+    return ref.label + (f" ({state})" if state and state != "finished" else "")
+
+
+def _choose_tokenizer(
+    model: ModelConfig, data: DataConfig, parent: ModelRef | None, context: StageContext
+) -> Tokenizer:
+    """The tokenizer of the parent, the one named, the latest trained, or a new one for this data."""
+    runs_dir, report = context.run.path.parent, context.report
+    if parent is not None:
+        tokenizer = Tokenizer.load(parent.path)
+        if data.tokenizer is not None:
+            named = load_tokenizer(data.tokenizer, runs_dir)
+            if named.fingerprint != tokenizer.fingerprint:
+                what = f"--tokenizer {data.tokenizer} is not the tokenizer that {parent.label} was trained with"
+                raise UserError(what, "leave --tokenizer out: the model's own is used")
+        return tokenizer
+    if data.tokenizer is not None:
+        return load_tokenizer(data.tokenizer, runs_dir)
+    try:
+        latest = find_model("latest:tokenizer", runs_dir)
+    except UserError:
+        report.note("no tokenizer yet: training one on this data")
+        texts = read_texts(open_sources(data.sources, strict=data.strict))
+        return train_tokenizer(texts, vocab_size=model.vocab_size, report=report)
+    report.note(f"tokenizer: {latest.label}")
+    return Tokenizer.load(latest.path)
+
+
+def load_tokenizer(ref: str, runs_dir: Path) -> Tokenizer:
+    """The tokenizer of a run, a folder or a tokenizer.json.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(ref)
+    return Tokenizer.load(path if path.is_file() else find_model(ref, runs_dir).path)
+
+
+def read_texts(sources: Sources) -> Iterator[str]:
+    """The plain texts of text records.
+
+    Raises:
+        UserError: there is none, or, with `strict`, one that cannot be used.
+    """
+    with Intake(strict=sources.strict) as intake:
+        for record in sources.records():
+            if isinstance(record, Rejected):
+                intake.reject(record)
+                continue
+            try:
+                text = as_text(record)
+            except RecordError as error:
+                intake.reject(Rejected(record.file, record.line, str(error), b""))
+                continue
+            intake.keep(record.file)
+            yield text
+        intake.check(sources.named)
+
+
+def _fit_vocabulary(model: ModelConfig, tokenizer: Tokenizer, context: StageContext) -> ModelConfig:
+    """The configuration with the tokenizer's vocabulary, unless the person chose a size, which must hold it."""
+    source = context.resolved.sources["model.vocab_size"]
+    if model.vocab_size == tokenizer.vocab_size:
+        return model
+    if source == "default" or source.startswith("preset "):
+        context.report.note(f"vocabulary: {tokenizer.vocab_size:,}, the tokenizer's")
+        return dataclasses.replace(model, vocab_size=tokenizer.vocab_size)
+    if model.vocab_size < tokenizer.vocab_size:
+        what = f"model.vocab_size = {model.vocab_size} (from {source}) < the tokenizer's {tokenizer.vocab_size}"
+        raise UserError(what, "leave model.vocab_size out, or train a smaller tokenizer")
+    return model
+
+
+def _parent_config(model: ModelConfig, parent: ModelRef, context: StageContext) -> ModelConfig:
+    """The parent's configuration; what the person asked of the model must agree with it."""
+    config = read_model_config(parent.path)
+    mine, theirs = to_tables(model), to_tables(config)
+    for name, value in mine.items():
+        source = context.resolved.sources[f"model.{name}"]
+        if source != "default" and name != "vocab_size" and value != theirs[name]:
+            what = f"model.{name} = {value} (from {source}), but {parent.label} has {theirs[name]}"
+            raise UserError(what, "leave it out: the model keeps its shape; or train from zero without --from")
+    return config
+
+
+def choose_micro_batch(train: TrainConfig, seq_len: int, device: torch.device, context: StageContext) -> int:
+    """Rows at once: as asked, else about as many tokens as this kind of device takes well; kept on resume."""
+    if train.micro_batch is not None:
+        return min(train.micro_batch, train.batch_size)
+    rows = max(1, MICRO_BATCH_TOKENS.get(device.type, 1024) // seq_len)
+    return int(context.run.choose("micro_batch", lambda: min(rows, train.batch_size)))
+
+
+def save_into(folder: Path, start: Start, context: StageContext) -> None:
+    """Fill `folder` with the model as others read it; its config.json says which stage made it."""
+    facts = {"Trained by": f"mmcli {context.run.stage}", "Run": context.run.name}
+    save_model(folder, start.model, start.model.config, start.tokenizer, extra=facts)
+    path = folder / "config.json"
+    config = {**json.loads(path.read_text(encoding="utf-8")), "mmcli_stage": context.run.stage}
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def describe_model(config: ModelConfig, preset: Any) -> str:
+    """One line about a model: its name, shape and size."""
+    from mmcli.model.count import count_parameters
+
+    count = count_parameters(config)
+    active = f" ({count.active / 1e6:.1f}M active)" if count.active != count.total else ""
+    name = f"{preset}: " if preset else ""
+    return f"model: {name}{config.dim} x {config.n_layers} layers, {count.total / 1e6:.1f}M parameters{active}"

@@ -1,0 +1,137 @@
+"""Stages that learn to predict tokens (pretrain, sft): data -> rows -> a task for the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from mmcli.data.batches import Batches, evaluation_batches
+from mmcli.data.cache import TokenCache
+from mmcli.data.config import DataConfig
+from mmcli.data.packing import Rows, pack_cache
+from mmcli.data.records import Kind
+from mmcli.data.selection import Selection, split_documents
+from mmcli.data.sources import open_sources
+from mmcli.model.count import training_flops_per_token
+from mmcli.stage import StageContext
+from mmcli.stages.setup import Start, choose_micro_batch, save_into
+from mmcli.text.tokenizer import Tokenizer
+from mmcli.train.config import TrainConfig
+from mmcli.train.device import Placement
+from mmcli.train.lm import TokenBatch, evaluate_tokens, language_model_loss
+from mmcli.train.loop import Task
+
+CACHE = ".cache/tokens"  # in the runs folder; safe to delete
+Sample = Callable[[nn.Module, int], list[tuple[str, str]]]
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Packed rows to train on, and those held out."""
+
+    cache: TokenCache
+    train: Rows
+    val_cache: TokenCache
+    val: Rows | None  # None: there is too little data to hold anything out
+
+
+def open_cache(
+    kind: Kind, names: Sequence[str], data: DataConfig, tokenizer: Tokenizer, context: StageContext, **options: Any
+) -> TokenCache:
+    """The token cache of what `names` names, built if it is not there yet; what was rejected is said.
+
+    Raises:
+        UserError: a missing or unreadable source, or no record that can be used.
+    """
+    sources = open_sources(names, kind=kind, strict=data.strict)
+    context.report.note(f"data: {sources.describe}")
+    quarantine = context.run.path / "quarantine.jsonl"
+    folder = context.run.path.parent / CACHE
+    cache = TokenCache.build_or_open(
+        folder, sources, tokenizer, options=options, report=context.report, quarantine=quarantine
+    )
+    for line in cache.tally.lines():
+        context.report.warn(line)
+    if cache.tally.rejected:
+        context.report.note(f"rejected records are kept in {quarantine}")
+    return cache
+
+
+def open_rows(
+    kind: Kind, data: DataConfig, train: TrainConfig, tokenizer: Tokenizer, context: StageContext, **options: Any
+) -> TokenRows:
+    """Rows to train on and rows held out.
+
+    Raises:
+        UserError: the data cannot be used (see `open_cache`), or nothing is left to train on.
+    """
+    cache = open_cache(kind, data.sources, data, tokenizer, context, **options)
+    if data.val is not None:
+        val_cache = open_cache(kind, data.val, data, tokenizer, context, **options)
+        kept, held = Selection.whole(cache), Selection.whole(val_cache)
+    else:
+        val_cache = cache
+        kept, held = split_documents(cache, data.val_fraction, train.seed, max_tokens=data.val_tokens)
+    rows = pack_cache(cache, data.seq_len, selection=kept, seed=train.seed)
+    val = pack_cache(val_cache, data.seq_len, selection=held, seed=train.seed) if len(held) else None
+    context.report.note(rows.describe() + (f"; held out: {held.tokens:,} tokens" if val else ""))
+    tally = cache.tally
+    context.run.update(
+        data={
+            "sources": list(data.sources),
+            "cache": cache.key,
+            "kept": tally.kept,
+            "rejected": tally.rejected,
+            "tokens": cache.tokens,
+            "utilisation": round(rows.utilisation, 5),
+        }
+    )
+    return TokenRows(cache, rows, val_cache, val)
+
+
+def token_task(
+    start: Start,
+    rows: TokenRows,
+    train: TrainConfig,
+    placement: Placement,
+    context: StageContext,
+    *,
+    sample: Sample | None = None,
+) -> Task:
+    """The task of predicting the tokens of packed rows."""
+    config, device = start.model.config, placement.device
+    micro_batch = choose_micro_batch(train, rows.train.seq_len, device, context)
+    batches = Batches(rows.cache, rows.train, batch_size=train.batch_size, micro_batch=micro_batch, seed=train.seed)
+    byte_lengths_V = _padded(start.tokenizer.byte_lengths(), config.vocab_size)
+
+    def step_batches(model: nn.Module, step: int) -> list[TokenBatch]:
+        return [TokenBatch.from_batch(batch, config, device) for batch in batches.micro_batches(step)]
+
+    def evaluate(model: Any) -> dict[str, float]:
+        assert rows.val is not None
+        found = evaluation_batches(rows.val_cache, rows.val, micro_batch)
+        values = evaluate_tokens(model, found, byte_lengths_V, device)
+        return {"val_loss": values["loss"], "val_bits_per_byte": values["bits_per_byte"]}
+
+    return Task(
+        model=start.model,
+        placement=placement,
+        batches=step_batches,
+        loss=lambda model, batch: language_model_loss(model, batch, config),
+        steps_per_epoch=batches.steps_per_epoch,
+        flops_per_token=training_flops_per_token(config, rows.train.seq_len),
+        save_model=lambda folder: save_into(folder, start, context),
+        evaluate=evaluate if rows.val is not None else None,
+        sample=sample,
+    )
+
+
+def _padded(lengths_V: np.ndarray, vocab_size: int) -> np.ndarray:
+    """Byte lengths for every id of the model: ids that the tokenizer lacks stand for no text."""
+    padded = np.zeros(vocab_size, dtype=lengths_V.dtype)
+    padded[: len(lengths_V)] = lengths_V
+    return padded

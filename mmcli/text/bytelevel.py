@@ -1,0 +1,99 @@
+"""Byte-level BPE as a tokenizer.json writes it: its alphabet, what each token stands for, its form for plain text.
+
+Source of the alphabet: GPT-2's `bytes_to_unicode` (Radford et al. 2019); the `tokenizers` library uses the same.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+# Bytes that occur in UTF-8 text; a vocabulary may lack the others and still encode every text.
+UTF8_BYTES = frozenset(range(256)) - {0xC0, 0xC1, *range(0xF5, 0x100)}
+
+
+@functools.cache
+def byte_alphabet() -> Mapping[str, int]:
+    """The 256 characters that stand for bytes: printable ones for themselves, the others from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+def why_not_byte_level(definition: Mapping[str, Any]) -> str | None:
+    """What keeps this tokenizer.json from being a byte-level BPE that can encode every text, or None."""
+    model = definition["model"]
+    if model.get("type", "BPE") != "BPE" or not isinstance(model.get("merges"), list):
+        return f"its model is {model.get('type', 'of an unknown type')}"
+    if not any(_uses_byte_level(definition.get(part)) for part in ("pre_tokenizer", "normalizer")):
+        return "it has no ByteLevel pre-tokenizer (SentencePiece style)"
+    if model.get("end_of_word_suffix") or model.get("continuing_subword_prefix"):
+        return "its BPE marks the ends or the insides of words"
+    missing = sorted(byte for symbol, byte in byte_alphabet().items() if byte in UTF8_BYTES - _bytes_in(model["vocab"]))
+    return f"its vocabulary lacks {len(missing)} bytes of UTF-8 (the first is 0x{missing[0]:02X})" if missing else None
+
+
+def _bytes_in(vocab: Mapping[str, int]) -> set[int]:
+    return {byte for symbol, byte in byte_alphabet().items() if symbol in vocab}
+
+
+def _uses_byte_level(part: Any) -> bool:
+    if isinstance(part, Mapping):
+        return part.get("type") == "ByteLevel" or any(_uses_byte_level(value) for value in part.values())
+    return isinstance(part, list) and any(_uses_byte_level(item) for item in part)
+
+
+def is_control(token: Mapping[str, Any]) -> bool:
+    """True if an added token steers the model.
+
+    Text are: runs of white space (GPT-J and Phi add them to shorten code) and single byte symbols (without them
+    a text that holds this byte could not be written).
+    """
+    content = token["content"]
+    return content not in byte_alphabet() and (bool(token.get("special")) or not content.isspace())
+
+
+def plain_definition(definition: Mapping[str, Any], controls: Collection[str]) -> dict[str, Any]:
+    """The tokenizer.json for text: no `controls`, no post-processor, no truncation, padding or dropout.
+
+    The controls' ids stay reserved. Where BPE could still spell one out of its vocabulary (through merges, or by
+    `ignore_merges`, which looks whole words up), the entry and the merges that need it are taken out.
+    """
+    model = {**definition["model"], "unk_token": None, "dropout": None}
+    merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+    if model.get("ignore_merges") or any(left + right in controls for left, right in merges):
+        model["vocab"] = {token: id for token, id in model["vocab"].items() if token not in controls}
+        model["merges"] = [
+            [left, right]
+            for left, right in merges
+            if not (left + right in controls or left in controls or right in controls)
+        ]
+    added = [token for token in definition.get("added_tokens") or [] if token["content"] not in controls]
+    off = {"post_processor": None, "truncation": None, "padding": None}
+    return {**definition, **off, "model": model, "added_tokens": added}
+
+
+def token_table(definition: Mapping[str, Any], controls: Mapping[str, int]) -> list[bytes]:
+    """[V] the bytes of text that each id stands for: b"" for control tokens and for ids that no token has."""
+    tokens = dict(_tokens(definition))
+    table = [b""] * (max(tokens.values()) + 1)
+    to_latin = str.maketrans({symbol: chr(byte) for symbol, byte in byte_alphabet().items()})
+    alphabet = frozenset(byte_alphabet())
+    added = {token["content"] for token in definition.get("added_tokens") or []}
+    for token, id in tokens.items():
+        spelled = token not in added and alphabet.issuperset(token)
+        table[id] = token.translate(to_latin).encode("latin-1") if spelled else token.encode()
+    for symbol, byte in byte_alphabet().items():
+        if symbol in added and symbol in tokens:
+            table[tokens[symbol]] = bytes([byte])
+    for id in controls.values():
+        table[id] = b""
+    return table
+
+
+def _tokens(definition: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """(token, id) of the vocabulary and the added tokens."""
+    yield from definition["model"]["vocab"].items()
+    for token in definition.get("added_tokens") or []:
+        yield token["content"], token["id"]

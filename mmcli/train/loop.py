@@ -1,0 +1,265 @@
+"""The one training loop. A stage gives it a `Task`: a model, the batches of each step, and a loss.
+
+Resume, devices, schedules, clipping, logging, checkpoints, budgets and signals are the loop's. Batches are a pure
+function of the step, and so is the randomness of dropout: a resumed run needs weights, moments and a step number.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mmcli.errors import Interrupted, MmcliError
+from mmcli.run import atomic_folder
+from mmcli.stage import LossOutput, StageContext, Term
+from mmcli.train.checkpoint import Progress, load_newest, save_checkpoint
+from mmcli.train.config import OptimConfig, TrainConfig
+from mmcli.train.device import Placement, measure_peak_flops, seed_step
+from mmcli.train.metrics import MetricsFile
+from mmcli.train.optim import build_optimizer
+from mmcli.train.plan import Plan, make_plan
+from mmcli.train.schedule import learning_rate
+from mmcli.train.signals import StopSignals
+
+
+class StepBatch(Protocol):
+    """A micro-batch of indivisible units (rows, pairs), on the device."""
+
+    @property
+    def counts(self) -> Mapping[str, float]:
+        """For each term of the loss, what it is averaged over (tokens, rows, pairs): known before the forward."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in it, padding not counted."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a training stage gives the loop."""
+
+    model: nn.Module
+    placement: Placement
+    batches: Callable[[nn.Module, int], Sequence[StepBatch]]  # the micro-batches of a step: a function of the step
+    loss: Callable[[Any, Any], LossOutput]
+    steps_per_epoch: float
+    flops_per_token: float  # of training: forward and backward
+    save_model: Callable[[Path], None]  # fills a folder with the model as others read it
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None
+    sample: Callable[[nn.Module, int], list[tuple[str, str]]] | None = None  # (prompt, continuation)
+    loss_name: str = "loss"  # the term that is shown
+
+
+def train(task: Task, optim: OptimConfig, config: TrainConfig, context: StageContext) -> dict[str, Any]:
+    """Train `task` to its end, to the end of its budget, or until a signal; the totals of the run.
+
+    Raises:
+        Interrupted: a signal came; everything is saved.
+        MmcliError: the loss is no number any more.
+    """
+    return _Training(task, optim, config, context).run()
+
+
+class _Training:
+    def __init__(self, task: Task, optim: OptimConfig, config: TrainConfig, context: StageContext) -> None:
+        self.task, self.optim, self.config = task, optim, config
+        self.context, self.report, self.run_folder = context, context.report, context.run
+        self.model = task.model
+        self.optimizer = build_optimizer(self.model, optim)
+        self.progress = Progress()
+        self.last: dict[str, Any] = {}
+        self.step_seconds: list[float] = []  # of the newest steps
+        self.step_tokens: list[int] = []
+        self.saved_at: int | None = None
+
+    def run(self) -> dict[str, Any]:
+        if self.context.resume:
+            self._load()
+        plan = make_plan(self.task, self.config, self.context, self._probe)
+        self.forward = torch.compile(self.model, dynamic=False) if plan.compile else self.model
+        self.peak_flops = measure_peak_flops(self.task.placement)
+        self.metrics = MetricsFile(self.run_folder.metrics, from_step=self.progress.step)
+        try:
+            with StopSignals() as stop:
+                return self._loop(plan, stop)
+        finally:
+            self.metrics.close()
+
+    def _load(self) -> None:
+        found = load_newest(self.run_folder.checkpoints, self.model, self.optimizer, self.report)
+        if found is None:
+            self.report.note("no checkpoint yet: starting from the first step")
+            return
+        self.progress = found
+        self.report.note(f"resumed at step {found.step}")
+
+    def _probe(self) -> float:
+        """Seconds of one optimizer step, from forward and backward of one micro-batch; weights stay as they are."""
+        batches = self.task.batches(self.model, self.progress.step)
+        seconds = []
+        for _ in range(3):
+            started = time.perf_counter()
+            self._backward(self.model, batches[0], batches[0].counts)
+            self._wait()
+            seconds.append(time.perf_counter() - started)
+        self.optimizer.zero_grad(set_to_none=True)
+        return min(seconds[1:]) * sum(batch.tokens for batch in batches) / max(1, batches[0].tokens)
+
+    def _wait(self) -> None:
+        if self.task.placement.device.type == "cuda":
+            torch.cuda.synchronize(self.task.placement.device)
+
+    def _loop(self, plan: Plan, stop: StopSignals) -> dict[str, Any]:
+        started = last_save = time.perf_counter()
+        first_save = True
+        while self.progress.step < plan.steps and stop.received is None:
+            now = time.perf_counter()
+            if plan.budget_seconds is not None and now - started > plan.budget_seconds:
+                break
+            step_started = now
+            values = self._evaluate() if self.progress.step % plan.eval_every == 0 else {}
+            values |= self._step(plan.steps)
+            self._sample(plan)
+            self._log(values, plan)
+            self.progress.elapsed_seconds += time.perf_counter() - step_started
+            waited = time.perf_counter() - last_save
+            if plan.checkpoint_due(self.progress.step, waited, first_save) and self.progress.step < plan.steps:
+                self._save()
+                last_save, first_save = time.perf_counter(), False
+        return self._finish(plan, stop)
+
+    def _step(self, steps: int) -> dict[str, Any]:
+        """One optimizer step; what is logged of it, under the number of updates done before it."""
+        started = time.perf_counter()
+        step = self.progress.step
+        rate = learning_rate(step, steps, self.optim)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        seed_step(self.config.seed, step)
+        self.model.train()
+        batches = self.task.batches(self.model, step)
+        totals: dict[str, float] = {}
+        for batch in batches:
+            for name, count in batch.counts.items():
+                totals[name] = totals.get(name, 0.0) + count
+        sums: dict[str, Tensor] = {}
+        counts: dict[str, float] = {}
+        for batch in batches:
+            for name, term in self._backward(self.forward, batch, totals).items():
+                value = term.sum.detach()
+                sums[name] = sums[name] + value if name in sums else value
+                counts[name] = counts.get(name, 0.0) + term.count
+        norm = self._clip()
+        shown = {name: (value / max(1.0, counts[name])).tolist() for name, value in sums.items()}
+        if not all(map(_finite, shown.values())) or not _finite(norm):
+            raise MmcliError(
+                f"the {self.task.loss_name} is no number any more at step {step} (learning rate {rate:.2g})",
+                "lower --lr, or raise the warm-up: --set optim.warmup_ratio=0.1",
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._wait()
+        tokens = sum(batch.tokens for batch in batches)
+        self.progress.step += 1
+        self.progress.tokens += tokens
+        self.step_seconds = [*self.step_seconds, time.perf_counter() - started][-20:]
+        self.step_tokens = [*self.step_tokens, tokens][-20:]
+        return {"step": step, "tokens": self.progress.tokens, **shown, "lr": rate, "grad_norm": norm}
+
+    def _backward(self, forward: Callable[..., Any], batch: StepBatch, totals: Mapping[str, float]) -> dict[str, Term]:
+        """Forward and backward of one micro-batch, as its share of a step that has `totals`; terms and metrics."""
+        with self.task.placement.autocast():
+            out = self.task.loss(forward, batch)
+        total: Tensor | None = None
+        for name, term in out.terms.items():
+            assert term.count == batch.counts[name], f"{name}: the loss counts {term.count}, the batch {batch.counts}"
+            share = term.coef * term.sum / max(1.0, totals[name])
+            total = share if total is None else total + share
+        assert total is not None
+        total.backward()
+        return {**out.terms, **out.metrics}
+
+    def _clip(self) -> float:
+        """Clip the gradient; its norm before."""
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        limit = self.optim.clip if self.optim.clip > 0 else float("inf")
+        return float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+
+    def _evaluate(self) -> dict[str, Any]:
+        if self.task.evaluate is None:
+            return {}
+        self.model.eval()
+        with torch.no_grad(), self.task.placement.autocast():
+            return dict(self.task.evaluate(self.model))
+
+    def _sample(self, plan: Plan) -> None:
+        if self.task.sample is None or self.progress.step % plan.sample_every:
+            return
+        self.model.eval()
+        for prompt, text in self.task.sample(self.model, self.progress.step):
+            self.report.sample(prompt, text)
+
+    def _log(self, values: dict[str, Any], plan: Plan) -> None:
+        rate = sum(self.step_tokens) / sum(self.step_seconds)
+        values["tokens_per_second"] = round(rate, 1)
+        values["mfu"] = round(rate * self.task.flops_per_token / self.peak_flops, 4)
+        values["elapsed_seconds"] = round(self.progress.elapsed_seconds, 3)
+        self.metrics.write(values)
+        self.last |= values
+        left = (plan.steps - self.progress.step) * sum(self.step_seconds) / len(self.step_seconds)
+        shown = {**values, "loss": values[self.task.loss_name]}
+        self.report.step({**shown, "step": self.progress.step, "steps": plan.steps, "eta_seconds": left})
+
+    def _save(self) -> None:
+        """A checkpoint, and the model as others read it."""
+        if self.saved_at == self.progress.step:
+            return
+        save_checkpoint(
+            self.run_folder.checkpoints, self.model, self.optimizer, self.progress, self.config.keep_checkpoints
+        )
+        with atomic_folder(self.run_folder.model) as folder:
+            self.task.save_model(folder)
+        self.saved_at = self.progress.step
+        self.run_folder.update(steps_done=self.progress.step, tokens=self.progress.tokens)
+
+    def _finish(self, plan: Plan, stop: StopSignals) -> dict[str, Any]:
+        step, steps = self.progress.step, plan.steps
+        values = self._evaluate()
+        if values:
+            self.metrics.write({"step": step, "tokens": self.progress.tokens, **values})
+            self.last |= values
+        self._save()
+        totals = {
+            "steps_done": step,
+            "steps": steps,
+            "tokens": self.progress.tokens,
+            "elapsed_seconds": round(self.progress.elapsed_seconds, 1),
+            **{key: self.last[key] for key in (self.task.loss_name, *values) if key in self.last},
+        }
+        self.run_folder.update(**totals)
+        if stop.received is not None and step < steps:
+            name = signal.Signals(stop.received).name
+            what = f"stopped by {name} after step {step} of {steps}; everything is saved in {self.run_folder.path}"
+            raise Interrupted(what, f"go on: mmcli resume {self.run_folder.number}", stop.received)
+        if step < steps:
+            self.report.note(f"the budget of {self.config.budget} ended after step {step} of {steps}")
+            return {**totals, "state": "stopped", "reason": "end of the budget"}
+        if values:
+            self.report.note("held-out: " + "  ".join(f"{_words(key)} {value:.4f}" for key, value in values.items()))
+        return totals
+
+
+def _words(key: str) -> str:
+    return key.removeprefix("val_").replace("_", " ")
+
+
+def _finite(value: Any) -> bool:
+    values = value if isinstance(value, list) else [value]
+    return all(abs(each) != float("inf") and each == each for each in values)

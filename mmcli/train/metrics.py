@@ -1,0 +1,36 @@
+"""metrics.jsonl: one flat JSON line a step, cut back to the checkpoint on resume."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmcli.run import write_atomic
+
+
+class MetricsFile:
+    """Appends lines; every line is flushed, so a killed run keeps what it said."""
+
+    def __init__(self, path: Path, *, from_step: int) -> None:
+        """Keep the lines of steps before `from_step` and go on after them."""
+        kept = []
+        if path.is_file():
+            for line in path.read_bytes().splitlines(keepends=True):
+                try:
+                    if json.loads(line)["step"] < from_step and line.endswith(b"\n"):
+                        kept.append(line)
+                except (ValueError, KeyError, TypeError):
+                    continue
+        write_atomic(path, b"".join(kept))
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  held open for the whole training
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        finite = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in values.items()}
+        self._file.write(json.dumps(finite) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,0 +1,93 @@
+"""What a training will do: how many steps, compiled or not, when to look and to save. Chosen once, kept on resume."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from mmcli.stage import StageContext
+from mmcli.train.config import TrainConfig
+from mmcli.train.device import can_compile
+
+if TYPE_CHECKING:
+    from mmcli.train.loop import Task
+
+COMPILE_PAYS_SECONDS = 900.0  # an eager training shorter than this ends before compiling has paid
+FIRST_CHECKPOINT_SECONDS = 90.0
+CHECKPOINT_SECONDS = 300.0
+LONG_SECONDS = 2 * 3600.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The shape of one training."""
+
+    steps: int
+    compile: bool
+    eval_every: int
+    sample_every: int
+    checkpoint_every: int | None
+    budget_seconds: float | None
+
+    def checkpoint_due(self, step: int, waited_seconds: float, first: bool) -> bool:
+        """True after `step` updates if a checkpoint is due; the newest is `waited_seconds` old."""
+        if self.checkpoint_every is not None:
+            return step % self.checkpoint_every == 0
+        return waited_seconds > (FIRST_CHECKPOINT_SECONDS if first else CHECKPOINT_SECONDS)
+
+
+def make_plan(task: Task, config: TrainConfig, context: StageContext, probe: Callable[[], float]) -> Plan:
+    """The plan of a training, said in one line; `probe` gives the seconds of one eager step."""
+    run, report = context.run, context.report
+    step_seconds = float(run.choose("step_seconds", lambda: round(probe(), 4)))
+    steps = int(run.choose("steps", lambda: _choose_steps(task, config, step_seconds)))
+    seconds = steps * step_seconds
+    compiled = bool(run.choose("compile", lambda: _choose_compile(task, config, seconds)))
+    _compare_machine(context)
+    epochs = steps / task.steps_per_epoch
+    report.note(f"{steps:,} steps ({epochs:.2g} epochs), about {_words(seconds)}" + (", compiled" if compiled else ""))
+    if seconds > LONG_SECONDS and config.budget is None:
+        report.note("to train for a fixed time: --budget 20m")
+    return Plan(
+        steps=steps,
+        compile=compiled,
+        eval_every=config.eval_every or max(1, math.ceil(steps / 10)),
+        sample_every=config.sample_every or max(1, math.ceil(steps / 4)),
+        checkpoint_every=config.checkpoint_every,
+        budget_seconds=config.budget_seconds,
+    )
+
+
+def _choose_steps(task: Task, config: TrainConfig, step_seconds: float) -> int:
+    wanted = config.steps if config.steps is not None else math.ceil(config.epochs * task.steps_per_epoch)
+    if config.budget_seconds is None:
+        return max(1, wanted)
+    # A twentieth of the budget is left for validation and saving.
+    fitting = max(1, int(0.95 * config.budget_seconds / step_seconds))
+    return min(fitting, wanted) if config.steps is not None else fitting
+
+
+def _choose_compile(task: Task, config: TrainConfig, seconds: float) -> bool:
+    if config.compile != "auto":
+        return config.compile == "on"
+    return seconds > COMPILE_PAYS_SECONDS and can_compile(task.placement.device)
+
+
+def _compare_machine(context: StageContext) -> None:
+    """Say where a resumed run cannot be bit-exact."""
+    now = {"threads": str(torch.get_num_threads()), "torch": torch.__version__}
+    for key, value in now.items():
+        before = context.run.choose(key, functools.partial(str, value))
+        if before != value:
+            context.report.warn(f"resumes, not bit-exactly: {key} {before} -> {value}")
+
+
+def _words(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

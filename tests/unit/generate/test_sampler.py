@@ -1,0 +1,189 @@
+"""The sampler: the same masks and probabilities as transformers, reproducible draws, true frequencies."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from mmcli.errors import MmcliError, UserError
+from mmcli.generate.sampler import Sampler, SamplingConfig, uniform
+
+OFF = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
+
+
+def random_logits(seed: int, vocab: int = 6400, spread: float = 3.0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, spread, vocab).astype(np.float32)
+
+
+def transformers_probs(config: SamplingConfig, logits_V: np.ndarray, seen: list[int]) -> np.ndarray:
+    """What `GenerationMixin` samples from, its processors in its order."""
+    steps = LogitsProcessorList()
+    if config.repetition_penalty != 1:
+        steps.append(RepetitionPenaltyLogitsProcessor(config.repetition_penalty))
+    steps.append(TemperatureLogitsWarper(config.temperature))
+    if config.top_k:
+        steps.append(TopKLogitsWarper(config.top_k))
+    if config.top_p < 1:
+        steps.append(TopPLogitsWarper(config.top_p))
+    if config.min_p:
+        steps.append(MinPLogitsWarper(config.min_p))
+    scores = steps(torch.tensor([seen]), torch.tensor(logits_V)[None])
+    return torch.softmax(scores[0].double(), dim=-1).numpy()
+
+
+SETTINGS = [
+    {},
+    {"temperature": 0.3},
+    {"temperature": 2.5},
+    {"top_k": 1},
+    {"top_k": 40},
+    {"top_p": 0.5},
+    {"top_p": 0.999, "temperature": 3.0},  # a nucleus wider than the first guess
+    {"min_p": 0.05},
+    {"repetition_penalty": 1.3},
+    {"repetition_penalty": 0.8, "top_k": 20},
+    {"temperature": 0.7, "top_k": 50, "top_p": 0.9, "min_p": 0.02, "repetition_penalty": 1.05},
+]
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+@pytest.mark.parametrize("vocab", [17, 6400])
+def test_masks_and_probabilities_are_those_of_transformers(setting: dict[str, float], vocab: int) -> None:
+    config = SamplingConfig(**{**OFF, **setting})
+    for seed in range(5):
+        logits = random_logits(seed, vocab)
+        seen = np.random.default_rng(seed).integers(0, vocab, 300).tolist()
+        expected = transformers_probs(config, logits, seen)
+        ids, probs = Sampler(config).distribution(logits, seen)
+        assert ids.tolist() == np.flatnonzero(expected).tolist()
+        np.testing.assert_allclose(probs, expected[ids], rtol=2e-5, atol=1e-9)
+        assert probs.sum() == pytest.approx(1.0, abs=1e-12)
+
+
+def test_temperature_zero_is_the_most_likely_token_after_the_penalty() -> None:
+    logits = np.array([1.0, 3.0, 2.9, -1.0], dtype=np.float32)
+    assert Sampler(SamplingConfig(**{**OFF, "temperature": 0})).sample(logits, [1], 0) == 1
+    assert (
+        Sampler(SamplingConfig(**{**OFF, "temperature": 0, "repetition_penalty": 1.1})).sample(logits, [1, 1], 0) == 2
+    )
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-30, 1e-300])
+def test_tiny_temperatures_are_greedy_and_quiet(temperature: float) -> None:
+    logits = random_logits(3)
+    with np.errstate(all="raise", under="ignore"):
+        for position in range(20):
+            sampler = Sampler(SamplingConfig(**{**OFF, "temperature": temperature}))
+            assert sampler.sample(logits, [], position) == logits.argmax()
+
+
+def test_ties_are_all_kept() -> None:
+    logits = np.array([0.0, 2.0, 2.0, 2.0, -5.0], dtype=np.float32)
+    for setting in ({"top_k": 1}, {"top_p": 0.1}):
+        ids, probs = Sampler(SamplingConfig(**{**OFF, **setting})).distribution(logits, [])
+        assert ids.tolist() == [1, 2, 3]
+        np.testing.assert_allclose(probs, 1 / 3)
+
+
+def test_the_input_is_left_alone() -> None:
+    logits = random_logits(1)
+    before = logits.copy()
+    Sampler(SamplingConfig(repetition_penalty=1.5)).sample(logits, list(range(100)), 3)
+    assert (logits == before).all()
+
+
+@pytest.mark.parametrize("setting", [{}, {"top_k": 5}, {"top_p": 0.8, "temperature": 1.5}], ids=str)
+def test_draws_have_the_frequencies_of_the_distribution(setting: dict[str, float]) -> None:
+    """Chi-square over 20,000 draws; the seed is fixed, so the statistic is too."""
+    logits = random_logits(11, vocab=12, spread=1.0)
+    sampler = Sampler(SamplingConfig(**{**OFF, "seed": 42, **setting}))
+    ids, probs = sampler.distribution(logits, [])
+    draws = 20_000
+    counts = np.bincount([sampler.sample(logits, [], position) for position in range(draws)], minlength=12)
+    assert counts.sum() == counts[ids].sum()
+    expected = probs * draws
+    chi_square = float(((counts[ids] - expected) ** 2 / expected).sum())
+    degrees = len(ids) - 1
+    assert chi_square < degrees + 3.3 * math.sqrt(2 * degrees)  # about the 99.9th percentile
+
+
+def test_uniform_is_uniform_over_positions_and_seeds() -> None:
+    for draws in (
+        [uniform(7, position) for position in range(10_000)],
+        [uniform(seed, 5) for seed in range(10_000)],
+    ):
+        counts, _ = np.histogram(draws, bins=50, range=(0, 1))
+        chi_square = float(((counts - 200) ** 2 / 200).sum())
+        assert 20 < chi_square < 86  # 0.01 % on each side, 49 degrees
+        assert min(draws) >= 0 and max(draws) < 1
+    pairs = np.array([[uniform(seed, position) for position in range(2000)] for seed in (0, 1)])
+    assert abs(np.corrcoef(pairs)[0, 1]) < 0.08
+    assert abs(np.corrcoef(pairs[0, :-1], pairs[0, 1:])[0, 1]) < 0.08
+
+
+def test_randomness_is_keyed_by_seed_and_position_alone() -> None:
+    rows = [random_logits(seed, vocab=100, spread=1.0) for seed in range(3)]
+    config = SamplingConfig(**{**OFF, "seed": 5})
+    alone = [[Sampler(config).sample(row, [], position) for position in range(30)] for row in rows]
+    shared = Sampler(config)
+    together = [[shared.sample(row, [], position) for row in rows] for position in reversed(range(30))]
+    assert [list(column) for column in zip(*reversed(together), strict=True)] == alone
+    other = [Sampler(SamplingConfig(**{**OFF, "seed": 6})).sample(rows[0], [], position) for position in range(30)]
+    assert other != alone[0]
+
+
+def test_the_largest_seed_works() -> None:
+    assert 0 <= Sampler(SamplingConfig(seed=2**64 - 1)).sample(random_logits(0), [], 2**40) < 6400
+
+
+def test_a_list_and_an_array_of_seen_ids_are_the_same() -> None:
+    logits = random_logits(2)
+    sampler = Sampler(SamplingConfig(repetition_penalty=2.0, temperature=0))
+    seen = np.argsort(-logits)[:50]
+    assert sampler.sample(logits, seen, 0) == sampler.sample(logits, seen.tolist(), 0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite_are_refused(bad: float, temperature: float) -> None:
+    logits = random_logits(0)
+    logits[77] = bad
+    with pytest.raises(MmcliError, match=r"position 9 are not finite \(token 77: ") as caught:
+        Sampler(SamplingConfig(temperature=temperature)).sample(logits, [], 9)
+    assert caught.value.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", math.nan),
+        ("temperature", math.inf),
+        ("top_k", -1),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("top_p", math.nan),
+        ("min_p", -0.1),
+        ("min_p", 1.5),
+        ("repetition_penalty", 0.0),
+        ("repetition_penalty", math.inf),
+        ("seed", -1),
+        ("seed", 2**64),
+    ],
+)
+def test_nonsense_is_refused_by_name_and_value(name: str, value: float) -> None:
+    with pytest.raises(UserError) as caught:
+        SamplingConfig(**{name: value})
+    assert f"{name} = {value}" in caught.value.what
+    assert name in caught.value.fix

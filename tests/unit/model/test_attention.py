@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmcli.model import attention
+from mmcli.model.attention import AttnContext, attend, choose_kernel
+
+SEGMENTS = np.array([[0, 0, 0, 1, 1, 2, 2, 2, 2, -1], [0, 0, 0, 0, 0, 0, 0, -1, -1, -1]])
+POSITIONS = np.array([[0, 1, 2, 0, 1, 0, 1, 2, 3, 0], [0, 1, 2, 3, 4, 5, 6, 0, 1, 2]])
+PADDED = np.array([[3, 3, 3, 3, 3, 3, 3, 3, 3, -1], [0, 0, 0, 0, 0, 0, 0, -1, -1, -1]])
+
+
+def inputs(seed: int = 0, rows: int = 2, tokens: int = 10) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((rows, tokens, 4, 8), (rows, tokens, 2, 8), (rows, tokens, 2, 8))
+    return [torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes]
+
+
+def naive(q: Tensor, k: Tensor, v: Tensor, segments: np.ndarray, window: int | None) -> Tensor:
+    """One token, one head at a time; padding is left 0."""
+    out = torch.zeros_like(q)
+    for b, t in np.argwhere(segments >= 0):
+        seen = [j for j in range(t + 1) if segments[b, j] == segments[b, t] and (window is None or t - j < window)]
+        for h in range(q.shape[2]):
+            scores = torch.stack([q[b, t, h] @ k[b, j, h // 2] / 8**0.5 for j in seen])
+            out[b, t, h] = scores.softmax(0) @ torch.stack([v[b, j, h // 2] for j in seen])
+    return out
+
+
+@pytest.mark.parametrize("flash", [True, False])
+@pytest.mark.parametrize("window", [None, 3, 50])
+@pytest.mark.parametrize("segments", [SEGMENTS, PADDED], ids=["packed", "single"])
+def test_attention_is_the_naive_loop(segments: np.ndarray, window: int | None, flash: bool) -> None:
+    q, k, v = inputs()
+    out = attend(q, k, v, AttnContext.from_batch(POSITIONS, segments), flash=flash, window=window)
+    real = torch.from_numpy(segments >= 0)
+    torch.testing.assert_close(out[real], naive(q, k, v, segments, window)[real], atol=1e-6, rtol=1e-5)
+    assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("segments", [SEGMENTS, PADDED], ids=["packed", "single"])
+def test_fused_and_plain_have_the_same_numbers_and_gradients(segments: np.ndarray, window: int | None) -> None:
+    results = []
+    for flash in (True, False):
+        tensors = inputs()
+        out = attend(*tensors, AttnContext.from_batch(POSITIONS, segments), flash=flash, window=window)
+        out = out[torch.from_numpy(segments >= 0)]  # padding may differ: it is finite and goes nowhere
+        out.mul(torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+        results.append([out, *(each.grad for each in tensors)])
+    for fused, plain in zip(*results, strict=True):
+        torch.testing.assert_close(fused, plain, atol=2e-6, rtol=1e-5)
+
+
+def test_padding_has_no_influence() -> None:
+    ctx = AttnContext.from_batch(POSITIONS, SEGMENTS)
+    real = torch.from_numpy(SEGMENTS >= 0)
+    q, k, v = inputs()
+    before = attend(q, k, v, ctx)[real]
+    with torch.no_grad():
+        for each in (q, k, v):
+            each[~real] = 1e4
+    assert torch.equal(attend(q, k, v, ctx)[real], before)
+    attend(q, k, v, ctx)[real].sum().backward()
+    assert all(each.grad is not None and not each.grad[~real].any() for each in (q, k, v))
+
+
+@pytest.mark.parametrize("flash", [True, False])
+@pytest.mark.parametrize("segments", [SEGMENTS, PADDED], ids=["packed", "single"])
+def test_dropout_drops_weights_and_keeps_the_mean(segments: np.ndarray, flash: bool) -> None:
+    ctx = AttnContext.from_batch(POSITIONS, segments)
+    q, k, v = inputs()
+    whole = attend(q, k, v, ctx, flash=flash)
+    torch.manual_seed(0)
+    dropped = torch.stack([attend(q, k, v, ctx, flash=flash, dropout_p=0.3).detach() for _ in range(600)])
+    assert not torch.equal(dropped[0], dropped[1])
+    assert (dropped.mean(0) - whole)[:, :7].abs().mean() < 0.05 < (dropped[0] - whole)[:, :7].abs().mean()
+
+
+def test_a_context_knows_its_runs() -> None:
+    ctx = AttnContext.from_batch(POSITIONS, SEGMENTS)
+    assert ctx.cu_seqlens is not None and ctx.cu_seqlens.dtype == torch.int32
+    assert ctx.cu_seqlens.tolist() == [0, 3, 5, 9, 10, 17, *[20] * 11]  # filled up to 2^4 runs
+    assert ctx.runs_BT is not None
+    assert ctx.runs_BT.tolist() == [[0, 0, 0, 1, 1, 2, 2, 2, 2, 3], [4, 4, 4, 4, 4, 4, 4, 5, 5, 5]]
+    assert ctx.positions_BT.tolist() == POSITIONS.tolist() and ctx.max_len == 10 and ctx.rows == 2
+    assert ctx.valid_BT.tolist() == (SEGMENTS >= 0).tolist()
+    many = AttnContext.from_batch(np.zeros((1, 40)), np.arange(40)[None])
+    assert many.cu_seqlens is not None and many.cu_seqlens.tolist() == [*range(40), *[40] * 25]
+
+
+@pytest.mark.parametrize(
+    ("segments", "single", "rows"),
+    [
+        ([[0, 0, 0], [5, 5, 5]], True, 2),
+        ([[0, 0, -1], [-1, -1, -1]], True, 1),
+        ([[0, 0, 1], [0, 0, 0]], False, 2),
+        ([[-1, 0, 0], [0, 0, 0]], False, 2),
+        ([[0, -1, 0], [0, 0, 0]], False, 2),
+    ],
+)
+def test_a_single_segment_is_recognised(segments: Any, single: bool, rows: int) -> None:
+    as_tensor = torch.tensor(segments, dtype=torch.int32)
+    ctx = AttnContext.from_batch(torch.zeros_like(as_tensor), as_tensor)
+    assert ctx.single_segment is single and ctx.rows == rows
+    assert AttnContext.causal(2, 3).single_segment
+
+
+def test_a_segment_number_that_comes_back_is_another_segment() -> None:
+    q, k, v = inputs(tokens=4)
+    twice = attend(q, k, v, AttnContext.from_batch([[0, 1, 0, 0]] * 2, [[0, 0, 1, 0]] * 2))
+    apart = attend(q, k, v, AttnContext.from_batch([[0, 1, 0, 0]] * 2, [[0, 0, 1, 2]] * 2))
+    assert torch.equal(twice, apart)
+
+
+def test_the_kernel_is_chosen_from_what_the_host_knows() -> None:
+    packed, single = AttnContext.from_batch(POSITIONS, SEGMENTS), AttnContext.from_batch(POSITIONS, PADDED)
+    cuda = AttnContext(**{**vars(packed), "varlen": True})
+    usual: dict[str, Any] = {"flash": True, "dropout_p": 0.0, "window": None, "dtype": torch.bfloat16, "head_dim": 64}
+    assert choose_kernel(single, **usual) == "causal"
+    assert choose_kernel(single, **{**usual, "window": 10}) == "causal"
+    assert choose_kernel(single, **{**usual, "window": 9}) == "masked"
+    assert choose_kernel(packed, **usual) == "masked"
+    assert choose_kernel(cuda, **usual) == "varlen"
+    for change in ({"dtype": torch.float32}, {"head_dim": 12}, {"head_dim": 264}, {"dropout_p": 0.1}):
+        assert choose_kernel(cuda, **{**usual, **change}) == "masked"
+    assert choose_kernel(cuda, **{**usual, "flash": False}) == "plain"
+
+
+def test_varlen_is_called_with_runs_that_mean_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel itself needs CUDA; here a stand-in with its documented meaning checks what it is given."""
+
+    def varlen(
+        q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, **how: Any
+    ) -> Tensor:
+        assert how["enable_gqa"] and torch.equal(cu_q, cu_k) and max_q == max_k >= int(cu_q.diff().max())
+        left, right = how["window_size"]
+        out = torch.empty_like(q)
+        for start, stop in zip(cu_q.tolist()[:-1], cu_q.tolist()[1:], strict=True):
+            i = torch.arange(stop - start)
+            seen = (i <= i[:, None] + right) & ((i >= i[:, None] - left) if left >= 0 else True)
+            run = (each[start:stop].transpose(0, 1)[None] for each in (q, k, v))
+            attended = F.scaled_dot_product_attention(*run, attn_mask=seen, enable_gqa=True)
+            out[start:stop] = attended[0].transpose(0, 1)
+        return out
+
+    monkeypatch.setattr(attention, "VARLEN", varlen)
+    ctx = AttnContext.from_batch(POSITIONS, SEGMENTS)
+    tensors = [each.detach().bfloat16() for each in inputs()]
+    for window in (None, 3):
+        out = attend(*tensors, AttnContext(**{**vars(ctx), "varlen": True}), window=window)
+        torch.testing.assert_close(out, attend(*tensors, ctx, window=window), atol=2e-2, rtol=2e-2)

@@ -1,0 +1,91 @@
+"""Imports go one way: cli -> serve | stages -> train | export -> generate -> data | model -> text -> leaves."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "mmcli"
+LEVELS = {
+    "errors": 0,
+    "config": 1,
+    "stage": 2,
+    "run": 2,
+    "text": 3,
+    "data": 4,
+    "model": 4,
+    "generate": 5,
+    "train": 6,
+    "export": 6,
+    "stages": 7,
+    "serve": 7,
+    "cli": 8,
+}
+LIGHT_EVERYWHERE = {"errors", "config", "stage", "run"}
+HEAVY = {"torch", "datasets", "onnx", "onnxruntime", "transformers", "rich"}
+
+
+def layer(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_modules(path: Path, *, top_level_only: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = tree.body if top_level_only else list(ast.walk(tree))
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found.add(node.module)
+    return found
+
+
+def typing_only(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            for inner in ast.walk(node):
+                if isinstance(inner, ast.ImportFrom) and inner.module:
+                    found.add(inner.module)
+    return found
+
+
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or layer(path) in LEVELS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_imports_go_down(path: Path) -> None:
+    own = layer(path)
+    for module in imported_modules(path) - typing_only(path):
+        parts = module.split(".")
+        if parts[0] != "mmcli" or len(parts) == 1:
+            continue
+        other = parts[1]
+        assert other in LEVELS, f"{path} imports {module}, which is in no layer"
+        assert other == own or LEVELS[other] < LEVELS[own] or (own == "stage" and other == "run"), (
+            f"{path} ({own}) imports {module} ({other})"
+        )
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_only_the_command_line_prints(path: Path) -> None:
+    if layer(path) == "cli":
+        return
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    assert not calls & {"print", "sys.exit", "exit", "sys.stdout.write", "sys.stderr.write"}
+
+
+@pytest.mark.parametrize("name", sorted(LIGHT_EVERYWHERE))
+def test_leaves_are_light(name: str) -> None:
+    assert not {module.split(".")[0] for module in imported_modules(PACKAGE / f"{name}.py")} & HEAVY
+
+
+def test_data_and_model_do_not_import_each_other() -> None:
+    for own, other in (("data", "model"), ("model", "data")):
+        for path in (PACKAGE / own).rglob("*.py"):
+            assert not any(m.startswith(f"mmcli.{other}") for m in imported_modules(path)), path

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from mmcli.errors import UserError
+from mmcli.run import Run, atomic_folder, damage, find_model, find_run, find_unfinished, list_runs, write_atomic
+
+
+def a_run(root: Path, stage: str = "pretrain", *, state: str = "finished", model: bool = True) -> Run:
+    run = Run.create(root, stage, "tiny")
+    run.update(state=state)
+    run.write_config({"train": {"steps": 3}})
+    if model:
+        run.model.mkdir()
+        (run.model / "tokenizer.json").write_text("{}")
+        if stage != "tokenizer":
+            (run.model / "config.json").write_text("{}")
+    return run
+
+
+def test_runs_are_numbered_and_listed_in_order(tmp_path: Path) -> None:
+    names = [Run.create(tmp_path, stage, label).name for stage, label in [("pretrain", "tiny"), ("sft", "a b/c")]]
+    assert names == ["0001-pretrain-tiny", "0002-sft-a-b-c"]
+    assert [run.name for run in list_runs(tmp_path)] == names
+    assert [run.stage for run in list_runs(tmp_path)] == ["pretrain", "sft"]
+
+
+def test_a_run_is_found_by_number_name_folder_and_latest(tmp_path: Path) -> None:
+    first, second = a_run(tmp_path), a_run(tmp_path, "sft")
+    for ref in ("1", "0001", first.name, str(first.path), "latest:pretrain"):
+        assert find_run(ref, tmp_path) == first
+    assert find_run("latest", tmp_path) == second
+    with pytest.raises(UserError, match='no run "9"'):
+        find_run("9", tmp_path)
+
+
+def test_latest_passes_over_runs_without_a_model(tmp_path: Path) -> None:
+    wanted = a_run(tmp_path)
+    a_run(tmp_path, model=False, state="failed")
+    tokenizer = a_run(tmp_path, "tokenizer")
+    assert find_model("latest", tmp_path).run == wanted
+    assert find_model("latest:tokenizer", tmp_path).run == tokenizer
+    assert find_model(str(wanted.model), tmp_path).path == wanted.model
+    with pytest.raises(UserError, match="has no saved model"):
+        find_model("2", tmp_path)
+
+
+def test_no_model_yet_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        find_model("latest", tmp_path / "none")
+    assert "no trained model yet" in caught.value.what
+    assert "mmcli pretrain" in caught.value.fix
+
+
+def test_a_run_whose_process_died_reads_as_stopped(tmp_path: Path) -> None:
+    run = a_run(tmp_path, state="running")
+    assert run.info()["state"] == "running"
+    with pytest.raises(UserError, match="still running"):
+        find_unfinished(tmp_path)
+    dead = os.fork()
+    if dead == 0:
+        os._exit(0)
+    os.waitpid(dead, 0)
+    run.update(pid=dead)
+    assert run.info()["state"] == "stopped"
+    assert find_unfinished(tmp_path) == run
+
+
+def test_choices_are_made_once(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    assert run.choose("micro_batch", lambda: 4) == 4
+    assert run.choose("micro_batch", lambda: 8) == 4
+    assert run.read_config("resolved.toml") == {"micro_batch": 4}
+
+
+def test_a_sealed_folder_knows_its_damage(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "step") as beside:
+        (beside / "weights").write_bytes(b"x" * 100)
+        assert not (tmp_path / "step").exists()
+    assert damage(tmp_path / "step") is None
+    (tmp_path / "step" / "weights").write_bytes(b"x" * 99 + b"y")
+    assert "weights is damaged" in str(damage(tmp_path / "step"))
+    (tmp_path / "step" / "weights").unlink()
+    assert "weights is missing" in str(damage(tmp_path / "step"))
+
+
+def test_a_failed_write_leaves_the_old_folder(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "model") as beside:
+        (beside / "a").write_text("old")
+    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "model") as beside:
+        (beside / "a").write_text("new")
+        raise ZeroDivisionError
+    assert (tmp_path / "model" / "a").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_atomic_write_replaces_whole_files(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "run.json", b"{}")
+    write_atomic(tmp_path / "run.json", json.dumps({"a": 1}).encode())
+    assert json.loads((tmp_path / "run.json").read_text()) == {"a": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
