@@ -1,18 +1,21 @@
-"""What a stage is. Built-in stages and plugins use this and nothing else to join mmcli."""
+"""What a stage is, and an adapter. Built-ins and plugins use this and nothing else to join mmcli."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mmcli.config import Resolved
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from mmcli.run import Run
 
 API_VERSION = 1
-ENTRY_POINT_GROUP = "mmcli.stages"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +28,45 @@ class Stage:
     run: str  # "package.module:function", called with (resolved config, context)
     example: str = ""  # one command line for --help
     api: int = API_VERSION
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """What `--adapter NAME` gives any training stage, registered as an entry point of the group `mmcli.adapters`."""
+
+    name: str
+    summary: str
+    config: type  # a frozen dataclass; `--adapter-set key=value` fills it
+    build: str  # "package.module:function", called with the resolved config; it returns a Transform
+    api: int = API_VERSION
+
+
+class Transform(Protocol):
+    """What an adapter does to a model. It keeps the forward pass of the Transformer, with parts of its own inside.
+
+    Training sees only parameters that require a gradient: they alone are optimized and stored in checkpoints.
+    """
+
+    def apply(self, model: nn.Module, seed: int) -> None:
+        """Freeze `model` and insert trainable parts in place, the same for the same seed.
+
+        The names and tensors of the frozen parameters stay as they are.
+
+        Raises:
+            UserError: this model has nothing to adapt.
+        """
+
+    def merge(self, model: nn.Module) -> nn.Module:
+        """A plain Transformer that computes the same in eval mode. `model` stays trainable as it is.
+
+        What the adapter does not change may share memory with `model`.
+        """
+
+    def save(self, folder: Path, model: nn.Module) -> None:
+        """Write the adapter's own part alone into a folder that exists: safetensors, JSON and text."""
+
+    def reference(self, model: nn.Module) -> AbstractContextManager[None]:
+        """While it is entered, `model` computes as if there were no adapter: the frozen reference of DPO for free."""
 
 
 @dataclass(frozen=True)

@@ -50,9 +50,7 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(help="Longest reply, in tokens.")] = 512,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Answer one prompt as one JSON document.")] = False,
-    runs_dir: Annotated[Path, typer.Option("--runs-dir", envvar="MMCLI_RUNS", help="Where the runs are.")] = Path(
-        "runs"
-    ),
+    runs_dir: RunsDir = Path("runs"),
 ) -> None:
     """Talk to a model, or let it continue a text.
 
@@ -73,9 +71,9 @@ def chat(
     if max_new_tokens < 1:
         raise UserError(f"--max-new-tokens {max_new_tokens} leaves nothing to write", "give 1 or more")
     at_keyboard = prompt is None and sys.stdin.isatty()
-    if json and at_keyboard:
-        raise UserError("--json answers one prompt, and there is none", "give --prompt TEXT, or pipe a text in")
     text = None if at_keyboard else _one_prompt(prompt)
+    if json and text is None:
+        raise UserError("--json answers one prompt, and there is none", "give --prompt TEXT, or pipe a text in")
     found = find_model(model, runs_dir)
     loading = err().status(f"loading {found.label}") if interactive() else contextlib.nullcontext()
     with loading:

@@ -1,138 +1,81 @@
-"""Stage commands, made from the fields of each stage's config. Entry points are loaded only when invoked."""
+"""Stage commands, made from the fields of each stage's config. A stage is loaded only when it is invoked."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import importlib
 import inspect
-import re
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from mmcli import plugins
 from mmcli.cli.options import HELP, AsJson, RunsDir
 from mmcli.config import Layer, Leaf, Typed, describe_type, leaves
-from mmcli.errors import MmcliError, UserError
-from mmcli.stage import API_VERSION, ENTRY_POINT_GROUP, Stage
+from mmcli.errors import MmcliError, UserError, did_you_mean
+from mmcli.plugins import Plugin
+from mmcli.stage import Stage
 
-OUR_PACKAGE = "mmcli"
-BUILT_IN_SUMMARIES = {
+BUILT_IN_SUMMARIES = {  # so that `mmcli --help` loads no stage; a test holds them equal to the stages' own
     "pretrain": "Train a model from zero on plain text.",
+    "sft": "Teach a model to answer, from conversations.",
+    "dpo": "Teach a model to prefer the better of two answers.",
 }
 
 
-@dataclass(frozen=True)
-class StageEntry:
-    """One entry point as the metadata tell it; nothing of the package is loaded."""
-
-    name: str
-    package: str
-    version: str
-    summary: str
-    point: EntryPoint
-
-    @property
-    def built_in(self) -> bool:
-        return self.package == OUR_PACKAGE
-
-
-@functools.cache
-def all_stage_entries() -> tuple[StageEntry, ...]:
-    """Every installed stage, the built-ins first, clashes included."""
-    found = []
-    for point in entry_points(group=ENTRY_POINT_GROUP):
-        package = point.dist.name if point.dist else "unknown"
-        built_in = re.sub(r"[-_.]+", "-", package).lower() == OUR_PACKAGE
-        summary = BUILT_IN_SUMMARIES.get(point.name, "") if built_in else f"(from the package {package})"
-        version = point.dist.version if point.dist else ""
-        found.append(StageEntry(point.name, OUR_PACKAGE if built_in else package, version, summary, point))
-    order = list(BUILT_IN_SUMMARIES)
-    found.sort(key=lambda e: (not e.built_in, order.index(e.name) if e.name in order else 99, e.name, e.package))
-    unique = {(entry.name, entry.package): entry for entry in found}
-    return tuple(unique.values())
-
-
-def stage_entries() -> list[StageEntry]:
-    """The stages that `mmcli --help` lists: one a name, none that would shadow a built-in command."""
-    by_name: dict[str, StageEntry] = {}
-    for entry in all_stage_entries():
-        if conflict(entry) is None or (entry.name not in by_name and not _is_reserved(entry.name)):
-            by_name.setdefault(entry.name, entry)
-    return list(by_name.values())
-
-
-def _is_reserved(name: str) -> bool:
+def reserved_names() -> frozenset[str]:
+    """The commands that are no stages: no plugin can take their names."""
     from mmcli.cli import COMMANDS
 
-    return name in COMMANDS or any(e.name == name and e.built_in for e in all_stage_entries())
+    return frozenset(COMMANDS)
 
 
-def conflict(entry: StageEntry) -> str | None:
-    """Why this entry cannot run because of its name, or None."""
-    if entry.built_in:
-        return None
-    if _is_reserved(entry.name):
-        return f'the name "{entry.name}" belongs to mmcli itself'
-    others = [e.package for e in all_stage_entries() if e.name == entry.name and e.package != entry.package]
-    return f'the name "{entry.name}" is also taken by {", ".join(others)}' if others else None
+def stage_entries() -> list[Plugin]:
+    """One entry for each stage name that a person can type, the built-ins first; loadable or not."""
+    reserved, by_name = reserved_names(), dict[str, Plugin]()
+    for plugin in plugins.installed():  # the built-ins come first, so none of their names can be taken
+        if plugin.kind == "stage" and plugin.name not in reserved and plugin.name.isidentifier():
+            by_name.setdefault(plugin.name, plugin)
+    order = list(BUILT_IN_SUMMARIES)
+    return sorted(by_name.values(), key=lambda p: order.index(p.name) if p.built_in and p.name in order else len(order))
 
 
 def stage_summary(name: str) -> str | None:
     """The help line of a stage, or None if there is no such stage."""
-    return next((entry.summary for entry in stage_entries() if entry.name == name), None)
-
-
-def load_entry(entry: StageEntry) -> Stage:
-    """Import the stage of one entry point.
-
-    Raises:
-        MmcliError: it cannot be loaded, or is not a stage of this API; the package is named.
-    """
-    problem = conflict(entry)
-    if problem is not None:
-        raise UserError(
-            f'stage "{entry.name}" of {entry.package}: {problem}', f"uninstall one: pip uninstall {entry.package}"
-        )
-    try:
-        stage = entry.point.load()
-    except (Exception, SystemExit) as error:
-        what = f'stage "{entry.name}" of {entry.package} {entry.version} cannot be loaded: {_cause(error)}'
-        raise MmcliError(what, f"mend or remove the package: pip uninstall {entry.package}") from error
-    if not isinstance(stage, Stage):
-        what = f'"{entry.point.value}" of {entry.package} is {type(stage).__name__}, not mmcli.stage.Stage'
-        raise MmcliError(what, f"mend or remove the package: pip uninstall {entry.package}")
-    if stage.api != API_VERSION:
-        what = f'stage "{entry.name}" of {entry.package} needs stage API {stage.api}; this mmcli has {API_VERSION}'
-        raise MmcliError(what, f"install a version of {entry.package} that fits: pip install -U {entry.package}")
-    return stage
-
-
-def _cause(error: BaseException) -> str:
-    text = str(error).splitlines()[0] if str(error) else ""
-    place = (
-        f" ({Path(error.filename).name}:{error.lineno})" if isinstance(error, SyntaxError) and error.filename else ""
-    )
-    return f"{type(error).__name__}: {text}{place}"
+    entry = next((entry for entry in stage_entries() if entry.name == name), None)
+    if entry is None:
+        return None
+    if entry.built_in:
+        return BUILT_IN_SUMMARIES.get(name, "")
+    packages = [p.package for p in plugins.installed() if (p.kind, p.name) == ("stage", name)]
+    if len(packages) > 1:
+        return f"(taken by the packages {', '.join(packages)}: none runs)"
+    return f"(from the package {entry.package})"
 
 
 def load_stage(name: str) -> Stage:
     """The stage of this name, built in or from a plugin.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or several packages claim the name.
         MmcliError: it is there and broken.
     """
-    for entry in stage_entries():
-        if entry.name == name:
-            return load_entry(entry)
-    from mmcli.errors import did_you_mean
+    entries = {entry.name: entry for entry in stage_entries()}
+    if name not in entries:
+        raise UserError(f'there is no stage "{name}"', did_you_mean(name, list(entries)))
+    return plugins.load(entries[name], Stage, reserved_names())
 
-    raise UserError(f'there is no stage "{name}"', did_you_mean(name, [entry.name for entry in stage_entries()]))
+
+def stage_function(stage: Stage) -> Callable[[Any, Any], Mapping[str, Any] | None]:
+    """The function that a stage's `run` names.
+
+    Raises:
+        MmcliError: it cannot be imported.
+    """
+    function: Callable[[Any, Any], Mapping[str, Any] | None] = plugins.load_function(stage.run, f'stage "{stage.name}"')
+    return function
 
 
 # Commands
@@ -148,10 +91,15 @@ def stage_app(name: str) -> typer.Typer:
 
 
 def options_app(stage: Stage, help_text: str, action: Callable[..., None], *, with_run: bool) -> typer.Typer:
-    """A command that takes the options of `stage` and calls `action(stage, layers=..., common options)`."""
+    """A command that takes the options of `stage` and calls `action(stage, flags=..., common options)`.
+
+    Raises:
+        MmcliError: two of its fields want one option, or one of those that every stage has.
+    """
     flagged = [leaf for leaf in leaves(stage.config) if leaf.flag]
     parameters = [_parameter(leaf) for leaf in flagged]
-    common = [p for p in _common_parameters(stage, with_run)]
+    common = _common_parameters(stage, with_run)
+    _check_flags(stage, flagged)
 
     def command(**values: Any) -> None:
         written = [_flag_layer(leaf, values[_python_name(leaf)]) for leaf in flagged]
@@ -162,6 +110,15 @@ def options_app(stage: Stage, help_text: str, action: Callable[..., None], *, wi
     app = typer.Typer(add_completion=False, context_settings=HELP)
     app.command(name=stage.name, help=help_text)(command)
     return app
+
+
+def _check_flags(stage: Stage, flagged: list[Leaf]) -> None:
+    common = [f"--{p.name.replace('_', '-')}" for p in _common_parameters(stage, with_run=True)]
+    counts = Counter([*common, "--help", "--debug", *(leaf.flag for leaf in flagged)])
+    twice = [flag for flag, count in counts.items() if count > 1]
+    if twice:
+        what = f'stage "{stage.name}" gives {twice[0]} two meanings ({stage.config.__name__})'
+        raise MmcliError(what, "the package has to name that option otherwise")
 
 
 def _python_name(leaf: Leaf) -> str:
@@ -183,7 +140,7 @@ def _parameter(leaf: Leaf) -> inspect.Parameter:
     annotation: Any
     if leaf.type is bool:
         annotation = Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", help=help_text, show_default=False)]
-    elif "tuple" in str(leaf.type):
+    elif "a list of texts" in describe_type(leaf.type):
         annotation = Annotated[list[str] | None, typer.Option(flag, help=help_text, metavar="TEXT", show_default=False)]
     else:
         option = typer.Option(flag, help=help_text, metavar=_metavar(leaf), show_default=False)
@@ -226,17 +183,3 @@ def _common_parameters(stage: Stage, with_run: bool) -> list[inspect.Parameter]:
         resume = Annotated[bool, typer.Option("--resume", help="Go on with the newest unfinished run of this stage.")]
         found += [_keyword("name", name, None), _keyword("resume", resume, False)]
     return found
-
-
-def stage_function(stage: Stage) -> Callable[[Any, Any], Mapping[str, Any]]:
-    """The function that a stage's `run` names.
-
-    Raises:
-        MmcliError: it cannot be imported.
-    """
-    module, _, function = stage.run.partition(":")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, SyntaxError) as error:
-        what = f'stage "{stage.name}" cannot run: {_cause(error)}'
-        raise MmcliError(what, f"check that the package with {module} is installed whole") from error

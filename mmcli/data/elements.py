@@ -44,7 +44,7 @@ class ElementScanner:
             char, position = match.group(), match.end()
             if char == "\n":
                 self._quoted = False
-                if self._opening and self._depth != 1 and chunk.startswith(self._opening, position - 1):
+                if self._opening and chunk.startswith(self._opening, position - 1):
                     self._take(chunk[mark : position - 1])
                     mark = position - 1
                     yield from self._finish()

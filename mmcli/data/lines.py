@@ -24,6 +24,7 @@ from mmcli.data.records import Rejected
 MAX_LINE = 64 * 2**20  # characters; a longer line is not held in memory
 MAX_RAW = 64 * 2**10  # bytes of a rejected record that are kept
 HEAD = 2**20  # characters that are looked at to choose how a file is cut
+CHUNK = 2**18  # characters read at once where lines do not matter
 COMPRESSED = (".gz", ".zst")
 
 OnBytes = Callable[[int], None]
@@ -149,7 +150,7 @@ def read_lines(stream: io.TextIOWrapper, limit: int = MAX_LINE) -> Iterator[Line
         number += ended
 
 
-def read_chunks(stream: io.TextIOWrapper, size: int = HEAD) -> Iterator[str]:
+def read_chunks(stream: io.TextIOWrapper, size: int = CHUNK) -> Iterator[str]:
     """The text in pieces of `size` characters.
 
     Raises:

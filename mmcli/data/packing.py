@@ -3,10 +3,10 @@
 A row is made of (input, next token) pairs: a document of n tokens gives n - 1 of them, since its last token is only
 predicted. Cut between pairs, a document loses nothing: the label of a piece's last token is the document's next one.
 
-Rows are filled one after the other from a pool that holds a window of the shuffled documents: the largest piece
-first, then the largest that fits (best fit, as in Ding et al. 2024, "Fewer Truncations Improve Language Modeling").
-With `split`, documents longer than a row give full rows first, and where nothing fits, a document is cut to fill the
-row exactly, if possible into pieces of 16 pairs or more.
+Rows are filled one after the other from a pool that holds a window of the shuffled documents: with the largest piece
+that leaves no gap, by itself or with one other, else with the largest that fits (best fit, as in Ding et al. 2024,
+"Fewer Truncations Improve Language Modeling"). With `split`, documents longer than a row give full rows first, and
+where nothing fits, a document is cut to fill the row exactly, if possible into pieces of 16 pairs or more.
 """
 
 from __future__ import annotations
@@ -143,8 +143,8 @@ def pack_rows(lengths: np.ndarray, seq_len: int, *, split: bool, seed: int, wind
         chunk = order[first : first + window]
         for document, count in zip(chunk.tolist(), pairs[chunk].tolist(), strict=True):
             packer.add(document, count)
-        packer.fill_rows(down_to=window // 2)
-    packer.fill_rows(down_to=0)
+        packer.fill_rows(at_least=max(1, window // 2))
+    packer.fill_rows(at_least=0)
     docs, starts, lens, ends = (
         np.array(column, dtype=np.int64) for column in (packer.docs, packer.starts, packer.lens, packer.ends)
     )
@@ -154,7 +154,8 @@ def pack_rows(lengths: np.ndarray, seq_len: int, *, split: bool, seed: int, wind
 class _Packer:
     """A pool of pieces by size, and the rows made of them so far.
 
-    `mask` has bit s set where a piece of s pairs is in the pool, so the best fit is one look at an integer's bits.
+    `_mask` has bit s set where a piece of s pairs is in the pool, so the best fit is one look at an integer's bits.
+    `_mirror` is the mask read backwards (bit T - s): laid over it, it shows the sizes that go with another to a sum.
     """
 
     def __init__(self, seq_len: int, min_piece: int) -> None:
@@ -162,7 +163,9 @@ class _Packer:
         self._min = min_piece  # 0: never cut
         self._pool: list[list[tuple[int, int]]] = [[] for _ in range(seq_len + 1)]  # (document, start) by size
         self._mask = 0
+        self._mirror = 0
         self._count = 0
+        self._pairs = 0
         self._within = [(1 << (size + 1)) - 1 for size in range(seq_len + 1)] if seq_len <= 4096 else None
         self.docs: list[int] = []
         self.starts: list[int] = []
@@ -183,9 +186,12 @@ class _Packer:
             start, pairs = start + self._seq_len, rest
         self._put(document, start, pairs)
 
-    def fill_rows(self, down_to: int) -> None:
-        """Make rows until no more than `down_to` pieces are in the pool."""
-        while self._count > down_to:
+    def fill_rows(self, at_least: int) -> None:
+        """Make rows while more than `at_least` pieces are in the pool; 0: until it is empty.
+
+        Before the end, a row is begun only where the pool can fill it.
+        """
+        while self._count > at_least and (self._pairs >= self._seq_len or not at_least):
             room = self._seq_len
             while room and self._mask:
                 taken = self._best(room)
@@ -197,11 +203,16 @@ class _Packer:
     def _best(self, room: int) -> int:
         """Place one piece into a row with `room` left; its size, 0 if the row stays as it is.
 
-        An exact fit; else the largest that leaves room for another piece; else a cut; else the largest that fits.
+        An exact fit; else the first of two that fit exactly together; else the largest that leaves room for another
+        piece; else a cut; else the largest that fits.
         """
         mask = self._mask
         if mask >> room & 1:
             return self._take(room)
+        if both := mask & (self._mirror >> (self._seq_len - room)):
+            size = both.bit_length() - 1
+            if 2 * size != room or len(self._pool[size]) > 1:
+                return self._take(size)
         if size := self._largest(room - self._min):
             return self._take(size)
         if not self._min:
@@ -241,12 +252,16 @@ class _Packer:
     def _put(self, document: int, start: int, size: int) -> None:
         self._pool[size].append((document, start))
         self._mask |= 1 << size
+        self._mirror |= 1 << (self._seq_len - size)
         self._count += 1
+        self._pairs += size
 
     def _pop(self, size: int) -> tuple[int, int]:
         stack = self._pool[size]
         item = stack.pop()
         if not stack:
             self._mask ^= 1 << size
+            self._mirror ^= 1 << (self._seq_len - size)
         self._count -= 1
+        self._pairs -= size
         return item

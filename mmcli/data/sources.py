@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from mmcli.data.documents import MAX_DOCUMENT, PARAGRAPHS_TARGET, choose_cut, documents_by_line, documents_by_paragraph
 from mmcli.data.lines import (
@@ -214,7 +215,7 @@ def _look(path: Path, named: bool) -> DataFile:
     elif ending == ".csv":
         how = "csv"
     else:
-        layout = choose_layout(head)
+        layout = choose_layout(head, named_lines=ending == ".jsonl")
         how = "jsonl" if layout == "lines" else layout
     return DataFile(path, how, stat.st_size, stat.st_mtime_ns, named)
 
@@ -292,10 +293,13 @@ def _other_kind(file: DataFile, kind: Kind) -> UserError | None:
 def _demo_records(kind: Kind, seed: int) -> Iterator[Record]:
     from mmcli.data import demo
 
+    values: Iterator[dict[str, Any]]
     if kind == "text":
-        values: Iterator[dict[str, object]] = ({"text": text} for text in demo.documents(seed))
+        values = ({"text": text} for text in demo.documents(seed))
+    elif kind == "chat":
+        values = demo.conversations(seed)
     else:
-        values = iter(demo.conversations(seed) if kind == "chat" else demo.preferences(seed))
+        values = demo.preferences(seed)
     for number, value in enumerate(values, 1):
         yield Record(DEMO, number, value)
 

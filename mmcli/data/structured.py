@@ -20,28 +20,26 @@ MEMBER = re.compile(r'[\s,]*"')
 VALUE = re.compile(r"\s*:\s*")
 
 
-def choose_layout(head: str) -> Layout:
-    """How the JSON values of a file lie, by its beginning and whatever its name says.
+def choose_layout(head: str, *, named_lines: bool = False) -> Layout:
+    """How the JSON values of a file lie, by its beginning.
 
     `lines`: a value a line; `array`: one array of records; `object`: one object over several lines, or alone.
+    `named_lines`: its name says JSONL, which decides where the beginning is too broken to tell.
     """
     filled = [line.strip() for line in head.split("\n") if line.strip()]
     if not filled:
         return "lines"
-    first, second = filled[0], filled[1] if len(filled) > 1 else None
+    first, second = filled[0], filled[1] if len(filled) > 1 else ""
     if first.startswith("["):
         # A bad first line of JSONL may begin with "[" too: then the second line is a record by itself.
-        return "lines" if first != "[" and second and isinstance(_try(second), dict) else "array"
-    if first.startswith("{"):
-        if second is None:
-            return "object" if isinstance(_try(first), dict) else "lines"
-        return "lines" if isinstance(_try(first), dict) or isinstance(_try(second), dict) else _spread(first)
-    return "lines"
-
-
-def _spread(first: str) -> Layout:
-    """An object over many lines opens without closing; a line of JSONL that is merely broken closes somewhere."""
-    return "lines" if first.count("}") and first.endswith("}") else "object"
+        return "lines" if first != "[" and isinstance(_try(second), dict) else "array"
+    if not first.startswith("{"):
+        return "lines"
+    if isinstance(_try(first), dict):
+        return "lines" if second else "object"
+    if isinstance(_try(second), dict) and first != "{":
+        return "lines"
+    return "object" if first == "{" or not (named_lines or first.endswith("}")) else "lines"
 
 
 def _try(text: str) -> Any:

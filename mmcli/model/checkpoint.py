@@ -75,6 +75,7 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu", dtype: torch
     wanted = {name: each.shape for name, each in disk_tensors(skeleton, config, model_type).items()}
     with ExitStack() as stack:
         files = _open_weights(folder, stack)
+        _drop_tied_head(folder, files, config, model_type)
         _check_shapes(
             folder, wanted, {name: torch.Size(file.get_slice(name).get_shape()) for name, file in files.items()}
         )
@@ -114,6 +115,17 @@ def _open_weights(folder: Path, stack: ExitStack) -> dict[str, Any]:
             ) from None
         files.update(dict.fromkeys(file.keys(), file))
     return files
+
+
+def _drop_tied_head(folder: Path, files: dict[str, Any], config: ModelConfig, model_type: str) -> None:
+    """Some programs write the tied matrix under both names; that is fine as long as both are the same."""
+    (tied,), head = layout(["model.embed_tokens.weight"], config, model_type)[0].disk, "lm_head.weight"
+    if not config.tie_embeddings or tied not in files or head not in files:
+        return
+    if not torch.equal(files[tied].get_tensor(tied), files[head].get_tensor(head)):
+        what = f"{folder} has a {head} of its own, but its config.json says that it is {tied}"
+        raise UserError(what, "set tie_word_embeddings to false in config.json (and in its mmcli table)")
+    del files[head]
 
 
 def _check_shapes(folder: Path, wanted: Mapping[str, torch.Size], found: Mapping[str, torch.Size]) -> None:

@@ -55,11 +55,7 @@ def _has_kernel(*operands: Tensor) -> bool:
     first = operands[0]
     if not first.is_cuda or first.dtype != torch.bfloat16 or torch.cuda.get_device_capability(first.device) < (8, 0):
         return False
-    return all(size % 8 == 0 for each in operands for size in each.shape[-1:]) and _is_aligned(operands[1])
-
-
-def _is_aligned(operand: Tensor) -> bool:
-    return operand.dim() == 2 or operand.shape[1] % 8 == 0
+    return all(size % 8 == 0 for each in operands for size in each.shape[1:])
 
 
 def _ends(counts_E: Tensor) -> Tensor:

@@ -151,6 +151,8 @@ def _from_fields(fields: dict[str, Any], path: Path) -> ModelConfig:
     family = _detect(fields, path)
     _refuse_unsupported(fields, family, path)
     values = {name: value for name, value in family.implied.items() if name not in ("n_shared", "gated")}
+    if family is QWEN3_MOE and "num_experts" not in fields and "num_local_experts" in fields:
+        fields = {**fields, "num_experts": fields["num_local_experts"]}  # the name that transformers 5 writes
     values |= _read_table(fields, family, path)
     if family.model_type in DROPOUTS:
         values["mlp"] = _read_activation(fields, family, path)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from mmcli.config import option
+from mmcli.config import ConfigError, option
 from mmcli.data.config import DataConfig
 from mmcli.model.config import ModelConfig
 from mmcli.stage import Stage
@@ -27,4 +28,82 @@ PRETRAIN = Stage(
     config=PretrainConfig,
     run="mmcli.stages.pretrain:run",
     example="mmcli pretrain --preset small --data books/ --budget 20m",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftOptim(OptimConfig):
+    """AdamW, gentler than in pretraining."""
+
+    lr: float = option(1e-4, "peak learning rate", flag="--lr")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftTrain(TrainConfig):
+    """Training that starts from a pretrained model."""
+
+    start_from: str | None = option(
+        "latest:pretrain", "model to start from: run, folder or latest:STAGE", flag="--from"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftConfig:
+    """Learning to answer from conversations."""
+
+    train_on: Literal["all", "last"] = option("all", "the assistant's turns that are learned: all, or only the last")
+    data: DataConfig = option(DataConfig, "the conversations")
+    optim: SftOptim = option(SftOptim, "the optimizer")
+    train: SftTrain = option(SftTrain, "the training")
+
+
+SFT = Stage(
+    name="sft",
+    summary="Teach a model to answer, from conversations.",
+    config=SftConfig,
+    run="mmcli.stages.sft:run",
+    example="mmcli sft --data conversations.jsonl --epochs 2",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DpoOptim(OptimConfig):
+    """AdamW for small corrections."""
+
+    lr: float = option(1e-5, "peak learning rate", flag="--lr")
+    weight_decay: float = option(0.0, "decoupled decay of matrices (not of norms and biases)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DpoTrain(TrainConfig):
+    """Training that starts from a model that answers."""
+
+    start_from: str | None = option("latest:sft", "model to start from: run, folder or latest:STAGE", flag="--from")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DpoConfig:
+    """Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290)."""
+
+    beta: float = option(0.1, "how strongly the model is held to the reference")
+    label_smoothing: float = option(0.0, "share of the pairs taken to be labelled the wrong way round, below 0.5")
+    reference: str | None = option(None, "reference model; none: the model it starts from")
+    data: DataConfig = option(DataConfig, "the preference pairs")
+    optim: DpoOptim = option(DpoOptim, "the optimizer")
+    train: DpoTrain = option(DpoTrain, "the training")
+
+    def __post_init__(self) -> None:
+        if self.beta <= 0:
+            raise ConfigError("beta", f"beta = {self.beta} is not positive", "give a number such as 0.1")
+        if not 0.0 <= self.label_smoothing < 0.5:
+            what = f"label_smoothing = {self.label_smoothing} is not in 0 to 0.5"
+            raise ConfigError("label_smoothing", what, "give a share such as 0.1")
+
+
+DPO = Stage(
+    name="dpo",
+    summary="Teach a model to prefer the better of two answers.",
+    config=DpoConfig,
+    run="mmcli.stages.dpo:run",
+    example="mmcli dpo --data preferences.jsonl --beta 0.1",
 )

@@ -40,32 +40,36 @@ class Start:
 
 
 def prepare_start(
-    model: ModelConfig, data: DataConfig, train: TrainConfig, context: StageContext, device: torch.device
+    model: ModelConfig | None, data: DataConfig, train: TrainConfig, context: StageContext, device: torch.device
 ) -> Start:
     """The tokenizer and the model: new, or those of `--from`.
+
+    Args:
+        model: the shape of a new model, or what one asks of the parent's; None for a stage that builds no model.
 
     Raises:
         UserError: no such model or tokenizer, or parts that do not fit each other.
     """
-    runs_dir = context.run.path.parent
-    parent = find_model(train.start_from, runs_dir) if train.start_from is not None else None
-    if parent is not None and not context.resume:
-        context.report.note(f"from {_describe(parent)}")
-        context.run.update(parent=parent.label)
+    parent = _choose_parent(train, context)
     kept = context.run.path / "tokenizer"
     if kept.is_dir():
         tokenizer = Tokenizer.load(kept)
     else:
-        tokenizer = _choose_tokenizer(model, data, parent, context)
+        vocab_size = model.vocab_size if model is not None else ModelConfig.vocab_size
+        tokenizer = _choose_tokenizer(vocab_size, data, parent, context)
         with atomic_folder(kept) as folder:
             tokenizer.save(folder)
     context.run.update(tokenizer=tokenizer.fingerprint)
-    if parent is None:
+    if parent is not None:
+        config = read_model_config(parent.path)
+        if model is not None:
+            _check_agreement(model, config, parent, context)
+        built = load_model(parent.path, device=device)
+    else:
+        assert model is not None, "a stage without a model of its own starts from one"
         config = _fit_vocabulary(model, tokenizer, context)
         built = Transformer(config, seed=train.seed).to(device)
-    else:
-        config = _parent_config(model, parent, context)
-        built = load_model(parent.path, device=device)
+    context.report.note(describe_model(config, context.run.info().get("preset")))
     if data.seq_len > config.max_seq_len:
         what = f"data.seq_len = {data.seq_len} is longer than the model's max_seq_len = {config.max_seq_len}"
         raise UserError(what, f"give --seq-len {config.max_seq_len} or less")
@@ -73,14 +77,29 @@ def prepare_start(
     return Start(tokenizer, built, parent)
 
 
+def _choose_parent(train: TrainConfig, context: StageContext) -> ModelRef | None:
+    """The model of `--from`, decided once: `latest` must not mean another run on resume."""
+    if train.start_from is None:
+        return None
+    runs_dir = context.run.path.parent
+    parent = find_model(context.run.choose("start_from", lambda: _settled(str(train.start_from), runs_dir)), runs_dir)
+    if not context.resume:
+        context.report.note(f"from {_describe(parent)}")
+        context.run.update(parent=parent.label)
+    return parent
+
+
+def _settled(ref: str, runs_dir: Path) -> str:
+    found = find_model(ref, runs_dir)
+    return found.run.name if found.run else str(found.path.resolve())
+
+
 def _describe(ref: ModelRef) -> str:
     state = ref.run.info()["state"] if ref.run else ""
     return ref.label + (f" ({state})" if state and state != "finished" else "")
 
 
-def _choose_tokenizer(
-    model: ModelConfig, data: DataConfig, parent: ModelRef | None, context: StageContext
-) -> Tokenizer:
+def _choose_tokenizer(vocab_size: int, data: DataConfig, parent: ModelRef | None, context: StageContext) -> Tokenizer:
     """The tokenizer of the parent, the one named, the latest trained, or a new one for this data."""
     runs_dir, report = context.run.path.parent, context.report
     if parent is not None:
@@ -98,7 +117,7 @@ def _choose_tokenizer(
     except UserError:
         report.note("no tokenizer yet: training one on this data")
         texts = read_texts(open_sources(data.sources, strict=data.strict))
-        return train_tokenizer(texts, vocab_size=model.vocab_size, report=report)
+        return train_tokenizer(texts, vocab_size=vocab_size, report=report)
     report.note(f"tokenizer: {latest.label}")
     return Tokenizer.load(latest.path)
 
@@ -148,16 +167,14 @@ def _fit_vocabulary(model: ModelConfig, tokenizer: Tokenizer, context: StageCont
     return model
 
 
-def _parent_config(model: ModelConfig, parent: ModelRef, context: StageContext) -> ModelConfig:
-    """The parent's configuration; what the person asked of the model must agree with it."""
-    config = read_model_config(parent.path)
+def _check_agreement(model: ModelConfig, config: ModelConfig, parent: ModelRef, context: StageContext) -> None:
+    """What the person asked of the model must agree with the parent's `config`."""
     mine, theirs = to_tables(model), to_tables(config)
     for name, value in mine.items():
         source = context.resolved.sources[f"model.{name}"]
         if source != "default" and name != "vocab_size" and value != theirs[name]:
             what = f"model.{name} = {value} (from {source}), but {parent.label} has {theirs[name]}"
             raise UserError(what, "leave it out: the model keeps its shape; or train from zero without --from")
-    return config
 
 
 def choose_micro_batch(train: TrainConfig, seq_len: int, device: torch.device, context: StageContext) -> int:

@@ -78,15 +78,13 @@ def _work_out(tokenizer: Tokenizer) -> ChatFormat:
     question = {"role": "user", "content": "x"}
     before, _ = _render([question], probe, False)
     prompted, _ = _render([question], probe, True)
-    start = _shared(before, prompted)
-    # Not inside a control token: some templates end with another one where no prompt is asked for.
-    start = next((found.start() for found in scanner.finditer(prompted) if found.start() < start < found.end()), start)
+    start = _shared(prompted, before, scanner)
     prompt = prompted[start:]
     if not prompt or MARK.search(prompt):
         raise UserError("the chat template appends nothing for add_generation_prompt", OTHER_TEMPLATE)
     answer = {"role": "assistant", "content": "y", "reasoning_content": "z"}
     whole, texts = _render([question, answer], probe, False)
-    stem = prompt[: _shared(prompt, whole[start:])]
+    stem = prompt[: _shared(prompt, whole[start:], scanner)]
     turn_end = _turn_end(probe, whole, texts)
     return ChatFormat(template, probe.variables, scanner, prompt, stem, turn_end, controls)
 
@@ -96,16 +94,19 @@ def _render(messages: list[dict[str, str]], chat: ChatFormat, add_generation_pro
     return chat.render(hide_messages(messages, texts), None, add_generation_prompt, texts), texts
 
 
-def _shared(one: str, other: str) -> int:
-    """How many characters both begin with."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+def _shared(one: str, other: str, scanner: re.Pattern[str]) -> int:
+    """How many characters of `one` `other` begins with, without a part of a control token."""
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+    return next((found.start() for found in scanner.finditer(one) if found.start() < shared < found.end()), shared)
 
 
 def _turn_end(probe: ChatFormat, rendered: str, texts: Texts) -> int:
     """The first control token after the last text of message 1, the assistant's."""
     found = list(probe.scanner.finditer(rendered))
     answers = [at for at, match in enumerate(found) if match[1] is not None and texts.owners[int(match[1])] == 1]
-    for match in found[answers[-1] + 1 :] if answers else ():
+    if not answers:
+        raise UserError("the chat template loses text: what the assistant says", OTHER_TEMPLATE)
+    for match in found[answers[-1] + 1 :]:
         id = probe.control(match)
         if id is not None:
             return id

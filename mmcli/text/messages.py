@@ -14,6 +14,14 @@ ROLES = ("system", "user", "assistant", "tool", "developer", "function")
 # The same for the types of JSON Schema.
 JSON_TYPES = frozenset(("function", "object", "array", "string", "number", "integer", "boolean", "null"))
 REASONING = ("reasoning_content", "reasoning", "thinking")  # names that clients give it, the first is the standard
+# Keys that templates look up in tools and calls; all others a person chose.
+SCHEMA_KEYS = JSON_TYPES | frozenset(
+    (
+        *("name", "description", "parameters", "arguments", "return", "returns", "strict", "id", "type", "title"),
+        *("properties", "required", "items", "enum", "const", "default", "format", "nullable", "examples"),
+        *("anyOf", "oneOf", "allOf", "not", "$ref", "$defs", "definitions", "additionalProperties"),
+    )
+)
 PLAIN_KEY = re.compile(r"[A-Za-z_$][A-Za-z0-9_$]*")
 
 
@@ -145,7 +153,7 @@ def hide(
     hidden: dict[str, Any] = {}
     for key, item in value.items():
         here = f"{place}.{key}"
-        as_text = keys_are_text or not PLAIN_KEY.fullmatch(key)
+        as_text = keys_are_text or key not in SCHEMA_KEYS
         name = texts.hide(key, owner, here if required else None) if as_text else key
         if key == "type" and not keys_are_text and _is_json_type(item):
             hidden[name] = item

@@ -18,10 +18,13 @@ TOOLS = -1  # the owner of texts that come from the tools
 
 
 class Mark(str):
-    """A mark in a template's hands: stripping it strips the text behind it."""
+    """A mark in a template's hands: stripping it strips the text behind it, its length is that of the text."""
 
     _texts: Texts
     _index: int
+
+    def __len__(self) -> int:
+        return len(self._texts.texts[self._index])
 
     def strip(self, chars: str | None = None, /) -> str:
         return self._texts.change(self._index, lambda text: text.strip(chars))

@@ -42,7 +42,7 @@ def result(task: Task) -> int:
 
 @cache
 def tasks(operation: str, small: bool, held_out: bool = False) -> tuple[Task, ...]:
-    """All tasks of a kind: small ones stay within 20, the others have two-digit numbers and neither carry nor borrow."""
+    """All tasks of a kind: small ones stay within 20, the others have two digits and neither carry nor borrow."""
     span = range(21) if small else range(10, 100)
     found = []
     for a in span:

@@ -1,9 +1,10 @@
 """What can be asked: one `Ask` per fact, order, word pair and translation, with all its phrasings and its answer.
 
-The question-form documents, the conversations and the preferences draw from `asks(language)`; the held-out questions from
-`asks(language, held_out=True)`. The two never share a key, and a key is held out in both languages at once.
+The question-form documents, the conversations and the preferences draw from `asks(language)`; the held-out questions
+from `asks(language, held_out=True)`. The two never share a key, and a key is held out in both languages at once.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -11,18 +12,27 @@ from functools import cache
 from mmcli.data.demo.draw import held_out
 from mmcli.data.demo.lexicon import MEASURES, OPPOSITES, ORDERS, PLURALS, TRANSLATIONS
 from mmcli.data.demo.render import TEXT, fill, sentence, shown, surfaces
-from mmcli.data.demo.world import ENTITIES, HELD_OUT_SHARE, LANGUAGES, PEOPLE, Entity, Language, Term, fact_key
-from mmcli.data.demo.world import held_out_facts as _held_out_facts
-from mmcli.data.demo.world import values_of
+from mmcli.data.demo.world import (
+    ENTITIES,
+    HELD_OUT_SHARE,
+    LANGUAGES,
+    PEOPLE,
+    Entity,
+    Language,
+    Term,
+    fact_key,
+    held_out_facts,
+    values_of,
+)
 
 
 @dataclass(frozen=True)
 class Ask:
     """Something that can be asked in one language.
 
-    `questions` are its phrasings, `forms` full answers with `{}` for the value, `value` the right value as shown there and
-    `others` wrong ones. `answers` are the right short answers in lower case; `rivals` are names of other candidates, in
-    both languages, that a right reply does not contain.
+    `questions` are its phrasings, `forms` full answers with `{}` for the value, `value` the right value as shown there
+    and `others` wrong ones. `answers` are the right short answers in lower case; `rivals` are names of other
+    candidates, in both languages, that a right reply does not contain; `subject` names what is asked about.
     """
 
     family: str
@@ -34,6 +44,7 @@ class Ask:
     others: tuple[str, ...]
     answers: tuple[str, ...]
     rivals: tuple[str, ...]
+    subject: tuple[str, ...] = ()
 
     @property
     def short(self) -> str:
@@ -71,6 +82,7 @@ def fact_ask(entity: Entity, attribute: str, language: Language) -> Ask:
         others=tuple(shown(attribute, v, language) for v in others),
         answers=answers,
         rivals=tuple(name for name in _names(others + people) if name not in answers),
+        subject=tuple(name.lower() for name in entity.name),
     )
 
 
@@ -124,11 +136,19 @@ def _order_asks(language: Language) -> Iterator[Ask]:
                     others=tuple(x.say(language) for x in others),
                     answers=(value.say(language).lower(),),
                     rivals=tuple(dict.fromkeys(s.lower() for x in others for s in x)),
+                    subject=tuple(dict.fromkeys(s.lower() for s in item)),
                 )
 
 
 def _word_ask(
-    family: str, key: str, language: Language, questions: tuple[str, ...], form: str, word: str, value: str, pool: list[str]
+    family: str,
+    key: str,
+    language: Language,
+    questions: tuple[str, ...],
+    form: str,
+    word: str,
+    value: str,
+    pool: list[str],
 ) -> Ask:
     others = tuple(other for other in dict.fromkeys(pool) if other not in (word, value))
     return Ask(
@@ -141,10 +161,11 @@ def _word_ask(
         others=others,
         answers=(value.lower(),),
         rivals=tuple(other.lower() for other in others),
+        subject=(word.lower(),),
     )
 
 
-def _pair_asks(language: Language) -> Iterator[Ask]:
+def _opposite_asks(language: Language) -> Iterator[Ask]:
     pool = [term.say(language) for pair in OPPOSITES for term in pair]
     if language == "en":
         questions = ("What is the opposite of “{}”?", "Which word means the opposite of “{}”?")
@@ -152,19 +173,23 @@ def _pair_asks(language: Language) -> Iterator[Ask]:
     else:
         questions = ("“{}”的反义词是什么？", "哪个词和“{}”意思相反？")
         form = "“{word}”的反义词是“{}”。"
-    for one, two in OPPOSITES:
+    for pair in OPPOSITES:
+        one, two = (term.say(language) for term in pair)
         for word, value in ((one, two), (two, one)):
-            key = f"opposite:{one.en}"
-            yield _word_ask("pairs", key, language, questions, form, word.say(language), value.say(language), pool)
+            yield _word_ask("pairs", f"opposite:{pair[0].en}", language, questions, form, word, value, pool)
+
+
+def _count_asks(language: Language) -> Iterator[Ask]:
+    """Plurals in English, measure words in Chinese."""
     if language == "en":
         questions = ("What is the plural of “{}”?", "How do you write more than one “{}”?")
         form, listed = "The plural of “{word}” is “{}”.", PLURALS
     else:
         questions = ("“{}”用什么量词？", "数“{}”的时候用哪个量词？")
         form, listed = "“{word}”的量词是“{}”。", MEASURES
+    pool = [value for _, value in listed]
     for word, value in listed:
-        pool = [v for _, v in listed]
-        yield _word_ask("pairs", f"count:{language}.{word}", language, questions, form, word, value, pool)
+        yield _word_ask("pairs", f"count:{language}-{word}", language, questions, form, word, value, pool)
 
 
 def _translation_asks(language: Language) -> Iterator[Ask]:
@@ -186,22 +211,23 @@ def _translation_asks(language: Language) -> Iterator[Ask]:
 @cache
 def _all_asks(language: Language) -> tuple[Ask, ...]:
     facts = (fact_ask(entity, attribute, language) for entity in ENTITIES for attribute in entity.values)
-    return (*facts, *_order_asks(language), *_pair_asks(language), *_translation_asks(language))
+    words = (_order_asks, _opposite_asks, _count_asks, _translation_asks)
+    return (*facts, *(ask for family in words for ask in family(language)))
 
 
 @cache
 def held_out_keys() -> frozenset[str]:
     """The keys that are never asked: facts as the world holds them out, and the same share of every other group."""
-    groups: dict[str, list[str]] = {}
+    groups: dict[str, dict[str, None]] = {}
     for language in LANGUAGES:
         for ask in _all_asks(language):
             if ask.family not in ("facts", "things"):
-                group = ask.key.split(".")[0] if ask.family == "order" else ask.key.split(":")[0]
-                groups.setdefault(group, []).append(ask.key)
-    keys = set(_held_out_facts())
-    for group in groups.values():
-        keys |= held_out(list(dict.fromkeys(group)), HELD_OUT_SHARE)
-    return frozenset(keys)
+                group = re.split(r"[.-]" if ask.family == "order" else r"[:-]", ask.key)[0]
+                groups.setdefault(group, {})[ask.key] = None
+    chosen = set(held_out_facts())
+    for keys in groups.values():
+        chosen |= held_out(list(keys), HELD_OUT_SHARE)
+    return frozenset(chosen)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The conversations for supervised fine-tuning: short answers about the world, follow-ups, system prompts, small talk."""
+"""The conversations for fine-tuning: short answers about the world, follow-ups, system prompts, small talk."""
 
 from collections.abc import Callable, Iterator
 
@@ -36,12 +36,16 @@ class Talker:
         self.facts = self.draw.deck([ask for ask in allowed if ask.family == "facts"])
         self.others = self.draw.deck([ask for ask in allowed if ask.family != "facts"])
         # Questions with a twin in the other language, in the same place of its list.
-        twins = [{ask.key: ask for ask in asks(lang) if ask.family in ("facts", "things")} for lang in (language, OTHER[language])]
+        twins = [
+            {ask.key: ask for ask in asks(lang) if ask.family in ("facts", "things")}
+            for lang in (language, OTHER[language])
+        ]
         self.twins = self.draw.deck([(ask, twins[1][key]) for key, ask in twins[0].items()])
 
     def question(self, ask: Ask) -> str:
         """One phrasing, sometimes with a word before it."""
-        return self.draw.pick(self.text.WRAPPERS).format(self.draw.pick(ask.questions))
+        wrapper: str = self.draw.pick(self.text.WRAPPERS)
+        return wrapper.format(self.draw.pick(ask.questions))
 
     def askable(self, person: Entity) -> list[str]:
         """The person's attributes that are not held out, in a new order."""
@@ -84,7 +88,10 @@ def follow_ups(talker: Talker) -> list[Message]:
     turns: list[str] = []
     for name in names:
         ask = fact_ask(person, name, language)
-        turns += [follow_up(draw, person, name, language) if turns else draw.pick(ask.questions), ask.full(draw.number(0, 1))]
+        turns += [
+            follow_up(draw, person, name, language) if turns else draw.pick(ask.questions),
+            ask.full(draw.number(0, 1)),
+        ]
     if draw.chance(0.25):
         other = draw.pick([p for p in PEOPLE if p is not person and not is_held_out(p, names[-1])])
         asked = f"And {other.name.en}?" if language == "en" else f"那{other.name.zh}呢？"
@@ -169,9 +176,9 @@ def describe(talker: Talker) -> list[Message]:
     draw, language, person = talker.draw, talker.language, next(talker.people)
     names = talker.askable(person)[: draw.number(2, 3)]
     told = [
-        fill(draw.pick(talker.text.ANSWERS["person"][name]).replace("{v}", "{{}}"), person, language, pronoun=i > 0).format(
-            fact_ask(person, name, language).value
-        )
+        fill(
+            draw.pick(talker.text.ANSWERS["person"][name]).replace("{v}", "{{}}"), person, language, pronoun=i > 0
+        ).format(fact_ask(person, name, language).value)
         for i, name in enumerate(names)
     ]
     request = draw.pick(talker.text.DESCRIBE_REQUESTS).format(person.name.say(language))

@@ -29,10 +29,15 @@ KINDS: dict[str, tuple[Callable[[Writer], str], dict[Language, int]]] = {
 def documents(seed: int = 0) -> Iterator[str]:
     """The pretraining documents in a mixed order: text of 50 to 2,000 characters, no two the same.
 
-    The same seed gives the same documents on every machine, Python version and hash seed. All facts are told, the held-out
-    ones in declarative sentences only.
+    The same seed gives the same documents on every machine, Python version and hash seed. All facts are told, the
+    held-out ones in declarative sentences only.
     """
-    plan = [(kind, language) for kind, (_, counts) in KINDS.items() for language in LANGUAGES for _ in range(counts[language])]
+    plan = [
+        (kind, language)
+        for kind, (_, counts) in KINDS.items()
+        for language in LANGUAGES
+        for _ in range(counts[language])
+    ]
     writers = {(kind, language): Writer(seed, kind, language) for kind in KINDS for language in LANGUAGES}
     seen: set[str] = set()
     for kind, language in Draw(seed, "documents").shuffled(plan):

@@ -1,5 +1,7 @@
-"""Who the assistant is, what it says to a greeting, and what it does not know. Phrasings are split by hand into those that
-the conversations use and those that only held-out questions use."""
+"""Who the assistant is, what it says to a greeting, and what it does not know.
+
+Phrasings are split by hand into those that the conversations use and those that only held-out questions use.
+"""
 
 from dataclasses import dataclass
 
@@ -109,7 +111,13 @@ TOPICS: dict[Language, tuple[Topic, ...]] = {
                 "你的名字是什么？",
                 "介绍一下你自己。",
             ),
-            ("能告诉我你的名字吗？", "请问怎么称呼？", "你知道自己叫什么吗？", "你的名字叫什么？", "我想知道你的名字。"),
+            (
+                "能告诉我你的名字吗？",
+                "请问怎么称呼？",
+                "你知道自己叫什么吗？",
+                "你的名字叫什么？",
+                "我想知道你的名字。",
+            ),
             ("我叫{name}。", "我是{name}。", "你可以叫我{name}。"),
             ("小伴",),
         ),
@@ -150,7 +158,10 @@ SMALL_TALK: dict[Language, tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]] 
         (("You are nice.", "Well done!", "That was helpful."), ("Thank you, that is kind of you.",)),
     ),
     "zh": (
-        (("你好！", "嗨！", "你好呀！", "你好，小伴！", "您好！"), ("你好！有什么可以帮你的吗？", "你好呀！你想知道什么？")),
+        (
+            ("你好！", "嗨！", "你好呀！", "你好，小伴！", "您好！"),
+            ("你好！有什么可以帮你的吗？", "你好呀！你想知道什么？"),
+        ),
         (("早上好！", "早上好，小伴。"), ("早上好！有什么可以帮你的吗？",)),
         (("晚上好！", "晚上好，小伴。"), ("晚上好！你想知道什么？",)),
         (("你好吗？", "你今天好吗？"), ("我很好，谢谢。有什么可以帮你的吗？",)),
@@ -162,9 +173,10 @@ SMALL_TALK: dict[Language, tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]] 
 
 # People whom nobody in the world knows: for the conversations, and for the held-out questions.
 STRANGERS = terms(
-    "Bruno/布鲁诺, Greta/格蕾塔, Ivan/伊万, Olga/奥尔加, Pablo/巴勃罗, Ingrid/英格丽, Kevin/凯文, Laura/劳拉, Marta/玛尔塔, "
-    "Nils/尼尔斯, Otto/奥托, Paula/保拉, Rita/丽塔, Stefan/斯特凡, Ursula/乌苏拉, Vera/薇拉, Walter/沃尔特, Yusuf/优素福, "
-    "Zoe/佐伊, Dora/朵拉, Edgar/埃德加, Fiona/菲奥娜, Boris/鲍里斯, Helga/海尔加, Cora/科拉, Quentin/昆廷, Xenia/克谢妮娅"
+    "Bruno/布鲁诺, Greta/格蕾塔, Ivan/伊万, Olga/奥尔加, Pablo/巴勃罗, Ingrid/英格丽, Kevin/凯文, Laura/劳拉, "
+    "Marta/玛尔塔, Nils/尼尔斯, Otto/奥托, Paula/保拉, Rita/丽塔, Stefan/斯特凡, Ursula/乌苏拉, Vera/薇拉, "
+    "Walter/沃尔特, Yusuf/优素福, Zoe/佐伊, Dora/朵拉, Edgar/埃德加, Fiona/菲奥娜, Boris/鲍里斯, Helga/海尔加, "
+    "Cora/科拉, Quentin/昆廷, Xenia/克谢妮娅"
 )
 HELD_OUT_STRANGERS = terms(
     "Igor/伊戈尔, Lars/拉尔斯, Monika/莫妮卡, Norbert/诺伯特, Petra/佩特拉, Rolf/罗尔夫, Silke/西尔克, Tanja/塔尼娅, "

@@ -51,19 +51,16 @@ OPPOSITES: tuple[tuple[Term, Term], ...] = tuple(
     )
 )
 
+_PLURALS = """
+cat:cats dog:dogs cow:cows bird:birds rabbit:rabbits frog:frogs lamp:lamps spoon:spoons house:houses tree:trees
+flower:flowers river:rivers garden:gardens kettle:kettles pillow:pillows basket:baskets box:boxes fox:foxes
+dish:dishes brush:brushes bus:buses glass:glasses bench:benches beach:beaches baby:babies city:cities story:stories
+berry:berries pony:ponies lady:ladies party:parties fly:flies leaf:leaves wolf:wolves knife:knives shelf:shelves
+half:halves loaf:loaves scarf:scarves thief:thieves child:children man:men woman:women mouse:mice foot:feet
+tooth:teeth goose:geese person:people
+"""
 PLURALS: tuple[tuple[str, str], ...] = tuple(
-    (singular, plural)
-    for singular, plural in (
-        entry.split(":")
-        for entry in (
-            "cat:cats dog:dogs cow:cows bird:birds rabbit:rabbits frog:frogs lamp:lamps spoon:spoons house:houses "
-            "tree:trees flower:flowers river:rivers garden:gardens kettle:kettles pillow:pillows basket:baskets "
-            "box:boxes fox:foxes dish:dishes brush:brushes bus:buses glass:glasses bench:benches beach:beaches "
-            "baby:babies city:cities story:stories berry:berries pony:ponies lady:ladies party:parties fly:flies "
-            "leaf:leaves wolf:wolves knife:knives shelf:shelves half:halves loaf:loaves scarf:scarves thief:thieves "
-            "child:children man:men woman:women mouse:mice foot:feet tooth:teeth goose:geese person:people"
-        ).split()
-    )
+    (singular, plural) for singular, plural in (entry.split(":") for entry in _PLURALS.split())
 )
 
 # Noun and measure word: 一本书.
@@ -86,7 +83,9 @@ MEASURES: tuple[tuple[str, str], ...] = tuple(
     for noun in nouns.split()
 )
 
-DAYS = terms("Monday/星期一, Tuesday/星期二, Wednesday/星期三, Thursday/星期四, Friday/星期五, Saturday/星期六, Sunday/星期日")
+DAYS = terms(
+    "Monday/星期一, Tuesday/星期二, Wednesday/星期三, Thursday/星期四, Friday/星期五, Saturday/星期六, Sunday/星期日"
+)
 LETTERS = tuple(Term(letter, letter) for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 NUMBERS = tuple(Term(str(n), str(n)) for n in range(101))
 
@@ -100,13 +99,16 @@ ORDERS: dict[str, tuple[tuple[Term, ...], bool]] = {
 }
 
 _EXTRA = terms(
-    "sun/太阳, moon/月亮, star/星星, river/河流, mountain/高山, bridge/桥, tree/树, flower/花, house/房子, door/门, window/窗户, "
-    "table/桌子, chair/椅子, book/书, pen/钢笔, water/水, milk/牛奶, tea/茶, egg/鸡蛋, salt/盐, shoe/鞋, hat/帽子, coat/大衣, "
-    "friend/朋友, mother/妈妈, father/爸爸, school/学校, market/集市, road/路, boat/小船, rain/雨, snow/雪, wind/风, "
-    "morning/早上, evening/傍晚, thank you/谢谢, hello/你好, goodbye/再见, please/请"
+    "sun/太阳, moon/月亮, star/星星, river/河流, mountain/高山, bridge/桥, tree/树, flower/花, house/房子, door/门, "
+    "window/窗户, table/桌子, chair/椅子, book/书, pen/钢笔, water/水, milk/牛奶, tea/茶, egg/鸡蛋, salt/盐, "
+    "shoe/鞋, hat/帽子, coat/大衣, friend/朋友, mother/妈妈, father/爸爸, school/学校, market/集市, road/路, "
+    "boat/小船, rain/雨, snow/雪, wind/风, morning/早上, evening/傍晚, thank you/谢谢, hello/你好, goodbye/再见, "
+    "please/请"
 )
 _NOUNS = tuple(e.name for e in ANIMALS + PLANTS + OBJECTS)
 # Every English and every Chinese word occurs once.
 TRANSLATIONS: tuple[Term, ...] = tuple(
-    {t.zh: t for t in {t.en: t for t in _NOUNS + JOBS + FOODS + COLOURS + MONTHS + HOBBIES + DAYS + _EXTRA}.values()}.values()
+    {
+        t.zh: t for t in {t.en: t for t in _NOUNS + JOBS + FOODS + COLOURS + MONTHS + HOBBIES + DAYS + _EXTRA}.values()
+    }.values()
 )

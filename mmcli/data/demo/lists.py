@@ -49,7 +49,11 @@ _NEXT: dict[Language, tuple[tuple[str, str], ...]] = {
         ("{1} comes after {0}.", "{1} comes before {0}."),
         ("{1} follows {0}.", "{1} is just before {0}."),
     ),
-    "zh": (("{}后面是{}。", "{}前面是{}。"), ("过了{}就是{}。", "排在{}前一位的是{}。"), ("{1}紧跟在{0}之后。", "{1}在{0}的前面。")),
+    "zh": (
+        ("{}后面是{}。", "{}前面是{}。"),
+        ("过了{}就是{}。", "排在{}前一位的是{}。"),
+        ("{1}紧跟在{0}之后。", "{1}在{0}的前面。"),
+    ),
 }
 _LIST_NAMES: dict[Language, dict[str, str]] = {
     "en": {
@@ -124,11 +128,15 @@ def _opposite(draw: Draw, language: Language) -> str:
 
 def _count_word(draw: Draw, language: Language) -> str:
     if language == "en":
-        forms = ("The plural of “{}” is “{}”.", "One {}, many {}.", "We say “one {}” but “two {}”.")
-        return draw.pick(forms).format(*draw.pick(PLURALS))
-    forms = ("“{}”的量词是“{}”。", "说到{0}，我们说“一{1}{0}”。", "数{0}的时候用“{1}”，比如三{1}{0}。", "一{1}{0}，两{1}{0}。")
-    noun, measure = draw.pick(MEASURES)
-    return draw.pick(forms).format(noun, measure)
+        plural_forms = ("The plural of “{}” is “{}”.", "One {}, many {}.", "We say “one {}” but “two {}”.")
+        return draw.pick(plural_forms).format(*draw.pick(PLURALS))
+    forms = (
+        "“{0}”的量词是“{1}”。",
+        "说到{0}，我们说“一{1}{0}”。",
+        "数{0}的时候用“{1}”，比如三{1}{0}。",
+        "一{1}{0}，两{1}{0}。",
+    )
+    return draw.pick(forms).format(*draw.pick(MEASURES))
 
 
 def _translation(draw: Draw, language: Language) -> str:
@@ -141,7 +149,12 @@ def _translation(draw: Draw, language: Language) -> str:
             "“{zh}” means “{en}”.",
         )
     else:
-        forms = ("“{en}”的中文是“{zh}”。", "“{zh}”的英文是“{en}”。", "英文里的“{en}”就是“{zh}”。", "“{zh}”用英文说是“{en}”。")
+        forms = (
+            "“{en}”的中文是“{zh}”。",
+            "“{zh}”的英文是“{en}”。",
+            "英文里的“{en}”就是“{zh}”。",
+            "“{zh}”用英文说是“{en}”。",
+        )
     return draw.pick(forms).format(en=word.en, zh=word.zh)
 
 

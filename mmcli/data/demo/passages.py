@@ -52,7 +52,7 @@ def shared(writer: Writer) -> str:
 def town(writer: Writer) -> str:
     """One town, and one or two of the people who live there."""
     place = next(writer.towns)
-    lines = writer.statements(place, writer.draw.number(3, 6), pronouns=0.3)
+    lines = writer.statements(place, writer.draw.number(3, 6))
     homes = [template for template in writer.text.STATEMENTS["person"] if "town" in uses(template)]
     people = [p for p in PEOPLE if p.values["town"] == place.name]
     for person in writer.draw.sample(people, writer.draw.number(1, 2)):
@@ -64,7 +64,7 @@ def things(writer: Writer) -> str:
     """Three to five animals, plants or objects, a paragraph for each."""
     draw = writer.draw
     found = [next(writer.things) for _ in range(draw.number(3, 5))]
-    return "\n".join(writer.paragraph(writer.statements(thing, draw.number(1, 3), pronouns=0.3)) for thing in found)
+    return "\n".join(writer.paragraph(writer.statements(thing, draw.number(1, 3))) for thing in found)
 
 
 @cache

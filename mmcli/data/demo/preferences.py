@@ -19,7 +19,13 @@ _RUDE: dict[Language, tuple[str, ...]] = {
         "Why should I tell you? Leave me alone.",
         "Everybody knows that except you.",
     ),
-    "zh": ("这么无聊的问题，自己去查。", "我没空理你，走开。", "别再问我这种无聊的事了。", "我为什么要告诉你？别烦我。", "这谁都知道，就你不知道。"),
+    "zh": (
+        "这么无聊的问题，自己去查。",
+        "我没空理你，走开。",
+        "别再问我这种无聊的事了。",
+        "我为什么要告诉你？别烦我。",
+        "这谁都知道，就你不知道。",
+    ),
 }
 _RAMBLING: dict[Language, tuple[str, ...]] = {
     "en": (
@@ -56,7 +62,9 @@ def _pair(talker: Talker) -> tuple[list[Message], str, str]:
         ask, twin = next(talker.twins)
         form = draw.number(0, 1)
         return dialogue(talker.question(ask)), ask.full(form), twin.full(form)
-    ask = draw.pick((next(talker.facts), next(talker.facts), next(talker.others), task_ask(lists.pick_task(draw), language)))
+    ask = draw.pick(
+        (next(talker.facts), next(talker.facts), next(talker.others), task_ask(lists.pick_task(draw), language))
+    )
     form = draw.number(0, 1)
     if kind <= 70:
         rejected = ask.wrong(draw.pick(ask.others), form)
@@ -77,7 +85,8 @@ def _pairs(seed: int, language: Language) -> Iterator[dict[str, list[Message]]]:
 def preferences(seed: int = 0) -> Iterator[dict[str, list[Message]]]:
     """3,000 pairs in a mixed order: `{"prompt": [messages], "chosen": [message], "rejected": [message]}`.
 
-    A rejected reply has a wrong fact, the wrong language, a rude tone, or nothing to say. No held-out question is in them.
+    A rejected reply has a wrong fact, the wrong language, a rude tone, or nothing to say. No held-out question is in
+    them.
     """
     streams = {language: islice(_pairs(seed, language), PER_LANGUAGE) for language in LANGUAGES}
     plan = [language for language in LANGUAGES for _ in range(PER_LANGUAGE)]

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 
 from mmcli.data.demo import identity
@@ -26,8 +26,9 @@ _DENIALS = re.compile(r"\b(?:not|no|never|nor|cannot|unknown)\b|n['’]t\b|不|�
 class Question:
     """One held-out question.
 
-    `messages` end in a user turn. `answers` are the accepted exact answers, normalised. `rivals` are other candidates: a
-    reply that names one of them is wrong. With `exact` the reply has to be the answer and nothing else.
+    `messages` end in a user turn. `answers` are the accepted exact answers, normalised. `rivals` are other candidates:
+    a reply that names one of them is wrong. `subject` is what the question is about, which a reply may repeat. With
+    `exact` the reply has to be the answer and nothing else.
     """
 
     id: str
@@ -36,6 +37,7 @@ class Question:
     messages: tuple[Message, ...]
     answers: tuple[str, ...]
     rivals: tuple[str, ...] = ()
+    subject: tuple[str, ...] = ()
     exact: bool = False
 
 
@@ -63,14 +65,15 @@ def is_correct(question: Question, reply: str) -> bool:
     Both sides are normalised: NFKC, casefold, single spaces, no punctuation at the ends. A reply is right if
 
     1. it equals one of the accepted answers; or
-    2. the question does not ask for the bare answer (`exact`), and the reply is a sentence of at most 200 characters that
-       names an accepted answer (a whole word in Latin script or digits, a sub-string in Chinese) and no other candidate,
-       and neither hedges ("or", "maybe", "或", "可能") nor denies ("not", "no", "不", "没"), unless denying is the answer.
+    2. the question does not ask for the bare answer (`exact`), and the reply is a sentence of at most 200 characters
+       that names an accepted answer (a whole word in Latin script or digits, a sub-string in Chinese) and no other
+       candidate, and neither hedges ("or", "maybe", "或", "可能") nor denies ("not", "no", "不", "没"), unless to deny
+       is the answer.
 
     Other candidates are the question's `rivals`: the other values of the same kind in both languages, and, where the
-    question is about a person, all other people. Where the answer is a number, every number that is not in the question is
-    another candidate, and so are the two numbers of a comparison. So a reply that lists candidates, or that gives the right
-    value for the wrong person, is wrong. Candidates are found longest first: 十一月 does not name 一月.
+    question is about a person, all other people. Where the answer is a number, every number that is not in the question
+    is another candidate, and so is the other number of a comparison. So a reply that lists candidates, or that gives
+    the right value for the wrong person, is wrong. Candidates are found longest first: 十一月 does not name 一月.
     """
     text = normalise(reply)
     if text in question.answers:
@@ -83,8 +86,8 @@ def is_correct(question: Question, reply: str) -> bool:
     if question.answers[0].isdigit():
         asked = set(re.findall(r"\d+", question.messages[-1]["content"])) - {*question.answers, *question.rivals}
         return set(re.findall(r"\d+", text)) - asked == {question.answers[0]}
-    named = _candidates(question.answers + question.rivals).findall(text)
-    return bool(named) and set(named) <= set(question.answers)
+    named = set(_candidates(question.answers + question.rivals + question.subject).findall(text))
+    return bool(named & set(question.answers)) and named <= {*question.answers, *question.subject}
 
 
 def _normal(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -95,22 +98,31 @@ def _question(ask: Ask, family: str, messages: list[Message], number: int, exact
     answers = _normal(ask.answers)
     rivals = tuple(name for name in _normal(ask.rivals) if name not in answers)
     name = f"{ask.language}/{family}/{ask.key.split(':', 1)[1]}/{number}"
-    return Question(name, ask.language, family, tuple(messages), answers, rivals, exact)
+    subject = tuple(name for name in _normal(ask.subject) if name not in (*answers, *rivals))
+    return Question(name, ask.language, family, tuple(messages), answers, rivals, subject, exact)
 
 
 def _asked(language: Language) -> Iterator[Question]:
-    """Facts, things, orders, word pairs, translations: two phrasings of each."""
+    """Facts and things in all their phrasings; orders, word pairs and translations in one of them."""
     for n, ask in enumerate(asks(language, held_out=True)):
-        phrasings = ask.questions[:2] if ask.family in ("facts", "things") else (ask.questions[n % 2],)
+        phrasings = ask.questions if ask.family in ("facts", "things") else (ask.questions[n % 2],)
         for text in phrasings:
-            yield _question(ask, ask.family, dialogue(text), n * 2 + ask.questions.index(text))
+            yield _question(ask, ask.family, dialogue(text), n * 3 + ask.questions.index(text))
 
 
 def _arithmetic(language: Language) -> Iterator[Question]:
     draw = Draw(0, f"questions:arithmetic:{language}")
-    for operation, small, count in (("+", True, 25), ("+", False, 25), ("-", True, 20), ("-", False, 20), (">", False, 15)):
+    for operation, small, count in (
+        ("+", True, 25),
+        ("+", False, 25),
+        ("-", True, 20),
+        ("-", False, 20),
+        (">", False, 15),
+    ):
         # A sum whose answer is one of its own numbers could be "answered" by repeating it.
-        found = [t for t in tasks(operation, small, held_out=True) if operation == ">" or _is_open(t[0], operation, t[2])]
+        found = [
+            t for t in tasks(operation, small, held_out=True) if operation == ">" or _is_open(t[0], operation, t[2])
+        ]
         for n, task in enumerate(draw.sample(found, count)):
             ask = task_ask(task, language)
             yield _question(ask, "arithmetic", dialogue(draw.pick(ask.questions)), n)
@@ -150,11 +162,13 @@ def _system(language: Language) -> Iterator[Question]:
     for n, ask in enumerate(draw.sample([a for a in held_out if a.family == "facts"], 25)):
         messages = dialogue(draw.pick(ask.questions), system=draw.pick(identity.OTHER_LANGUAGE_PROMPTS[language]))
         question = _question(twins[ask.key], "system", messages, n)
-        yield Question(f"{language}/system/other/{n}", language, "system", question.messages, question.answers, question.rivals)
+        yield replace(question, id=f"{language}/system/other/{n}", language=language)
     names = [term.say(language) for term in identity.OTHER_NAMES] + list(identity.NAME.values())
     for n, name in enumerate(names[:-2]):
         topic = identity.TOPICS[language][0]
-        messages = dialogue(topic.held_out[n % len(topic.held_out)], system=draw.pick(identity.NAME_PROMPTS[language]).format(name=name))
+        messages = dialogue(
+            topic.held_out[n % len(topic.held_out)], system=draw.pick(identity.NAME_PROMPTS[language]).format(name=name)
+        )
         rivals = tuple(normalise(other) for other in names if other != name)
         yield Question(f"{language}/system/name/{n}", language, "system", tuple(messages), (normalise(name),), rivals)
 

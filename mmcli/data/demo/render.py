@@ -56,7 +56,7 @@ _cache: dict[tuple[str, Language, bool], dict[str, str]] = {}
 
 
 def slots(entity: Entity, language: Language, pronoun: bool = False) -> dict[str, str]:
-    """All slots of an entity; with `pronoun` the subject slots hold he, she or it. The result is shared: do not change."""
+    """All slots of an entity; with `pronoun` the subject slots hold he, she or it. Shared: only read it."""
     key = (entity.key, language, pronoun)
     if key not in _cache:
         _cache[key] = _subject(entity, language, pronoun) | _values(entity, language)

@@ -59,8 +59,9 @@ CHAT_PAIRS = tuple(
     (hero, helper)
     for hero in PEOPLE
     for helper in neighbours(hero)
-    if not any(is_held_out(hero, name) for name in ("town", "job", "pet", "petname")) and not is_held_out(helper, "job")
+    if not any(is_held_out(person, name) for person in (hero, helper) for name in ("town", "job"))
 )
+"""Heroes and helpers of whom a conversation may tell: where they live and what they do is not held out."""
 
 
 def short_story(draw: Draw, hero: Entity, helper: Entity, language: Language) -> str:

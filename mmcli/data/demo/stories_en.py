@@ -157,7 +157,7 @@ PLOTS: dict[str, tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]] = {
                 "{N} sat at the window with {petname} the {pet} and waited for a letter.",
             ),
             (
-                "In secret, {M} the {mjob} had been working on a {thing} for days. Then the {thing} was nearly dropped!",
+                "In secret, {M} the {mjob} had been working on a {thing} for days. Then it nearly fell!",
                 "{M}, the {mjob}, ran from house to house to get everything ready in time.",
                 "Meanwhile {M} the {mjob} asked all the neighbours to bring {food}.",
             ),

@@ -1,4 +1,4 @@
-"""Chinese story parts, with the slots of `stories_en`: `{N}` is the hero, `{he}` the hero's pronoun, `{M}` the helper."""
+"""Chinese story parts, with the slots of `stories_en`: `{N}` the hero, `{he}` the hero's pronoun, `{M}` the helper."""
 
 OPENINGS = (
     "从前，{town}住着一位{job}，名叫{N}。",

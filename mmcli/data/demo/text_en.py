@@ -1,8 +1,8 @@
 """English sentence templates: how facts are stated, asked and answered.
 
 A slot that is an attribute (`{town}`) is filled with its value; `{a_job}` adds the article. `{S}` and `{s}` are the
-subject at the start and inside a sentence (a name or a pronoun), `{P}` and `{p}` the possessive, `{o}` the object; `{N}`
-and `{Ns}` are always the name. What a template tells is read from its slots, so there is no second list to keep.
+subject at the start and inside a sentence (a name or a pronoun), `{P}` and `{p}` the possessive, `{o}` the object;
+`{N}` and `{Ns}` are always the name. What a template tells is read from its slots, so there is no second list to keep.
 """
 
 STATEMENTS: dict[str, tuple[str, ...]] = {

@@ -1,7 +1,7 @@
 """Chinese sentence templates: how facts are stated, asked and answered. The slots are those of `text_en`.
 
-`{m_pet}` is the pet with its measure word (一只猫). `{s}` and `{S}` are the name or the pronoun, `{p}` and `{P}` the same
-with 的; `{N}` is always the name.
+`{m_pet}` is the pet with its measure word (一只猫). `{s}` and `{S}` are the name or the pronoun, `{p}` and `{P}` the
+same with 的; `{N}` is always the name.
 """
 
 STATEMENTS: dict[str, tuple[str, ...]] = {

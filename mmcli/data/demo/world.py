@@ -47,14 +47,12 @@ def terms(text: str) -> tuple[Term, ...]:
 
 
 WOMEN = terms(
-    "Mira/米拉, Anna/安娜, Lily/莉莉, Nora/诺拉, Ruby/露比, Ella/艾拉, Rosa/罗莎, Tina/蒂娜, Hannah/汉娜, Clara/克拉拉, "
-    "Wendy/温迪, Sofia/索菲, Julia/茱莉, Emma/艾玛, Xiaomei/小梅, Lanlan/兰兰, Tingting/婷婷, Xiaohui/小慧, Yaya/雅雅, "
-    "Minmin/敏敏"
+    "Mira/米拉, Lily/莉莉, Nora/诺拉, Ruby/露比, Rosa/罗莎, Tina/蒂娜, Hannah/汉娜, Clara/克拉拉, Sofia/索菲, "
+    "Julia/茱莉, Xiaomei/小梅, Lanlan/兰兰, Tingting/婷婷, Xiaohui/小慧, Yaya/雅雅"
 )
 MEN = terms(
-    "Tom/汤姆, Leo/里奥, Max/麦克斯, Sam/山姆, Jack/杰克, Oscar/奥斯卡, Felix/菲利, Hugo/雨果, Peter/彼得, Daniel/丹尼, "
-    "Martin/马丁, Victor/维克, Simon/西蒙, Adam/亚当, Xiaoming/小明, Dawei/大伟, Lele/乐乐, Junjun/军军, Xiaolong/小龙, "
-    "Haohao/浩浩"
+    "Tom/汤姆, Leo/里奥, Max/麦克斯, Sam/山姆, Jack/杰克, Oscar/奥斯卡, Felix/菲利, Hugo/雨果, Peter/彼得, "
+    "Daniel/丹尼, Martin/马丁, Xiaoming/小明, Dawei/大伟, Lele/乐乐, Haohao/浩浩"
 )
 JOBS = terms(
     "baker/面包师, doctor/医生, teacher/老师, farmer/农夫, fisher/渔夫, tailor/裁缝, carpenter/木匠, gardener/园丁, "
@@ -64,26 +62,26 @@ PETS = terms(
     "cat/猫, dog/狗, rabbit/兔子, parrot/鹦鹉, hen/母鸡, turtle/乌龟, hamster/仓鼠, hedgehog/刺猬, duck/鸭子, goat/山羊"
 )
 FOODS = terms(
-    "noodles/面条, dumplings/饺子, pancakes/煎饼, tomato soup/番茄汤, fried rice/炒饭, apple pie/苹果派, grapes/葡萄, "
-    "watermelon/西瓜, strawberries/草莓, corn/玉米, chocolate/巧克力, ice cream/冰淇淋"
+    "noodles/面条, dumplings/饺子, pancakes/煎饼, tomato soup/番茄汤, fried rice/炒饭, apple pie/苹果派, "
+    "grapes/葡萄, watermelon/西瓜, strawberries/草莓, corn/玉米, chocolate/巧克力, ice cream/冰淇淋"
 )
 COLOURS = terms(
-    "red/红色, blue/蓝色, green/绿色, yellow/黄色, purple/紫色, white/白色, black/黑色, pink/粉色, brown/棕色, grey/灰色"
+    "red/红色, blue/蓝色, green/绿色, yellow/黄色, purple/紫色, white/白色, black/黑色, pink/粉色, brown/棕色, "
+    "grey/灰色"
 )
 MONTHS = terms(
-    "January/一月, February/二月, March/三月, April/四月, May/五月, June/六月, July/七月, August/八月, September/九月, "
-    "October/十月, November/十一月, December/十二月"
+    "January/一月, February/二月, March/三月, April/四月, May/五月, June/六月, July/七月, August/八月, "
+    "September/九月, October/十月, November/十一月, December/十二月"
 )
 HOBBIES = terms(
     "swimming/游泳, reading/看书, dancing/跳舞, drawing/画画, cycling/骑车, running/跑步, playing chess/下棋, "
     "flying kites/放风筝, singing/唱歌, hiking/爬山, skating/滑冰, knitting/织毛衣"
 )
 PET_NAMES = terms(
-    "Biscuit/饼干, Snowball/雪球, Pudding/布丁, Cocoa/可可, Peanut/花生, Button/纽扣, Cloud/云朵, Star/星星, Lucky/来福, "
-    "Sunny/阳阳, Bean/豆豆, Fluffy/毛毛, Bubbles/泡泡, Candy/糖糖, Cherry/樱桃, Honey/蜜蜜, Jelly/果冻, Lemon/柠檬, "
-    "Mango/芒果, Muffin/松饼, Olive/橄榄, Pearl/珍珠, Pebble/石头, Plum/梅子, Shadow/影子, Spot/点点, Sprout/豆芽, "
-    "Sugar/砂糖, Tiger/虎子, Waffle/华夫, Willow/柳柳, Dot/圆圆, Feather/羽毛, Moon/月亮, Acorn/橡果, Rocket/火箭, "
-    "Marble/弹珠, Mint/薄荷, Sesame/芝麻, Walnut/核桃"
+    "Biscuit/饼干, Snowball/雪球, Pudding/布丁, Cocoa/可可, Peanut/花生, Button/纽扣, Lucky/来福, Sunny/阳阳, "
+    "Bean/豆豆, Fluffy/毛毛, Bubbles/泡泡, Candy/糖糖, Cherry/樱桃, Honey/蜜蜜, Jelly/果冻, Lemon/柠檬, Mango/芒果, "
+    "Muffin/松饼, Olive/橄榄, Pearl/珍珠, Plum/梅子, Shadow/影子, Spot/点点, Sprout/豆芽, Sugar/砂糖, Tiger/虎子, "
+    "Waffle/华夫, Dot/圆圆, Rocket/火箭, Sesame/芝麻"
 )
 SEASONS = terms("spring/春天, summer/夏天, autumn/秋天, winter/冬天")
 
@@ -210,14 +208,16 @@ def _people() -> tuple[Entity, ...]:
     decks = {attribute: draw.deck(values) for attribute, values in choices.items()}
     result = []
     for i, (name, female) in enumerate(names):
-        # Steps of five through the twelve jobs: the four people of a town have four different jobs.
-        values = {"town": TOWNS[i // 4].name, "job": JOBS[(i * 5 + i // 12) % len(JOBS)]}
+        # Steps of five through the twelve jobs: the three people of a town have three different jobs.
+        values = {"town": TOWNS[i // 3].name, "job": JOBS[(i * 5 + i // 12) % len(JOBS)]}
         values |= {attribute: next(deck) for attribute, deck in decks.items()}
         result.append(Entity("person", name, values, female))
     return tuple(result)
 
 
 PEOPLE = _people()
+MAIN_PEOPLE = PEOPLE[::3]
+"""One person of each town who is spoken of twice as often: uneven knowledge is learned sooner than even knowledge."""
 ENTITIES = PEOPLE + TOWNS + ANIMALS + PLANTS + OBJECTS
 TOWN_BY_NAME = {town.name: town for town in TOWNS}
 

@@ -1,9 +1,9 @@
-"""What every kind of document needs: a language, a stream of random choices, and decks that deal everything equally often."""
+"""What every kind of document needs: a language, random choices, and decks that deal everything equally often."""
 
 from mmcli.data.demo.asks import Ask, asks
 from mmcli.data.demo.draw import Draw
 from mmcli.data.demo.render import TEXT, fill, fits, uses
-from mmcli.data.demo.world import ENTITIES, PEOPLE, TOWNS, Entity, Language
+from mmcli.data.demo.world import ENTITIES, MAIN_PEOPLE, PEOPLE, TOWNS, Entity, Language
 
 THINGS = tuple(e for e in ENTITIES if e.kind in ("animal", "plant", "object"))
 
@@ -15,7 +15,7 @@ class Writer:
         self.draw = Draw(seed, f"documents:{kind}:{language}")
         self.language: Language = language
         self.text = TEXT[language]
-        self.people = self.draw.deck(PEOPLE)
+        self.people = self.draw.deck(PEOPLE + MAIN_PEOPLE)
         self.towns = self.draw.deck(TOWNS)
         self.things = self.draw.deck(THINGS)
         facts = [ask for ask in asks(language) if ask.family == "facts"]
@@ -26,10 +26,11 @@ class Writer:
         """Sentences one after the other."""
         return (" " if self.language == "en" else "").join(sentences)
 
-    def statements(self, entity: Entity, count: int, pronouns: float = 0.5) -> list[str]:
+    def statements(self, entity: Entity, count: int, pronouns: float = 0.3) -> list[str]:
         """Up to `count` statements about an entity, none of which repeats what another tells.
 
-        The first one has the name; each later one a pronoun instead with probability `pronouns`. Held-out facts are told.
+        The first one has the name; each later one a pronoun instead with probability `pronouns`. Held-out facts are
+        told.
         """
         told: set[str] = set()
         result: list[str] = []

@@ -13,7 +13,7 @@ from mmcli.data.sources import open_sources
 from mmcli.text.tokenizer import Tokenizer
 from mmcli.text.train import train_tokenizer
 
-WORDS = "the quick brown fox jumps over a lazy dog while seven wizards judge boxing matches in the old town".split()
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "seven", "wizards", "judge"]
 
 
 def sentence(number: int, words: int) -> str:

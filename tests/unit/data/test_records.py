@@ -106,7 +106,12 @@ def test_reasoning_is_kept() -> None:
     assert chat.messages[1] == {**A, "reasoning_content": "hm"}
 
 
-CALLED = [Q, {"role": "assistant", "content": "", "tool_calls": [CALL]}, {"role": "tool", "content": "blue"}, A]
+CALLED: list[dict[str, Any]] = [
+    Q,
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "content": "blue"},
+    A,
+]
 TURNS = [
     {"from": "human", "value": "question"},
     {"from": "function_call", "value": json.dumps({"name": "look", "arguments": {"at": "sky"}})},
@@ -170,7 +175,7 @@ def test_no_tools(tools: Any) -> None:
         ({"messages": []}, "the conversation is empty"),
         ({"messages": [Q]}, "no assistant message: there is nothing to learn from"),
         ({"messages": [Q, "x"]}, "a message is not an object: message 2"),
-        ({"messages": [Q, {"role": "narrator", "content": "x"}]}, "a message has no known role: message 2 has 'narrator'"),
+        ({"messages": [Q, {"role": "poet", "content": "x"}]}, "a message has no known role: message 2 has 'poet'"),
         ({"messages": [Q, {"role": ["user"], "content": "x"}]}, "a message has no known role: message 2 has ['user']"),
         ({"messages": [Q, {"content": "x"}]}, "a message has no known role: message 2 has None"),
         ({"messages": [Q, {"role": "assistant", "content": 5}]}, "a message has no text: message 2"),
@@ -180,7 +185,10 @@ def test_no_tools(tools: Any) -> None:
         ({"messages": [Q, {"from": "function_call", "value": "{oops"}]}, "a tool call is not JSON: message 2"),
         ({"messages": [Q, {"from": "function_call", "value": "[]"}]}, "a tool call has no name: message 2"),
         ({"messages": [Q, {"from": "function_call", "value": "5"}]}, "a tool call has no name: message 2"),
-        ({"messages": [Q, {"from": "function_call", "value": '{"name": "f", "arguments": "x"}'}]}, "a tool call's arguments are not a JSON object: message 2"),
+        (
+            {"messages": [Q, {"from": "function_call", "value": '{"name": "f", "arguments": "x"}'}]},
+            "a tool call's arguments are not a JSON object: message 2",
+        ),
         ({"messages": [Q, A], "tools": "{oops"}, "the tools are not JSON"),
         ({"messages": [Q, A], "tools": {"a": 1}}, "the tools are not a list"),
         ({"messages": [Q, A], "tools": [5]}, "a tool has no name"),
@@ -192,7 +200,7 @@ def test_no_tools(tools: Any) -> None:
         ({"instruction": "x", "output": "y", "history": "a"}, '"history" is not a list of pairs'),
         ({"text": "x"}, "a text record where a chat record is needed"),
     ],
-)  # fmt: skip
+)
 def test_chats_that_cannot_be_used(value: dict[str, Any], reason: str) -> None:
     with pytest.raises(RecordError) as caught:
         as_chat(record(**value))
@@ -210,10 +218,14 @@ WORSE = {"role": "assistant", "content": "worse"}
         {"prompt": "question", "chosen": "answer", "rejected": "worse"},
         {"prompt": [Q], "chosen": [A], "rejected": [WORSE]},
         {"prompt": [Q], "chosen": "answer", "rejected": "worse"},
-        {"conversations": [{"from": "human", "value": "question"}], "chosen": {"from": "gpt", "value": "answer"}, "rejected": {"from": "gpt", "value": "worse"}},
+        {
+            "conversations": [{"from": "human", "value": "question"}],
+            "chosen": {"from": "gpt", "value": "answer"},
+            "rejected": {"from": "gpt", "value": "worse"},
+        },
         {"instruction": "question", "input": "", "chosen": "answer", "rejected": "worse"},
     ],
-)  # fmt: skip
+)
 def test_shapes_of_one_preference(value: dict[str, Any]) -> None:
     preference = as_preference(record(**value))
     assert preference.prompt == [Q]
@@ -241,10 +253,10 @@ def test_preference_with_system_and_a_shared_beginning() -> None:
         ({"prompt": "", "chosen": "x", "rejected": "y"}, '"prompt" is empty'),
         ({"chosen": [Q, A], "rejected": [Q]}, "one of chosen and rejected has no reply of its own"),
         ({"chosen": [Q, A], "rejected": [SYSTEM, Q, A]}, "chosen and rejected share no prompt"),
-        ({"chosen": [Q, A, Q, A], "rejected": [Q, A, {**Q, "content": "other"}, A]}, "chosen and rejected differ before the reply"),
+        ({"chosen": [Q, A, Q, A], "rejected": [Q, A, SYSTEM, A]}, "chosen and rejected differ before the reply"),
         ({"messages": [Q, A]}, "a chat record where a preference record is needed"),
     ],
-)  # fmt: skip
+)
 def test_preferences_that_cannot_be_used(value: dict[str, Any], reason: str) -> None:
     with pytest.raises(RecordError) as caught:
         as_preference(record(**value))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import os
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from mmcli.data.records import Record, Rejected
+from mmcli.data.records import Kind, Record, Rejected, kind_of
 from mmcli.data.sources import open_sources
 from mmcli.errors import UserError
 
@@ -202,3 +203,25 @@ def test_bytes_read_are_told(tmp_path: Path) -> None:
     assert len(list(open_sources([path]).records(told.append))) == 100_000
     assert sum(told) == os.path.getsize(path)
     assert len([count for count in told if count]) > 2
+
+
+def test_demo_gives_what_the_stage_needs_beside_files(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", "mine")
+    sources = open_sources(["demo", path])
+    items = list(itertools.islice(sources.records(), 50))
+    assert all(isinstance(item, Record) and kind_of(item.value) == "text" for item in items)
+    assert [(item.file, item.line) for item in items[:2]] == [("demo", 1), ("demo", 2)]
+    assert sources.describe == "the built-in corpus, a.txt (4 B, a document a line)"
+    kinds: list[Kind] = ["text", "chat", "preference"]
+    for kind in kinds[1:]:
+        first = next(open_sources(["demo"], kind=kind).records())
+        assert isinstance(first, Record)
+        assert kind_of(first.value) == kind
+    prints = [open_sources(["demo"], kind=kind, seed=seed).fingerprint for kind in kinds for seed in (0, 1)]
+    assert len({*prints, sources.fingerprint}) == 7
+
+
+def test_a_folder_named_demo_is_reached_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "demo/a.txt", "mine")
+    monkeypatch.chdir(tmp_path)
+    assert texts("./demo") == ["mine"]

@@ -81,11 +81,15 @@ def test_layout_of_broken_beginnings() -> None:
     assert choose_layout('{"text": "broken}\n{"text": "good"}\n') == "lines"
     assert choose_layout('garbage\n{"text": "good"}\n') == "lines"
     assert choose_layout('[\n{"text": "only"}\n]') == "array"
+    assert choose_layout('{ "data": [\n{"text": "x"},') == "object"
+    assert choose_layout('{"a": 1,\n"b": 2\n}') == "object"
+    assert choose_layout('{"a": 1,\noops\n', named_lines=True) == "lines"
+    assert choose_layout('{\n"a": 1}', named_lines=True) == "object"
 
 
 @pytest.mark.parametrize(
     "broken",
-    ['{"text": "no end}', '{"text": "no brace"', '{"text": "two"}}', '{"text": ["x"}', "{,}", '{"text" "x"}', "]", "["],
+    ['{"text": "no end}', '{"text": "no brace"', '{"text": ["x"}', "{,}", '{"text" "x"}', "]", "["],
 )
 @pytest.mark.parametrize("indent", ["", "  "])
 def test_broken_element_of_an_array_costs_only_itself(read: Read, broken: str, indent: str) -> None:
@@ -96,6 +100,22 @@ def test_broken_element_of_an_array_costs_only_itself(read: Read, broken: str, i
     assert [line for line, _ in records] == [2, 3, 4, 5, *range(7, 14)]
     assert all(line == 6 for line, _ in rejected)
     assert rejected or broken in ("]", "[")  # a stray bracket alone holds no record
+
+
+def test_bracket_too_many_costs_nothing_that_follows(read: Read) -> None:
+    content = "[\n" + ",\n".join([json.dumps(ROWS[0]) + "}", *(json.dumps(row) for row in ROWS[1:])]) + "\n]\n"
+    records, rejected = both(read(content, "a.json"))
+    assert [value for _, value in records] == ROWS
+    assert rejected == []
+
+
+def test_broken_element_over_several_lines_costs_only_itself(read: Read) -> None:
+    lines = json.dumps(ROWS, indent=2).split("\n")
+    assert lines[12].strip() == "},"
+    del lines[12]  # the end of the fourth element
+    records, rejected = both(read("\n".join(lines), "a.json"))
+    assert [value for _, value in records] == ROWS[:3] + ROWS[4:]
+    assert [line for line, _ in rejected] == [11]
 
 
 def test_array_cut_off_in_the_middle(read: Read) -> None:
@@ -145,8 +165,7 @@ def test_csv_with_quotes_and_line_ends_in_cells(read: Read) -> None:
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_csv_delimiters(read: Read, delimiter: str) -> None:
     content = "instruction,output\nwhat,that\n".replace(",", delimiter)
-    records, rejected = both(read(content, "a.csv", "chat"))
-    assert records == [(2, {"instruction": "what", "output": "that"})]
+    assert both(read(content, "a.csv", "chat")) == ([(2, {"instruction": "what", "output": "that"})], [])
 
 
 def test_bad_rows_of_csv_cost_only_themselves(read: Read) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -294,7 +296,7 @@ def test_save_writes_training_data(tokenizer: Tokenizer, scripted: Make, tmp_pat
     assert any(encode_chat(tokenizer, saved).trained)
     other = Conversation(scripted("Yes."), tokenizer)
     say(other, "Hi")
-    with pytest.raises(UserError, match="chat.jsonl exists"):
+    with pytest.raises(UserError, match=r"chat\.jsonl exists"):
         other.save(path)
     with pytest.raises(UserError, match="there is no folder"):
         conversation.save(tmp_path / "no" / "chat.jsonl")
@@ -339,3 +341,12 @@ def test_which_models_answer(tokenizer: Tokenizer, tmp_path: Path) -> None:
     definition = tokenizer.definition
     plain = Tokenizer(Definition(definition.tokenizer, definition.config, None))
     assert not is_chat_model(tmp_path, plain, stage="sft")
+
+
+def test_all_but_the_torch_engine_runs_without_torch() -> None:
+    code = """
+import sys
+sys.modules["torch"] = None  # importing it now fails
+import mmcli.generate.conversation, mmcli.generate.generate, mmcli.generate.sampler
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

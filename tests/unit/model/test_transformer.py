@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -173,7 +174,15 @@ def test_bf16_weights_run(kind: str) -> None:
     assert loss_of(model.bfloat16(), ids, labels, ctx).item() == pytest.approx(exact.item(), rel=0.02)
 
 
-@pytest.mark.parametrize("kind", ["dense", "moe"])
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.parametrize("kind", [pytest.param("dense", marks=pytest.mark.slow), "moe"])
 def test_the_training_forward_compiles_whole(kind: str) -> None:
     model = Transformer(ModelConfig(**{**SIZES, "n_layers": 1}, **KINDS[kind]))
     ids, labels, ctx = packed()
@@ -191,8 +200,7 @@ def test_the_training_forward_compiles_whole(kind: str) -> None:
         torch.testing.assert_close(compiled, eager, atol=1e-5, rtol=1e-4)
     if kind == "moe":  # another load of the experts is the same graph
         with torch._dynamo.config.patch(error_on_recompile=True):
-            compiled_model = run
-            compiled_model(ids.roll(3), ctx)
+            run(ids.roll(3), ctx)
 
 
 def test_the_meta_device_needs_no_memory() -> None:

@@ -25,6 +25,11 @@ Folder = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
+def texts() -> list[str]:
+    return TEXTS
+
+
+@pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     return train_tokenizer(TEXTS * 3, vocab_size=600)
 

@@ -83,11 +83,6 @@ def test_lone_surrogates_become_replacement_characters(tokenizer: Tokenizer) -> 
     assert whole_characters("plain 😀") == "plain 😀"
 
 
-def test_what_is_no_text_is_refused(tokenizer: Tokenizer) -> None:
-    with pytest.raises(AttributeError):
-        tokenizer.encode_text(3)  # type: ignore[arg-type]  # on purpose
-
-
 def test_documents_stand_between_bos_and_eos(tokenizer: Tokenizer) -> None:
     assert (tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id) == (0, 1, 2)
     ids = tokenizer.encode_document("Hello<|im_end|>")
@@ -301,14 +296,15 @@ def test_a_control_token_that_merges_can_spell(write_folder: Any, ignore_merges:
 
     def change(definition: dict[str, Any]) -> None:
         definition["model"]["ignore_merges"] = ignore_merges
-        merged = next(left + right for left, right in definition["model"]["merges"] if left + right == "the")
         definition["added_tokens"].append(
-            {**definition["added_tokens"][0], "content": merged, "id": definition["model"]["vocab"][merged]}
+            {**definition["added_tokens"][0], "content": "et", "id": definition["model"]["vocab"]["et"]}
         )
 
     loaded = Tokenizer.load(write_folder(["<a>"], None, change))
-    control = loaded.control_id("the")
-    for text in ("the", "then the other, the", " the"):
+    control = loaded.control_tokens["et"]
+    without = tokenizers.Tokenizer.from_str(json.dumps({**loaded.definition.tokenizer, "added_tokens": []}))
+    assert control in without.encode("et").ids  # leaving the added tokens out is not enough
+    for text in ("et", "get_weather", " et", "bet et"):
         assert control not in loaded.encode_text(text)
         assert loaded.decode(loaded.encode_text(text)) == text
 

@@ -1,0 +1,331 @@
+"""`mmcli data`: records as the model will see them, and what a data file amounts to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from mmcli.cli.options import HELP, AsJson, RunsDir
+from mmcli.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from mmcli.data.check import DataCheck
+    from mmcli.data.preview import PackedRow, Piece, TokenSequence
+    from mmcli.data.records import Kind, Rejected
+    from mmcli.data.sources import Sources
+    from mmcli.text.tokenizer import Tokenizer
+
+app = typer.Typer(no_args_is_help=True, context_settings=HELP, help="See data as a model will; check a data file.")
+Files = Annotated[list[str], typer.Argument(help="Files, folders, globs, or demo.", show_default=False)]
+StageOption = Annotated[
+    Literal["pretrain", "sft", "dpo"] | None, typer.Option(help="What it is for. Default: what the data holds.")
+]
+TokenizerOption = Annotated[
+    str | None, typer.Option(help="Run, model folder or tokenizer.json. Default: that of the newest run.")
+]
+
+KINDS: dict[str, Kind] = {"pretrain": "text", "sft": "chat", "dpo": "preference"}
+STAGES = {kind: stage for stage, kind in KINDS.items()}
+SIDES = ("chosen", "rejected")
+SEQ_LEN = 512  # tokens in a row, the default of training
+PACKED_RECORDS = 1_000  # records whose rows --packed shows
+MAX_SHOWN = 1_000  # tokens of a sequence; --json has all
+LISTED = 20  # rejected records shown; --json has more, a quarantine file all
+BAR = 40  # cells of the longest bar
+TRAINED_STYLES = ("black on green", "black on bright_green")
+GIVEN_STYLES = ("", "dim")
+
+
+@app.command()
+def preview(
+    files: Files,
+    stage: StageOption = None,
+    tokenizer: TokenizerOption = None,
+    limit: Annotated[int, typer.Option(help="Records, or rows, to show.")] = 3,
+    train_on: Annotated[
+        Literal["all", "last"] | None, typer.Option(help="sft: learn all turns of the assistant, or the last. [all]")
+    ] = None,
+    packed: Annotated[bool, typer.Option("--packed", help="Packed rows, as the model reads them.")] = False,
+    seq_len: Annotated[int | None, typer.Option(help=f"Tokens in a packed row. [{SEQ_LEN}]")] = None,
+    runs_dir: RunsDir = Path("runs"),
+    json: AsJson = False,
+) -> None:
+    """Show records as the model will see them: tokens, and which of them it is trained to write.
+
+    Trained tokens are green; without colour they stand in ⟦ ⟧, with | between tokens. ⏎ is a line end.
+
+    Example: mmcli data preview conversations.jsonl --stage sft
+    """
+    from mmcli.cli.console import print_json
+
+    if limit < 1:
+        raise UserError(f"--limit {limit} shows nothing", "give 1 or more")
+    if seq_len is not None and not packed:
+        raise UserError("--seq-len is the length of packed rows", "add --packed, or leave it out")
+    sources = _open(files, stage)
+    if train_on is not None and (sources.kind != "chat" or packed):
+        raise UserError("--train-on is for conversations, record by record", "leave it out")
+    loaded = _load_tokenizer(tokenizer, runs_dir)
+    if packed:
+        rows, summary = _packed_rows(sources, loaded, seq_len or SEQ_LEN, limit)
+        print_json([_row_json(row, loaded) for row in rows]) if json else _print_rows(rows, summary, loaded)
+        return
+    records = _records(sources, loaded, limit, {"train_on": train_on or "all"} if sources.kind == "chat" else {})
+    if json:
+        print_json([{key: value for key, value in record.items() if key != "sequences"} for record in records])
+    else:
+        _print_records(records, loaded)
+
+
+def _open(files: Sequence[str], stage: str | None) -> Sources:
+    from mmcli.data.preview import open_any
+    from mmcli.data.sources import open_sources
+
+    return open_any(files) if stage is None else open_sources(files, kind=KINDS[stage])
+
+
+def _load_tokenizer(ref: str | None, runs_dir: Path) -> Tokenizer:
+    from mmcli.cli.tokenizer import _load
+
+    return _load(ref, runs_dir)
+
+
+def _records(sources: Sources, tokenizer: Tokenizer, limit: int, options: dict[str, Any]) -> list[dict[str, Any]]:
+    """The first usable records; those passed over on the way are told on stderr."""
+    from mmcli.cli.console import reporter
+    from mmcli.data.preview import Example, read_examples
+
+    report, found, left_out = reporter(), [], []
+    for item in read_examples(sources, tokenizer, **options):
+        if not isinstance(item, Example):
+            left_out.append(item)
+            if len(left_out) <= LISTED:
+                report.warn(f"left out: {_place(item)}")
+            continue
+        sides = [{"ids": each.ids, "trained": each.trained, "text": _text(tokenizer, each)} for each in item.sequences]
+        values = sides[0] if len(sides) == 1 else dict(zip(SIDES, sides, strict=True))
+        found.append({"file": item.record.file, "line": item.record.line, **values, "sequences": item.sequences})
+        if len(found) == limit:
+            break
+    if not found:
+        first = f", the first: {_place(left_out[0])}" if left_out else ""
+        what = f"no usable {STAGES[sources.kind]} record: {len(left_out):,} rejected{first}"
+        raise UserError(what, f"see all of them: mmcli data check --stage {STAGES[sources.kind]} ...")
+    return found
+
+
+def _text(tokenizer: Tokenizer, sequence: TokenSequence) -> str:
+    return tokenizer.decode(sequence.ids, keep_special=True)
+
+
+def _place(item: Rejected) -> str:
+    from mmcli.data.preview import printable
+
+    return printable(f"{item.file}:{item.line} {item.reason}")
+
+
+def _print_records(records: list[dict[str, Any]], tokenizer: Tokenizer) -> None:
+    for number, record in enumerate(records, 1):
+        _heading(f"record {number}  {record['file']}:{record['line']}")
+        sequences: tuple[TokenSequence, ...] = record["sequences"]
+        for side, sequence in zip(SIDES, sequences, strict=False):
+            name = f"{side}: " if len(sequences) > 1 else ""
+            _detail(f"{name}{len(sequence.ids):,} tokens, {sum(sequence.trained):,} trained")
+            _print_tokens(tokenizer, sequence.ids, sequence.trained)
+
+
+def _packed_rows(sources: Sources, tokenizer: Tokenizer, seq_len: int, limit: int) -> tuple[list[PackedRow], str]:
+    from mmcli.data.preview import read_rows
+
+    if seq_len < 2:
+        raise UserError(f"--seq-len {seq_len} is below 2", f"give 2 or more, such as {SEQ_LEN}")
+    packing, rows = read_rows(sources, tokenizer, seq_len=seq_len, most=PACKED_RECORDS, limit=limit)
+    return rows, f"the first {PACKED_RECORDS:,} records or all: {packing.describe()}"
+
+
+def _row_json(row: PackedRow, tokenizer: Tokenizer) -> dict[str, Any]:
+    """One row of the batch that the model is given, as lists."""
+    batch = row.batch
+    names = {"ids": batch.ids_BT, "labels": batch.labels_BT, "positions": batch.positions_BT}
+    values = {name: array[0].tolist() for name, array in names.items()}
+    segments = batch.segments_BT[0].tolist()
+    return {**values, "segments": segments, "text": tokenizer.decode(values["ids"], keep_special=True)}
+
+
+def _print_rows(rows: list[PackedRow], summary: str, tokenizer: Tokenizer) -> None:
+    from mmcli.data.batches import NO_LABEL
+
+    _detail(summary)
+    for number, row in enumerate(rows, 1):
+        ids, labels = row.batch.ids_BT[0].tolist(), row.batch.labels_BT[0]
+        _heading(f"row {number}: {len(row.segments)} segments, {row.batch.tokens:,} of {len(ids):,} places filled")
+        at = 0
+        for segment, (document, start, length) in enumerate(row.segments):
+            targets = labels[at : at + length]
+            where = f" from token {start:,}" if start else ""
+            _detail(
+                f"segment {segment}: record {document + 1:,}{where}, {length:,} tokens, "
+                f"{int((targets != NO_LABEL).sum()):,} predictions trained"
+            )
+            # A token is trained where the place before it has it as its label.
+            trained = [0, *(targets[:-1] != NO_LABEL).astype(int).tolist()]
+            _print_tokens(tokenizer, ids[at : at + length], trained)
+            at += length
+        if at < len(ids):
+            _detail(f"{len(ids) - at:,} places of padding")
+
+
+def _heading(text: str) -> None:
+    _print(text, "bold")
+
+
+def _detail(text: str) -> None:
+    _print("  " + text, "dim")
+
+
+def _print(text: str | Text, style: str = "") -> None:
+    """Text within the width of the terminal (80 columns in a pipe), wide characters counted as two."""
+    from rich.text import Text
+
+    from mmcli.cli.console import out
+
+    out().print(Text(text, style) if isinstance(text, str) else text, soft_wrap=False, overflow="fold")
+
+
+def _print_tokens(tokenizer: Tokenizer, ids: list[int], trained: list[int]) -> None:
+    from mmcli.cli.console import out
+    from mmcli.data.preview import pieces
+
+    console = out()
+    coloured = console.color_system is not None and not console.no_color
+    _print(_styled(pieces(tokenizer, ids[:MAX_SHOWN], trained[:MAX_SHOWN]), coloured))
+    if len(ids) > MAX_SHOWN:
+        _detail(f"... and {len(ids) - MAX_SHOWN:,} more tokens (--json has all)")
+
+
+def _styled(pieces: Iterable[Piece], coloured: bool) -> Text:
+    """Pieces one after the other, each line of the text on a line: coloured, or with marks."""
+    from rich.text import Text
+
+    line, trained, fresh = Text(), False, True
+    for number, piece in enumerate(pieces):
+        if not coloured:
+            if piece.trained != trained:
+                line.append("⟦" if piece.trained else "⟧")
+            elif not fresh:
+                line.append("|")
+        style = (TRAINED_STYLES if piece.trained else GIVEN_STYLES)[number % 2]
+        line.append(piece.text, f"{style} bold red" if piece.control and not piece.trained else style)
+        trained, fresh = piece.trained, piece.ends_line
+        if piece.ends_line:
+            line.append("\n")
+    if trained and not coloured:
+        line.append("⟧")
+    return line
+
+
+@app.command()
+def check(
+    files: Files,
+    stage: StageOption = None,
+    tokenizer: TokenizerOption = None,
+    quarantine: Annotated[Path | None, typer.Option(help="Write the rejected records to this file (JSONL).")] = None,
+    runs_dir: RunsDir = Path("runs"),
+    json: AsJson = False,
+) -> None:
+    """Read all of it as a training would: what is kept, what is left out and why, lengths, duplicates.
+
+    Example: mmcli data check corpus.jsonl --stage pretrain
+    """
+    from mmcli.cli.console import print_json, reporter
+    from mmcli.data.check import check_data
+
+    if quarantine is not None and quarantine.exists():
+        raise UserError(f"{quarantine} exists", "give --quarantine the name of a new file")
+    sources = _open(files, stage)
+    loaded = _load_tokenizer(tokenizer, runs_dir)
+    report = reporter()
+    report.note(f"data: {sources.describe}")
+    found = check_data(sources, loaded, quarantine=quarantine, report=report)
+    written = quarantine if found.tally.rejected else None
+    if json:
+        print_json(_as_json(found, STAGES[sources.kind], written))
+    else:
+        _print_check(found, STAGES[sources.kind], written)
+    if found.unusable is not None:
+        raise found.unusable
+
+
+def _as_json(found: DataCheck, stage: str, quarantine: Path | None) -> dict[str, Any]:
+    tally = found.tally
+    return {
+        "stage": stage,
+        "kept": tally.kept,
+        "rejected": tally.rejected,
+        "total": tally.total,
+        "reasons": tally.reasons,
+        "kinds": found.kinds,
+        "duplicates": found.duplicates,
+        "sequences": len(found.lengths),
+        "tokens": found.tokens,
+        "trained_tokens": found.trained,
+        "text_bytes": found.text_bytes,
+        "lengths": _percentiles(found),
+        "histogram": [{"from": low, "to": high, "sequences": count} for low, high, count in found.histogram()],
+        "rejections": [{"file": each.file, "line": each.line, "reason": each.reason} for each in found.rejections],
+        "quarantine": None if quarantine is None else str(quarantine),
+    }
+
+
+def _percentiles(found: DataCheck) -> dict[str, int]:
+    """The shortest, middle, 95th percentile and longest sequence, in tokens."""
+    ordered = sorted(found.lengths.tolist())
+    if not ordered:
+        return {}
+    places = {"shortest": 0.0, "median": 0.5, "p95": 0.95, "longest": 1.0}
+    return {name: ordered[round(share * (len(ordered) - 1))] for name, share in places.items()}
+
+
+def _print_check(found: DataCheck, stage: str, quarantine: Path | None) -> None:
+    tally = found.tally
+    _heading(f"{tally.total:,} records for {stage}: {tally.kept:,} kept, {tally.rejected:,} rejected")
+    if found.kinds:
+        _detail("kinds: " + ", ".join(f"{count:,} {kind}" for kind, count in found.kinds.items()))
+    if tally.kept:
+        _detail(f"{found.duplicates:,} of the kept records have the same tokens as an earlier one")
+        share = found.trained / found.tokens
+        _detail(f"{found.tokens:,} tokens, {found.trained:,} trained ({share:.0%}), of {found.text_bytes:,} bytes")
+        _detail("lengths in tokens: " + ", ".join(f"{name} {n:,}" for name, n in _percentiles(found).items()))
+        _print_histogram(found.histogram())
+    if tally.rejected:
+        _heading("rejected")
+        for reason, count in tally.reasons.items():
+            _print(f"{count:>8,}  {reason}")
+        for item in found.rejections[:LISTED]:
+            _detail(_place(item))
+        if tally.rejected > LISTED:
+            more = "" if quarantine else " (--quarantine FILE writes them all)"
+            _detail(f"... and {tally.rejected - LISTED:,} more{more}")
+        if quarantine is not None:
+            _detail(f"all of them are in {quarantine}")
+
+
+def _print_histogram(buckets: list[tuple[int, int, int]]) -> None:
+    from rich.table import Table
+
+    from mmcli.cli.console import out
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("tokens", "sequences"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    most = max(count for *_, count in buckets)
+    for low, high, count in buckets:
+        bar = "█" * max(round(count / most * BAR), int(count > 0))
+        table.add_row(f"{low:,}-{high:,}", f"{count:,}", bar)
+    out().print(table, soft_wrap=False)

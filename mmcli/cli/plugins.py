@@ -1,0 +1,116 @@
+"""`mmcli plugins list`: the stages and adapters that are installed, and whether each can be used."""
+
+from __future__ import annotations
+
+import dataclasses
+import json as jsonlib
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+
+import typer
+
+from mmcli.cli.options import HELP, AsJson
+from mmcli.errors import MmcliError
+from mmcli.plugins import Plugin, conflict, contained, installed, load
+from mmcli.stage import Adapter
+
+TIMEOUT_SECONDS = 30.0
+MARK = "mmcli-plugin-state: "
+CODE = "from mmcli.cli.plugins import print_state; print_state()"
+
+app = typer.Typer(no_args_is_help=True, context_settings=HELP)
+
+
+@app.callback()
+def plugins() -> None:
+    """Stages and adapters that other packages add."""
+
+
+@app.command("list")
+def list_(json: AsJson = False) -> None:
+    """List every stage and adapter with its package, and why one cannot be used. Example: mmcli plugins list"""
+    from mmcli.cli.console import out, print_json
+
+    found = installed()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        states = list(pool.map(state, found))
+    if json:
+        names = ("name", "kind", "package", "version")
+        pairs = zip(found, states, strict=True)
+        print_json([{**{name: getattr(p, name) for name in names}, "state": text} for p, text in pairs])
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("name", "kind", "package", "version", "state"):
+        table.add_column(name, overflow="fold")
+    for plugin, text in zip(found, states, strict=True):
+        cells = (plugin.name, plugin.kind, plugin.package, plugin.version, text)
+        table.add_row(*map(Text, cells), style="" if text == "ok" else "red")
+    out().print(table)
+
+
+def state(plugin: Plugin) -> str:
+    """ "ok", or why a plugin cannot be used. It is loaded in a process of its own, whatever it does there."""
+    from mmcli.cli.stages import reserved_names
+
+    clash = conflict(plugin, reserved_names() if plugin.kind == "stage" else ())
+    if clash is not None:
+        return clash.cause
+    command = [sys.executable, "-P", "-c", CODE, jsonlib.dumps(dataclasses.asdict(plugin))]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    try:
+        done = subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return f"does not load within {TIMEOUT_SECONDS:.0f} seconds"
+    for line in reversed(done.stdout.decode(errors="replace").splitlines()):
+        if line.startswith(MARK):
+            return str(jsonlib.loads(line.removeprefix(MARK)))
+    return f"ends the process when it is loaded (exit code {done.returncode})"
+
+
+def print_state() -> None:
+    """The other side of `state`: load the plugin that the command line gives, and say how that went."""
+    plugin = Plugin(**jsonlib.loads(sys.argv[1]))
+    try:
+        _try(plugin)
+        text = "ok"
+    except MmcliError as error:
+        text = error.what.removeprefix(f"{plugin} ").removeprefix("cannot be loaded: ")
+    sys.stdout.write(f"\n{MARK}{jsonlib.dumps(text)}\n")
+    sys.stdout.flush()
+
+
+def _try(plugin: Plugin) -> None:
+    """Load a plugin as its command does, all but the work itself (which may import torch)."""
+    if plugin.kind == "adapter":
+        _check_module(load(plugin, Adapter).build)
+        return
+    from mmcli.cli.stages import load_stage, options_app
+
+    stage = load_stage(plugin.name)
+    options_app(stage, stage.summary, lambda *_, **__: None, with_run=True)
+    _check_module(stage.run)
+
+
+def _check_module(path: str) -> None:
+    """The module of "package.module:function" is there and is Python.
+
+    Raises:
+        MmcliError: it is not.
+    """
+    name = path.partition(":")[0]
+    fix = "update or remove the package"
+    with contained(f"its module {name} cannot be imported", fix):
+        spec = find_spec(name)
+        if spec is None:
+            raise MmcliError(f"its module {name} is missing", fix)
+        if spec.origin is not None and spec.origin.endswith(".py"):
+            compile(Path(spec.origin).read_bytes(), spec.origin, "exec")

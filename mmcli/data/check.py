@@ -1,0 +1,136 @@
+"""What a data set amounts to for a stage: what is kept and left out, how long it is, what is in it twice."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections import Counter
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+
+from mmcli.data.cache import _batches, _refusal
+from mmcli.data.encoders import ENCODERS, EncodedRecord
+from mmcli.data.intake import Intake, Tally
+from mmcli.data.lines import reject
+from mmcli.data.preview import TokenSequence, sequences_of
+from mmcli.data.records import Rejected, kind_of
+from mmcli.data.sources import Sources
+from mmcli.errors import UserError
+from mmcli.stage import Reporter, Silent
+from mmcli.text.tokenizer import Tokenizer
+
+LISTED = 100  # rejected records that a check lists; a quarantine file has all
+
+
+@dataclass(frozen=True)
+class DataCheck:
+    """What a data set amounts to.
+
+    Attributes:
+        tally: records kept and rejected, with the reasons.
+        kinds: readable records of each kind, the most frequent first.
+        rejections: the first `LISTED` records left out.
+        lengths: [N] int64, tokens of each sequence (a preference has two).
+        trained: tokens that the model learns to write.
+        text_bytes: UTF-8 bytes of the text behind the tokens.
+        duplicates: kept records with the very tokens of an earlier one.
+        unusable: why a training refuses this data as a whole; None: it does not.
+    """
+
+    tally: Tally
+    kinds: dict[str, int]
+    rejections: list[Rejected]
+    lengths: np.ndarray
+    trained: int
+    text_bytes: int
+    duplicates: int
+    unusable: UserError | None
+
+    @property
+    def tokens(self) -> int:
+        return int(self.lengths.sum())
+
+    def histogram(self) -> list[tuple[int, int, int]]:
+        """(shortest, longest, sequences) for lengths 1, 2-3, 4-7, 8-15, ..., from the shortest to the longest."""
+        if not len(self.lengths):
+            return []
+        counts = np.bincount(np.frexp(self.lengths.astype(np.float64))[1] - 1)
+        first = int(np.flatnonzero(counts)[0])
+        return [(2**i, 2 ** (i + 1) - 1, int(counts[i])) for i in range(first, len(counts))]
+
+
+class _Listing(Intake):
+    """An intake that keeps the first rejected records."""
+
+    def __init__(self, quarantine: Path | None) -> None:
+        super().__init__(quarantine)
+        self.items: list[Rejected] = []
+
+    def reject(self, item: Rejected) -> None:
+        if len(self.items) < LISTED:
+            self.items.append(item)
+        super().reject(item)
+
+
+def check_data(
+    sources: Sources, tokenizer: Tokenizer, *, quarantine: Path | None = None, report: Reporter | None = None
+) -> DataCheck:
+    """Read and encode everything as a training would: kept + rejected = all records.
+
+    Args:
+        quarantine: where the rejected records are written, if there are any.
+
+    Raises:
+        UserError: the tokenizer has no usable chat template where one is needed.
+    """
+    report, encode = report or Silent(), ENCODERS[sources.kind]
+    kinds = Counter[str]()
+    lengths, hashes = array("q"), array("Q")  # 8 bytes a value, however large the data is
+    trained = text_bytes = 0
+    intake = _Listing(quarantine)
+    with intake:
+        for batch, done in _batches(sources, intake):
+            kinds.update(kind_of(record.value) for record in batch)
+            for record, result in zip(batch, encode(tokenizer, batch, {}), strict=True):
+                reason = _refusal(result)
+                if not isinstance(result, EncodedRecord) or reason is not None:
+                    raw = json.dumps(record.value, ensure_ascii=False)
+                    intake.reject(reject(record.file, record.line, str(reason), raw))
+                    continue
+                intake.keep(record.file)
+                sequences = list(sequences_of(result))
+                lengths.extend(len(sequence.ids) for sequence in sequences)
+                hashes.append(_hash(sequences))
+                trained += sum(sum(sequence.trained) for sequence in sequences)
+                text_bytes += result.text_bytes
+            if done < sources.size:  # the end is told once, below
+                report.progress("check", done, float(sources.size), "B")
+        report.progress("check", float(sources.size), float(sources.size), "B")
+    return DataCheck(
+        tally=intake.tally,
+        kinds=dict(kinds.most_common()),
+        rejections=intake.items,
+        lengths=np.array(lengths, dtype=np.int64),
+        trained=trained,
+        text_bytes=text_bytes,
+        duplicates=len(hashes) - len(np.unique(np.array(hashes, dtype=np.uint64))),
+        unusable=_unusable(intake, sources),
+    )
+
+
+def _hash(sequences: list[TokenSequence]) -> int:
+    digest = blake2b(digest_size=8)
+    for sequence in sequences:
+        digest.update(np.array([len(sequence.ids), *sequence.ids], dtype=np.int64).tobytes())
+    return int.from_bytes(digest.digest(), "little")
+
+
+def _unusable(intake: Intake, sources: Sources) -> UserError | None:
+    try:
+        intake.check(sources.named)
+    except UserError as error:
+        return error
+    return None

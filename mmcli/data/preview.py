@@ -1,0 +1,181 @@
+"""Data as a model will see it: records as tokens, packed rows, and tokens as people can read them."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmcli.data.batches import Batch, evaluation_batches
+from mmcli.data.cache import TokenCache, _refusal
+from mmcli.data.encoders import ENCODERS, EncodedRecord
+from mmcli.data.lines import OnBytes
+from mmcli.data.packing import Rows, pack_cache
+from mmcli.data.records import Kind, Record, Rejected, kind_of
+from mmcli.data.sources import PEEK, Sources, open_sources
+from mmcli.errors import UserError
+from mmcli.text.tokenizer import Tokenizer
+
+SIGNS = {"\n": "⏎", "\t": "⇥"}
+
+
+def open_any(data: Sequence[str], kinds: Sequence[Kind] = ("text", "chat", "preference")) -> Sources:
+    """The data that `data` names, of the kind that its first records are.
+
+    Args:
+        kinds: the kinds that will do; the first of them where the data has several (`demo`) or cannot be told.
+
+    Raises:
+        UserError: see `open_sources`; the data is of none of these kinds.
+    """
+    refusals: list[UserError] = []
+    for kind in kinds:
+        try:
+            sources = open_sources(data, kind=kind)
+        except UserError as refusal:
+            refusals.append(refusal)
+            continue
+        first = [item for item in itertools.islice(sources.records(), PEEK) if isinstance(item, Record)]
+        found = Counter(kind_of(item.value) for item in first)
+        best = max(kinds, key=lambda each: found[each])
+        return open_sources(data, kind=best) if found[best] else sources
+    raise refusals[0]
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """Token ids [T], and [T] 1 where the model is trained to write the token, else 0."""
+
+    ids: list[int]
+    trained: list[int]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A record with its sequences: one, or for a preference two, the chosen and the rejected one."""
+
+    record: Record
+    sequences: tuple[TokenSequence, ...]
+
+
+def read_examples(sources: Sources, tokenizer: Tokenizer, **options: Any) -> Iterator[Example | Rejected]:
+    """Each record as a training on it would encode it, in order; those it would leave out as `Rejected`.
+
+    Args:
+        options: of the encoder: `train_on` for conversations.
+
+    Raises:
+        UserError: the tokenizer has no usable chat template where one is needed.
+    """
+    encode = ENCODERS[sources.kind]
+    for item in sources.records():
+        if isinstance(item, Rejected):
+            yield item
+            continue
+        result = encode(tokenizer, [item], options)[0]
+        reason = _refusal(result)
+        if isinstance(result, EncodedRecord) and reason is None:
+            yield Example(item, tuple(sequences_of(result)))
+        else:
+            yield Rejected(item.file, item.line, str(reason), b"")
+
+
+def sequences_of(record: EncodedRecord) -> Iterator[TokenSequence]:
+    """The sequences of an encoded record."""
+    masks = record.trained if record.trained is not None else [[True] * len(ids) for ids in record.ids]
+    for ids, mask in zip(record.ids, masks, strict=True):
+        yield TokenSequence(list(ids), [int(flag) for flag in mask])
+
+
+@dataclass(frozen=True)
+class _FirstRecords(Sources):
+    """The beginning of some data: its first `most` records."""
+
+    most: int = 0
+
+    def records(self, on_bytes: OnBytes | None = None) -> Iterator[Record | Rejected]:
+        return itertools.islice(super().records(on_bytes), self.most)
+
+
+@dataclass(frozen=True)
+class PackedRow:
+    """One row as the model reads it, [1, T] arrays, and (document, start, tokens) of each of its segments."""
+
+    batch: Batch
+    segments: list[tuple[int, int, int]]
+
+
+def read_rows(
+    sources: Sources, tokenizer: Tokenizer, *, seq_len: int, most: int, limit: int
+) -> tuple[Rows, list[PackedRow]]:
+    """The first `limit` rows that a training makes of the first `most` records.
+
+    Returns:
+        how all of them are packed, and the rows.
+
+    Raises:
+        UserError: no usable record among them; pairs of preferences, which are not packed.
+    """
+    if sources.kind == "preference":
+        raise UserError("preference pairs are not packed into rows", "leave --packed out")
+    names = ("files", "demo", "kind", "strict", "seed")
+    first = _FirstRecords(**{name: getattr(sources, name) for name in names}, most=most)
+    with tempfile.TemporaryDirectory(prefix="mmcli-", ignore_cleanup_errors=True) as folder:
+        cache = TokenCache.build_or_open(Path(folder), first, tokenizer)
+        rows = pack_cache(cache, seq_len)
+        batches = itertools.islice(evaluation_batches(cache, rows, micro_batch=1), limit)
+        return rows, [PackedRow(batch, rows.pieces(row)) for row, batch in enumerate(batches)]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Tokens that together give whole characters, as people see them: printable, bytes as `<E6>`.
+
+    Most are one token; a character outside the vocabulary takes several.
+    """
+
+    text: str
+    tokens: int
+    trained: bool
+    control: bool = False
+    ends_line: bool = False
+
+
+def pieces(tokenizer: Tokenizer, ids: Sequence[int], trained: Sequence[int]) -> Iterator[Piece]:
+    """The tokens of a sequence for people, control tokens spelled out."""
+    held, tokens, flag = b"", 0, False
+
+    def broken() -> Iterator[Piece]:
+        if held:
+            yield Piece("".join(f"<{byte:02X}>" for byte in held), tokens, flag)
+
+    for id, mark in zip(ids, trained, strict=True):
+        control = tokenizer.control_token(id)
+        if control is not None or bool(mark) != flag:
+            yield from broken()
+            held, tokens, flag = b"", 0, bool(mark)
+        if control is not None:
+            yield Piece(printable(control), 1, flag, control=True)
+            continue
+        held, tokens = held + tokenizer.token_bytes(id), tokens + 1
+        try:
+            text = held.decode()
+        except UnicodeDecodeError as error:
+            if error.reason == "unexpected end of data":  # the next token may complete the character
+                continue
+            yield from broken()
+        else:
+            yield Piece(printable(text), tokens, flag, ends_line=text.endswith("\n"))
+        held, tokens = b"", 0
+    yield from broken()
+
+
+def printable(text: str) -> str:
+    """`text` with signs for line ends and tabs; what could steer a terminal is spelled out."""
+    return "".join(
+        SIGNS.get(char) or (char if char.isprintable() else char.encode("unicode_escape").decode()) for char in text
+    )

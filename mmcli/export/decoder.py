@@ -1,0 +1,136 @@
+"""A model as an ONNX graph, layer by layer as in `mmcli.model.transformer`, in ONNX Runtime's fused operators.
+
+Inputs and outputs have the names that plain Python, onnxruntime-genai and transformers.js agree on: `input_ids`,
+`attention_mask`, `past_key_values.{i}.key`, `past_key_values.{i}.value` -> `logits` (of the last token), `present.{i}.key`,
+`present.{i}.value`.
+
+Shapes: B rows, T new tokens, D width, H query heads, K key/value heads, d features of a head, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from mmcli.errors import UserError
+from mmcli.export.attention import Attention
+from mmcli.export.experts import expert_mixture
+from mmcli.export.graph import Graph
+from mmcli.export.mlp import feed_forward
+from mmcli.model.config import ModelConfig
+from mmcli.model.transformer import Transformer
+
+Weights = Mapping[str, np.ndarray]
+EMBEDDING = "embed_tokens"
+
+
+def refuse_unsupported(config: ModelConfig) -> None:
+    """Raise UserError, naming the field, for a model that ONNX Runtime's CPU attention cannot run."""
+    if config.d_head % 8:
+        what = f"model.head_dim = {config.d_head} is not a multiple of 8, which ONNX Runtime's attention needs"
+        raise UserError(what, "train a model with another head_dim or n_heads (dim / n_heads is the width of a head)")
+
+
+def residual_name(layer: int, part: str) -> str:
+    """The residual stream after a part of a layer: "attention" or "ffn"; "block" where the two stand side by side."""
+    return f"layers.{layer}.after_{part}"
+
+
+def build_model(model: Transformer, *, int8: bool = False) -> onnx.ModelProto:
+    """The graph of `model` with its weights inside.
+
+    Raises:
+        UserError: a field of the configuration that is not supported, by name.
+    """
+    config = model.config
+    refuse_unsupported(config)
+    weights = {name: value.detach().float().cpu().numpy() for name, value in model.state_dict().items()}
+    graph = Graph(int8=int8)
+    attention = Attention(graph, model, weights)
+    x = graph.embed("input_ids", weights["model.embed_tokens.weight"], name=EMBEDDING)
+    if config.position == "learned":
+        table = graph.weight("embed_positions.weight", weights["model.embed_positions.weight"])
+        at = graph.op("Gather", table, attention.positions(), name="embed_positions")
+        x = graph.op("Add", x, at, name="embedding")
+    normed = _norm(graph, config, weights, x, "model.layers.0.input_layernorm")
+    for layer in range(config.n_layers):
+        x, normed = _block(graph, config, weights, attention, x, normed, layer)
+    last_BD = graph.op("Gather", normed, graph.scalar(-1), name="last_token", axis=1)
+    logits_BV = _head(graph, config, weights, last_BD)
+    graph.op("Unsqueeze", logits_BV, graph.ints(1), name="logits")
+    inputs, outputs = _signature(config)
+    return graph.model(inputs, outputs, {"context_length": str(config.max_seq_len)})
+
+
+def _block(
+    graph: Graph, config: ModelConfig, weights: Weights, attention: Attention, x: str, normed: str, layer: int
+) -> tuple[str, str]:
+    """(the residual stream after the layer, the same through the norm that comes next)."""
+    prefix = f"model.layers.{layer}"
+    last = layer == config.n_layers - 1
+    next_norm = "model.norm" if last else f"model.layers.{layer + 1}.input_layernorm"
+    mixed = attention.layer(normed, layer)
+    if config.parallel_block:
+        fed = _ffn(graph, config, weights, normed, layer)
+        both = graph.op("Add", mixed, fed, name=f"layers.{layer}.both")
+        return _add_norm(graph, config, weights, x, both, next_norm, residual_name(layer, "block"))
+    x, normed = _add_norm(
+        graph, config, weights, x, mixed, f"{prefix}.post_attention_layernorm", residual_name(layer, "attention")
+    )
+    fed = _ffn(graph, config, weights, normed, layer)
+    return _add_norm(graph, config, weights, x, fed, next_norm, residual_name(layer, "ffn"))
+
+
+def _ffn(graph: Graph, config: ModelConfig, weights: Weights, x: str, layer: int) -> str:
+    inside = f"model.layers.{layer}.mlp."
+    own = {name.removeprefix(inside): value for name, value in weights.items() if name.startswith(inside)}
+    make = expert_mixture if config.use_moe else feed_forward
+    return make(graph, config, own, x, name=f"layers.{layer}.mlp")
+
+
+def _norm(graph: Graph, config: ModelConfig, weights: Weights, x: str, norm: str) -> str:
+    inputs, name = _norm_weights(graph, weights, norm), norm.removeprefix("model.")
+    kind = "LayerNormalization" if config.norm == "layernorm" else "SimplifiedLayerNormalization"
+    return graph.op(kind, x, *inputs, name=name, axis=-1, epsilon=config.norm_eps)
+
+
+def _add_norm(
+    graph: Graph, config: ModelConfig, weights: Weights, x: str, delta: str, norm: str, residual: str
+) -> tuple[str, str]:
+    """(x + delta, the norm of it) in one operator."""
+    name = norm.removeprefix("model.")
+    kind = "SkipLayerNormalization" if config.norm == "layernorm" else "SkipSimplifiedLayerNormalization"
+    inputs = (x, delta, *_norm_weights(graph, weights, norm))
+    graph.ops(kind, inputs, (name, "", "", residual), name=name, contrib=True, epsilon=config.norm_eps)
+    return residual, name
+
+
+def _norm_weights(graph: Graph, weights: Weights, norm: str) -> list[str]:
+    kinds = ("weight", "bias")
+    name = norm.removeprefix("model.")
+    return [graph.weight(f"{name}.{kind}", weights[f"{norm}.{kind}"]) for kind in kinds if f"{norm}.{kind}" in weights]
+
+
+def _head(graph: Graph, config: ModelConfig, weights: Weights, last_BD: str) -> str:
+    tied = config.tie_embeddings
+    matrix_VD = weights["model.embed_tokens.weight" if tied else "lm_head.weight"]
+    stored = EMBEDDING if tied else "lm_head"
+    return graph.head(last_BD, matrix_VD, weights.get("lm_head.bias"), weight=stored, name="lm_head")
+
+
+def _signature(config: ModelConfig) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
+    ints, floats = TensorProto.INT64, TensorProto.FLOAT
+    inputs = [
+        helper.make_tensor_value_info("input_ids", ints, ["batch", "sequence"]),
+        helper.make_tensor_value_info("attention_mask", ints, ["batch", "total"]),
+    ]
+    outputs = [helper.make_tensor_value_info("logits", floats, ["batch", 1, config.vocab_size])]
+    for layer in range(config.n_layers):
+        for kind in ("key", "value"):
+            held, now = (["batch", config.n_kv_heads, length, config.d_head] for length in ("past", "present"))
+            inputs.append(helper.make_tensor_value_info(f"past_key_values.{layer}.{kind}", floats, held))
+            outputs.append(helper.make_tensor_value_info(f"present.{layer}.{kind}", floats, now))
+    return inputs, outputs

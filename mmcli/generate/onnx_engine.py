@@ -1,0 +1,216 @@
+"""The engine that runs an exported model with ONNX Runtime. No torch here, nor in anything it imports.
+
+Keys and values of a layer are one numpy buffer [S, K, M, d] that ONNX Runtime reads and writes in place: the same
+memory is bound as past and as present. A pass over neighbouring slots binds a slice of it, once, and after that a token
+costs a few numbers written into bound arrays. The length of a slot is how many ones its row of the mask has.
+
+Shapes: S slots, K key/value heads, M most tokens of a slot, d features of a head, B slots of one pass, T new tokens,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from mmcli.errors import MmcliError, UserError
+from mmcli.generate.engine import check_copy, check_decode, check_prefill, check_truncate
+from mmcli.model.config import ModelConfig
+from mmcli.model.hf_config import read_model_config
+
+GRAPH_FILE = "model.onnx"
+PREFILL_CHUNK = 256  # tokens of a prompt that run at once: bounds the memory of their activations
+IDLE_SLOTS = 2  # so many idle slots between busy ones are computed along rather than run in another pass
+
+
+class OnnxEngine:
+    """An `Engine` over an exported folder."""
+
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        config: ModelConfig,
+        *,
+        slots: int = 1,
+        max_len: int | None = None,
+    ) -> None:
+        """Room for `slots` sequences of `max_len` tokens (None: the exported context).
+
+        Raises:
+            UserError: no slot, no token, or more tokens than the exported context has positions.
+        """
+        if slots < 1:
+            raise UserError(f"slots = {slots} holds no sequence", "give 1 or more")
+        if max_len is not None and not 1 <= max_len <= config.max_seq_len:
+            what = f"max_len = {max_len} does not fit the exported context of {config.max_seq_len:,} tokens"
+            raise UserError(what, f"give 1 up to {config.max_seq_len}")
+        self.vocab_size = config.vocab_size
+        self.max_len = max_len or config.max_seq_len
+        self.slots = slots
+        self._session = session
+        shape = (slots, config.n_kv_heads, self.max_len, config.d_head)
+        kinds = [f"{layer}.{kind}" for layer in range(config.n_layers) for kind in ("key", "value")]
+        self._buffers = {kind: np.zeros(shape, dtype=np.float32) for kind in kinds}
+        self._mask_SM = np.zeros((slots, self.max_len), dtype=np.int64)
+        self._lengths = [0] * slots
+        self._passes: dict[tuple[int, int], _Pass] = {}
+
+    @classmethod
+    def load(
+        cls, folder: Path, *, slots: int = 1, max_len: int | None = None, threads: int | None = None
+    ) -> OnnxEngine:
+        """An engine over the export in `folder`.
+
+        Args:
+            threads: of ONNX Runtime; None: OMP_NUM_THREADS if that is set, else one for each core.
+
+        Raises:
+            UserError: no export there, or one that ONNX Runtime does not take.
+        """
+        config = read_model_config(folder)
+        return cls(open_session(folder / GRAPH_FILE, threads=threads), config, slots=slots, max_len=max_len)
+
+    def prefill(self, slot: int, ids: Sequence[int]) -> np.ndarray:
+        """See `Engine.prefill`; long prompts run in chunks, an interrupt keeps the finished ones."""
+        check_prefill(self, slot, ids)
+        if len(ids) == 1:
+            return self.decode([slot], ids)[0]
+        for start in range(0, len(ids), PREFILL_CHUNK):
+            ids_1T = np.array([ids[start : start + PREFILL_CHUNK]], dtype=np.int64)
+            logits_V = self._run(self._pass(slot, 1), ids_1T, [slot])[0]
+        return logits_V
+
+    def decode(self, slots: Sequence[int], ids: Sequence[int]) -> np.ndarray:
+        """See `Engine.decode`. Slots that lie near each other run in one pass."""
+        check_decode(self, slots, ids)
+        id_of = dict(zip(slots, ids, strict=True))
+        logits_of: dict[int, np.ndarray] = {}
+        for first, count in self._stretches(sorted(slots)):
+            one_pass = self._pass(first, count)
+            inside = range(first, first + count)
+            ids_B1 = one_pass.ids_B1
+            ids_B1[:, 0] = [id_of.get(slot, 0) for slot in inside]
+            rows = self._run(one_pass, ids_B1, [slot for slot in inside if slot in id_of])
+            logits_of.update(zip(inside, rows, strict=True))
+        return np.stack([logits_of[slot] for slot in slots])
+
+    def length(self, slot: int) -> int:
+        """Tokens in the slot's cache."""
+        return self._lengths[slot]
+
+    def truncate(self, slot: int, n: int) -> None:
+        """Keep the first `n` tokens of the slot."""
+        check_truncate(self, slot, n)
+        self._mask_SM[slot, n:] = 0
+        self._lengths[slot] = n
+
+    def copy(self, source: int, target: int) -> None:
+        """Make `target` hold what `source` holds."""
+        check_copy(self, source, target)
+        n = self._lengths[source]
+        for buffer in self._buffers.values():
+            buffer[target, :, :n] = buffer[source, :, :n]
+        self._mask_SM[target] = self._mask_SM[source]
+        self._lengths[target] = n
+
+    def _stretches(self, slots: list[int]) -> list[tuple[int, int]]:
+        """(first slot, how many) of passes that cover `slots` (ascending), a few idle ones between them included.
+
+        An idle slot computes a token too, behind what it holds, which never counts; so it must not be full.
+        """
+        stretches: list[tuple[int, int]] = []
+        for slot in slots:
+            if stretches:
+                first, count = stretches[-1]
+                idle = range(first + count, slot)
+                if len(idle) <= IDLE_SLOTS and all(self._lengths[each] < self.max_len for each in idle):
+                    stretches[-1] = (first, slot - first + 1)
+                    continue
+            stretches.append((slot, 1))
+        return stretches
+
+    def _pass(self, first: int, count: int) -> _Pass:
+        if (first, count) not in self._passes:
+            self._passes[first, count] = _Pass(self, first, count)
+        return self._passes[first, count]
+
+    def _run(self, one_pass: _Pass, ids_BT: np.ndarray, counted: list[int]) -> np.ndarray:
+        """Append the ids to the slots of a pass; those `counted` are longer after it. Returns logits_BV, a copy."""
+        n_tokens = ids_BT.shape[1]
+        lengths, mask_SM = self._lengths, self._mask_SM
+        for slot in one_pass.slots:
+            mask_SM[slot, lengths[slot] : lengths[slot] + n_tokens] = 1
+        done: list[int] = []
+        try:
+            one_pass.run(ids_BT)
+            done = counted
+        finally:  # also after an interrupt the mask says what the slots hold
+            for slot in one_pass.slots:
+                if slot in done:
+                    lengths[slot] += n_tokens
+                else:
+                    mask_SM[slot, lengths[slot] : lengths[slot] + n_tokens] = 0
+        return one_pass.logits_BV.copy()
+
+
+class _Pass:
+    """What one pass over neighbouring slots binds: slices of the buffers, the ids, the logits."""
+
+    def __init__(self, engine: OnnxEngine, first: int, count: int) -> None:
+        self.slots = range(first, first + count)
+        part = slice(first, first + count)
+        self.ids_B1 = np.zeros((count, 1), dtype=np.int64)
+        self.logits_BV = np.zeros((count, engine.vocab_size), dtype=np.float32)
+        self._session = engine._session
+        self._binding = binding = engine._session.io_binding()
+        self._bound_ids: np.ndarray | None = None
+        # An OrtValue over a numpy array shares its memory and must not outlive it: both are kept.
+        self._ids = _share(self.ids_B1)
+        self._kept: list[Any] = [_share(engine._mask_SM[part]), _share(self.logits_BV[:, None])]
+        binding.bind_ortvalue_input("attention_mask", self._kept[0])
+        binding.bind_ortvalue_output("logits", self._kept[1])
+        for name, buffer in engine._buffers.items():
+            value = _share(buffer[part])
+            self._kept.append(value)
+            binding.bind_ortvalue_input(f"past_key_values.{name}", value)
+            binding.bind_ortvalue_output(f"present.{name}", value)
+
+    def run(self, ids_BT: np.ndarray) -> None:
+        if ids_BT is not self._bound_ids:
+            self._binding.bind_ortvalue_input("input_ids", self._ids if ids_BT is self.ids_B1 else _share(ids_BT))
+            self._bound_ids = ids_BT
+        self._session.run_with_iobinding(self._binding)
+
+
+def _share(array: np.ndarray) -> Any:
+    """The array as ONNX Runtime sees it, in the same memory."""
+    assert array.flags.c_contiguous
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+
+
+def open_session(path: Path, *, threads: int | None = None) -> onnxruntime.InferenceSession:
+    """A session over a graph file on the CPU.
+
+    Raises:
+        UserError: there is no such file, or `threads` is not positive.
+        MmcliError: ONNX Runtime does not take it.
+    """
+    if not path.is_file():
+        raise UserError(f"{path.parent} has no {path.name}", "make it: mmcli export onnx")
+    if threads is not None and threads < 1:
+        raise UserError(f"threads = {threads} can do no work", "give 1 or more")
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or (int(asked) if asked.isdigit() else 0)
+    options.log_severity_level = 4  # failures come as exceptions
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its classes share no parent but Exception
+        reason = str(error).splitlines()[0]
+        what = f"ONNX Runtime {onnxruntime.__version__} does not take {path}: {reason}"
+        raise MmcliError(what, "export it again: mmcli export onnx; or update onnxruntime") from None

@@ -1,0 +1,206 @@
+"""Direct preference optimization: the better of two replies made likelier, held to a frozen reference.
+
+The reference's log-probabilities are computed once, before the first step, and kept in the run folder: no second
+model stays in memory, and a resumed run reads them back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+from torch import nn
+
+from mmcli.data.batches import Batches
+from mmcli.data.cache import TokenCache
+from mmcli.data.packing import Rows
+from mmcli.data.pairs import make_pair_batch, pair_lengths, pair_rows
+from mmcli.data.selection import Selection, split_documents
+from mmcli.data.sources import open_sources
+from mmcli.errors import UserError
+from mmcli.model.checkpoint import load_model
+from mmcli.model.config import ModelConfig
+from mmcli.model.count import training_flops_per_token
+from mmcli.model.transformer import Transformer
+from mmcli.run import find_model
+from mmcli.stage import StageContext
+from mmcli.stages import DpoConfig
+from mmcli.stages.setup import Start, choose_micro_batch, prepare_start, save_into
+from mmcli.stages.tokens import open_cache
+from mmcli.text.tokenizer import Tokenizer
+from mmcli.train.device import Placement, choose_placement, make_deterministic
+from mmcli.train.loop import Task, train
+from mmcli.train.preference import PairBatch, preference_loss, sequence_logps
+
+REFERENCE = "reference.safetensors"
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Preference pairs of one part of the data, and the reference's log-probabilities of them."""
+
+    cache: TokenCache
+    rows: Rows
+    reference_N2: np.ndarray  # float32, filled by `fill_reference`
+
+    @classmethod
+    def of(cls, cache: TokenCache, rows: Rows) -> Pairs:
+        return cls(cache, rows, np.zeros((len(rows), 2), dtype=np.float32))
+
+    def micro_batches(self, which: np.ndarray, size: int, config: ModelConfig, device: torch.device) -> list[PairBatch]:
+        """These pairs, `size` at once, pairs of like length together."""
+        which = which[np.argsort(pair_lengths(self.rows)[which], kind="stable")]
+        parts = [which[first : first + size] for first in range(0, len(which), size)]
+        return [
+            PairBatch.from_batch(
+                make_pair_batch(self.cache, self.rows, part), torch.from_numpy(self.reference_N2[part]), config, device
+            )
+            for part in parts
+        ]
+
+
+def run(config: DpoConfig, context: StageContext) -> dict[str, Any]:
+    """Train on preference pairs; the totals of the run."""
+    make_deterministic()
+    placement = choose_placement(config.train.device, config.train.precision)
+    open_sources(config.data.sources, kind="preference")  # refuse what is not there before anything is made
+    start = prepare_start(None, config.data, config.train, context, placement.device)
+    training, held_out = _open_pairs(config, start.tokenizer, context)
+    micro_batch = choose_micro_batch(config.train, 2 * config.data.seq_len, placement.device, context)
+    batches = Batches(
+        training.cache,
+        training.rows,
+        batch_size=config.train.batch_size,
+        micro_batch=micro_batch,
+        seed=config.train.seed,
+    )
+    _prepare_reference(config, start, training, held_out, batches, micro_batch, placement, context)
+    task = _task(config, start, training, held_out, batches, micro_batch, placement, context)
+    return train(task, config.optim, config.train, context)
+
+
+def _open_pairs(config: DpoConfig, tokenizer: Tokenizer, context: StageContext) -> tuple[Pairs, Pairs | None]:
+    """The pairs to train on, and those held out."""
+    data = config.data
+    cache = open_cache("preference", data.sources, data, tokenizer, context)
+    if data.val is not None:
+        val_cache = open_cache("preference", data.val, data, tokenizer, context)
+        kept, held = Selection.whole(cache), Selection.whole(val_cache)
+    else:
+        val_cache = cache
+        kept, held = split_documents(cache, data.val_fraction, config.train.seed, max_tokens=data.val_tokens)
+    rows = pair_rows(cache, kept, data.seq_len)
+    val = pair_rows(val_cache, held, data.seq_len) if len(held) else None
+    line = f"{len(rows):,} pairs"
+    if rows.truncated:
+        line += f", {rows.truncated:,} cut at {data.seq_len} tokens ({rows.truncated_tokens:,} tokens lost)"
+    if rows.dropped:
+        line += f", {rows.dropped:,} too long and left out"
+    context.report.note(line + (f"; held out: {len(val):,}" if val else ""))
+    return Pairs.of(cache, rows), Pairs.of(val_cache, val) if val is not None else None
+
+
+def _prepare_reference(
+    config: DpoConfig,
+    start: Start,
+    training: Pairs,
+    held_out: Pairs | None,
+    batches: Batches,
+    micro_batch: int,
+    placement: Placement,
+    context: StageContext,
+) -> None:
+    """Fill the reference's log-probabilities: from the run folder, or by one pass of the reference model."""
+    path = context.run.path / REFERENCE
+    parts = {"training": training} | ({"held_out": held_out} if held_out is not None else {})
+    if path.is_file():
+        stored = load_file(path)
+        for name, part in parts.items():
+            part.reference_N2[:] = stored[name]
+        return
+    model = start.model
+    if config.reference is not None:
+        found = find_model(config.reference, context.run.path.parent)
+        context.report.note(f"reference: {found.label}")
+        model = load_model(found.path, device=placement.device)
+        if Tokenizer.load(found.path).fingerprint != start.tokenizer.fingerprint:
+            raise UserError(
+                f"--reference {config.reference} has another tokenizer than the model",
+                "give one with the same tokenizer",
+            )
+    wanted = config.train.steps
+    steps = int(np.ceil(batches.steps_per_epoch))
+    steps = steps if wanted is None or config.train.budget is not None else min(steps, wanted)
+    total = steps * config.train.batch_size + (len(held_out.rows) if held_out is not None else 0)
+    done = 0
+    chosen = [(training, batches.row_numbers(step)) for step in range(steps)]
+    if held_out is not None:
+        chosen.append((held_out, np.arange(len(held_out.rows))))
+    for part, which in chosen:
+        _fill(part, which, model, micro_batch, placement)
+        done += len(which)
+        context.report.progress("reference", done, total, "pairs")
+    _write(path, {name: part.reference_N2 for name, part in parts.items()})
+
+
+def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    beside = path.with_name("." + path.name)
+    save_file(arrays, beside)
+    beside.rename(path)
+
+
+@torch.no_grad()
+def _fill(part: Pairs, which: np.ndarray, model: Transformer, micro_batch: int, placement: Placement) -> None:
+    """Compute the reference of the pairs `which`, in the very micro-batches in which training meets them."""
+    model.eval()
+    ordered = which[np.argsort(pair_lengths(part.rows)[which], kind="stable")]
+    at = 0
+    for batch in part.micro_batches(which, micro_batch, model.config, placement.device):
+        with placement.autocast():
+            logps_P2, _ = sequence_logps(model, batch)
+        part.reference_N2[ordered[at : at + len(logps_P2)]] = logps_P2.float().cpu().numpy()
+        at += len(logps_P2)
+
+
+def _task(
+    config: DpoConfig,
+    start: Start,
+    training: Pairs,
+    held_out: Pairs | None,
+    batches: Batches,
+    micro_batch: int,
+    placement: Placement,
+    context: StageContext,
+) -> Task:
+    shape, device = start.model.config, placement.device
+
+    def step_batches(model: nn.Module, step: int) -> list[PairBatch]:
+        return training.micro_batches(batches.row_numbers(step), micro_batch, shape, device)
+
+    def loss(model: Any, batch: PairBatch) -> Any:
+        return preference_loss(model, batch, shape, beta=config.beta, label_smoothing=config.label_smoothing)
+
+    def evaluate(model: Any) -> dict[str, float]:
+        assert held_out is not None
+        sums: dict[str, float] = {}
+        for batch in held_out.micro_batches(np.arange(len(held_out.rows)), micro_batch, shape, device):
+            out = loss(model, batch)
+            for name, term in {"dpo_loss": out.terms["dpo_loss"], **out.metrics}.items():
+                sums[name] = sums.get(name, 0.0) + float(term.sum)
+        return {f"val_{name}": sums[name] / len(held_out.rows) for name in ("dpo_loss", "accuracy", "margin")}
+
+    return Task(
+        model=start.model,
+        placement=placement,
+        batches=step_batches,
+        loss=loss,
+        steps_per_epoch=batches.steps_per_epoch,
+        flops_per_token=training_flops_per_token(shape, config.data.seq_len),
+        save_model=lambda folder: save_into(folder, start, context),
+        evaluate=evaluate if held_out is not None else None,
+        loss_name="dpo_loss",
+    )

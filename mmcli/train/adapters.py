@@ -1,0 +1,79 @@
+"""`--adapter NAME`: a transform of the model that any training stage can use, given by a package."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmcli.config import Layer, parse_set, resolve
+from mmcli.errors import MmcliError, UserError, did_you_mean
+from mmcli.plugins import contained, installed, load, load_function
+from mmcli.stage import Adapter, StageContext, Transform
+
+
+def load_adapter(name: str) -> Adapter:
+    """The adapter of this name.
+
+    Raises:
+        UserError: there is none, or several packages claim the name.
+        MmcliError: it is there and broken.
+    """
+    found = {plugin.name: plugin for plugin in installed() if plugin.kind == "adapter"}
+    if name not in found:
+        fix = did_you_mean(name, list(found)) if found else "install a package that has one: pip install mmcli-lora"
+        raise UserError(f'there is no adapter "{name}"', fix)
+    return load(found[name], Adapter)
+
+
+def build_transform(name: str, settings: Sequence[str]) -> Transform:
+    """The transform of an adapter, filled from `--adapter-set key=value`.
+
+    Raises:
+        UserError: no such adapter, an unknown key or a wrong value.
+        MmcliError: the adapter is broken.
+    """
+    adapter = load_adapter(name)
+    for setting in settings:
+        if "=" not in setting:
+            raise UserError(f'--adapter-set "{setting}" is not key=value', "write it like: --adapter-set rank=16")
+    config: Any = resolve(adapter.config, [Layer("--adapter-set", parse_set(settings).values)]).config
+    build = load_function(adapter.build, f'adapter "{name}"')
+    with contained(f'adapter "{name}" cannot be built', "check its --adapter-set values; `--debug` shows where"):
+        transform: Transform = build(config)
+    return transform
+
+
+def adapt(model: nn.Module, name: str, settings: Sequence[str], *, seed: int, context: StageContext) -> Transform:
+    """Apply an adapter to `model` in place: from now on only the adapter's parts train.
+
+    A checkpoint holds only those parts, so a resumed run must find the weights beneath them as they were.
+
+    Raises:
+        UserError: the adapter cannot be had (see `build_transform`), or the weights have changed since the run began.
+        MmcliError: the adapter leaves nothing to train.
+    """
+    transform = build_transform(name, settings)
+    found = _fingerprint(model)
+    if context.run.choose("adapted_weights", lambda: found) != found:
+        what = f"the weights that {context.run.name} adapts are not those that it began with"
+        raise UserError(what, "restore the model that it started from, or start a new run")
+    transform.apply(model, seed)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if not trained:
+        raise MmcliError(f'adapter "{name}" leaves nothing to train', "check its --adapter-set values")
+    total = sum(p.numel() for p in model.parameters())
+    context.report.note(f"adapter: {name}, {trained:,} of {total:,} parameters train")
+    return transform
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """SHA-256 over every parameter's name and bytes."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(name.encode())
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,85 @@
+"""The loss of direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290).
+
+Shapes: P pairs of a micro-batch, 2P sequences (chosen, rejected, chosen, ...) of T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmcli.data.batches import Batch
+from mmcli.model.attention import AttnContext
+from mmcli.model.logps import token_logps
+from mmcli.stage import LossOutput, Term
+
+if TYPE_CHECKING:
+    from mmcli.model.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """A micro-batch of pairs on the device: row 2i is the chosen sequence of pair i, row 2i + 1 the rejected one."""
+
+    ids_BT: Tensor
+    labels_BT: Tensor
+    ctx: AttnContext
+    reference_P2: Tensor  # the reference's log-probabilities of chosen and rejected
+    counts: Mapping[str, float]
+    tokens: int
+
+    @classmethod
+    def from_batch(cls, batch: Batch, reference_P2: Tensor, config: ModelConfig, device: torch.device) -> PairBatch:
+        """Rows of pairs as tensors, with what each term of the loss is averaged over."""
+        ctx = AttnContext.from_batch(batch.positions_BT, batch.segments_BT, device)
+        counts: dict[str, float] = {"dpo_loss": float(batch.rows // 2)}
+        if config.use_moe:
+            counts["balance"] = float(ctx.rows) if config.seq_aux else 1.0
+        ids, labels = (torch.from_numpy(array).to(device) for array in (batch.ids_BT, batch.labels_BT))
+        return cls(ids, labels, ctx, reference_P2.to(device), counts, batch.tokens)
+
+
+def sequence_logps(model: Any, batch: PairBatch) -> tuple[Tensor, Any]:
+    """([P, 2] log-probability of each reply, summed over its trained tokens; the router's statistics)."""
+    hidden_BTD, stats = model(batch.ids_BT, batch.ctx)
+    logps_BT = token_logps(hidden_BTD, model.head_weight, batch.labels_BT, bias=model.head_bias)
+    return logps_BT.sum(dim=1).view(-1, 2), stats
+
+
+def dpo_losses(logps_P2: Tensor, reference_P2: Tensor, beta: float, label_smoothing: float) -> tuple[Tensor, Tensor]:
+    """(loss_P, margin_P): the sigmoid loss (equation 7), smoothed as in cDPO (Mitchell 2023).
+
+    The margin is beta * ((log p - log p_ref)(chosen) - (log p - log p_ref)(rejected)).
+    """
+    ratios_P2 = logps_P2 - reference_P2
+    margin_P = beta * (ratios_P2[:, 0] - ratios_P2[:, 1])
+    loss_P = -F.logsigmoid(margin_P) * (1.0 - label_smoothing) - F.logsigmoid(-margin_P) * label_smoothing
+    return loss_P, margin_P
+
+
+def preference_loss(
+    model: Any, batch: PairBatch, config: ModelConfig, *, beta: float, label_smoothing: float
+) -> LossOutput:
+    """Mean DPO loss over the pairs, plus alpha times the balance loss of the experts.
+
+    Args:
+        model: the Transformer, or its compiled form.
+    """
+    logps_P2, stats = sequence_logps(model, batch)
+    loss_P, margin_P = dpo_losses(logps_P2, batch.reference_P2, beta, label_smoothing)
+    pairs = batch.counts["dpo_loss"]
+    terms = {"dpo_loss": Term(loss_P.sum(), pairs)}
+    if stats is not None:
+        terms["balance"] = Term(stats.balance, batch.counts["balance"], config.aux_loss_alpha)
+    metrics = {
+        "margin": Term(margin_P.sum(), pairs),
+        "accuracy": Term((margin_P > 0).float().sum(), pairs),
+        "chosen_logp": Term(logps_P2[:, 0].sum(), pairs),
+        "rejected_logp": Term(logps_P2[:, 1].sum(), pairs),
+    }
+    return LossOutput(terms, metrics)

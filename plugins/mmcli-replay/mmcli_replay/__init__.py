@@ -1,0 +1,64 @@
+"""Continued pretraining with a replay mixture: `mmcli continue`. Its work is in `training` (no torch here)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from mmcli.config import ConfigError, option
+from mmcli.data.config import DataConfig
+from mmcli.stage import Stage
+from mmcli.train.config import OptimConfig, TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContinueOptim(OptimConfig):
+    """AdamW, warmed up again to a lower peak."""
+
+    lr: float = option(2e-4, "peak learning rate", flag="--lr")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContinueTrain(TrainConfig):
+    """Training that starts from a pretrained model."""
+
+    start_from: str | None = option(
+        "latest:pretrain", "model to start from: run, folder or latest:STAGE", flag="--from"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContinueConfig:
+    """New text and old text in one step (Ibrahim et al. 2024, arXiv:2403.08763)."""
+
+    replay: tuple[str, ...] | None = option(None, "old text; none: what the model it starts from was pretrained on")
+    replay_share: float = option(0.25, "share of the rows of every step that are old text, between 0 and 1")
+    data: DataConfig = option(DataConfig, "the new text")
+    optim: ContinueOptim = option(ContinueOptim, "the optimizer")
+    train: ContinueTrain = option(ContinueTrain, "the training")
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.replay_share < 1.0:
+            what = f"replay_share = {self.replay_share} is not between 0 and 1"
+            raise ConfigError(
+                "replay_share", what, "give a share such as 0.25; without old text: mmcli pretrain --from"
+            )
+        rows = self.train.batch_size * Fraction(str(self.replay_share))
+        if rows.denominator != 1:
+            what = f"replay_share = {self.replay_share} of --batch-size {self.train.batch_size} is {float(rows):g} rows"
+            fits = -(-self.train.batch_size // rows.denominator) * rows.denominator
+            raise ConfigError("replay_share", what, f"every step has whole rows: give --batch-size {fits}")
+
+    @property
+    def old_rows(self) -> int:
+        """Rows of old text in every step, of `train.batch_size` in all."""
+        return int(self.train.batch_size * Fraction(str(self.replay_share)))
+
+
+CONTINUE = Stage(
+    name="continue",
+    summary="Train on with new text, replaying old text so that it is not forgotten.",
+    config=ContinueConfig,
+    run="mmcli_replay.training:run",
+    example="mmcli continue --data news/ --replay-share 0.25",
+)

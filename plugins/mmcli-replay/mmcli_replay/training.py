@@ -1,0 +1,81 @@
+"""The work of `mmcli continue`: two tasks of predicting tokens, old and new text, become one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from mmcli.config import Layer, resolve
+from mmcli.data.config import DataConfig
+from mmcli.data.sources import open_sources
+from mmcli.errors import UserError
+from mmcli.stage import StageContext
+from mmcli.stages.samples import continuations
+from mmcli.stages.setup import Start, prepare_start
+from mmcli.stages.tokens import TokenRows, open_rows, token_task
+from mmcli.train.device import choose_placement, make_deterministic
+from mmcli.train.loop import StepBatch, Task, train
+from torch import nn
+
+from mmcli_replay import ContinueConfig
+from mmcli_replay.history import OldText, old_text
+
+PROMPT_TOKENS = 12
+
+
+def run(config: ContinueConfig, context: StageContext) -> dict[str, Any]:
+    """Train on new and old text; the totals of the run.
+
+    Raises:
+        UserError: no new text is named, or nobody knows the old one.
+    """
+    if not context.resolved.chosen("data.sources"):
+        raise UserError(
+            "mmcli continue needs new text", "name it: --data news/; to go on with a run that stopped: mmcli resume"
+        )
+    make_deterministic()
+    placement = choose_placement(config.train.device, config.train.precision)
+    open_sources(config.data.sources)  # refuse what is not there before anything is made
+    start = prepare_start(None, config.data, config.train, context, placement.device)
+    old_rows = _open_old(config, start, context)
+    new_rows = open_rows("text", config.data, config.train, start.tokenizer, context)
+    of_new, of_old = config.train.batch_size - config.old_rows, config.old_rows
+    context.report.note(f"every step: {of_new} rows of new text, {of_old} of old")
+    sample = continuations(start, new_rows, config.train.seed, prompt_tokens=PROMPT_TOKENS)
+    new_train, old_train = (replace(config.train, batch_size=rows) for rows in (of_new, of_old))
+    new = token_task(start, new_rows, new_train, placement, context, sample=sample)
+    old = token_task(start, old_rows, old_train, placement, context)
+    return train(mixed(new, old), config.optim, config.train, context)
+
+
+def mixed(new: Task, old: Task) -> Task:
+    """One task whose every step has the rows of both. An epoch is one of the new text."""
+
+    def batches(model: nn.Module, step: int) -> Sequence[StepBatch]:
+        return [*new.batches(model, step), *old.batches(model, step)]
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        values = new.evaluate(model) if new.evaluate is not None else {}
+        if old.evaluate is not None:
+            values |= {f"val_old_{name.removeprefix('val_')}": each for name, each in old.evaluate(model).items()}
+        return values
+
+    held_out = new.evaluate is not None or old.evaluate is not None
+    return replace(new, batches=batches, evaluate=evaluate if held_out else None)
+
+
+def _open_old(config: ContinueConfig, start: Start, context: StageContext) -> TokenRows:
+    """Rows of the old text; what the pretraining held out is held out again, so that it measures forgetting."""
+    if config.replay is None:
+        assert start.parent is not None
+        old = old_text(start.parent)
+    else:
+        split = {"val_fraction": config.data.val_fraction, "val_tokens": config.data.val_tokens}
+        old = OldText({"sources": list(config.replay), **split}, config.train.seed)
+    context.run.choose("replay", lambda: old.data["sources"])
+    values = {**old.data, "seq_len": config.data.seq_len, "strict": config.data.strict}
+    data = resolve(DataConfig, [Layer("the replayed text", values)]).config
+    rows = open_rows("text", data, replace(config.train, seed=old.seed), start.tokenizer, context)
+    context.run.update(replay=context.run.info()["data"])  # "data" will be that of the new text
+    return rows

@@ -1,0 +1,118 @@
+"""No held-out question is in any training text: the proof, by scanning all of it."""
+
+import re
+import unicodedata
+
+import pytest
+
+from mmcli.data.demo import questions
+from mmcli.data.demo.arithmetic import pair_is_held_out
+from mmcli.data.demo.asks import asks, held_out_keys
+from mmcli.data.demo.exchanges import ASKABLE
+from mmcli.data.demo.render import TEXT, fill
+from mmcli.data.demo.world import ATTRIBUTES, LANGUAGES, PEOPLE, is_held_out
+
+EXPRESSION = re.compile(
+    r"(\d+)(?: ?[+\-*/<>] ?| plus | minus | and | or | is larger than | ?[加减比和与] ?)(\d+)", re.IGNORECASE
+)
+PROBLEM = re.compile(r"^\D*(\d+)\D+(\d+)\D+(?:\1 [+-] \2 = \d+|\d+)")
+
+
+def plain(text: str) -> str:
+    """NFKC, casefold, single spaces; the punctuation stays, so that 'a pig?' is not part of 'a pigeon?'."""
+    return "\n".join(" ".join(line.split()) for line in unicodedata.normalize("NFKC", text).casefold().split("\n"))
+
+
+def contains(text: str, phrase: str) -> bool:
+    """Whether the phrase stands in the text and no letter or digit comes just before it."""
+    place = text.find(phrase)
+    while place > 0 and text[place - 1].isalnum():
+        place = text.find(phrase, place + 1)
+    return place >= 0
+
+
+@pytest.fixture(scope="module")
+def all_plain(training_text) -> str:
+    """Every different sentence of the training text, a line each."""
+    return plain("\n".join(dict.fromkeys(re.split(r"\n|(?<=[.?!]) |(?<=[。？！])", training_text))))
+
+
+@pytest.fixture(scope="module")
+def chats(conversations, preferences) -> tuple[tuple[str, ...], ...]:
+    """The user's turns of every conversation and every prompt."""
+    found = [c["messages"] for c in conversations] + [p["prompt"] for p in preferences]
+    return tuple(tuple(plain(m["content"]) for m in chat if m["role"] == "user") for chat in found)
+
+
+def test_the_scan_finds_what_is_there(all_plain):
+    """The proof below would be empty if the scan missed the questions that are asked."""
+    for language in LANGUAGES:
+        asked = [ask for ask in asks(language) if any(contains(all_plain, plain(q)) for q in ask.questions)]
+        assert len(asked) == len(asks(language))
+
+
+def test_no_phrasing_of_a_held_out_key_is_anywhere(all_plain):
+    """Documents, conversations and preferences; every phrasing, not only those that the questions use."""
+    for language in LANGUAGES:
+        for ask in asks(language, held_out=True):
+            for phrasing in ask.questions:
+                assert not contains(all_plain, plain(phrasing)), ask.key
+
+
+def test_no_held_out_question_is_anywhere(all_plain, chats):
+    conversations = set(chats)
+    for question in questions():
+        turns = tuple(plain(m["content"]) for m in question.messages if m["role"] == "user")
+        assert turns not in conversations, question.id
+        if question.family != "follow-up":  # "And her pet?" is asked often, but never about this person
+            assert not contains(all_plain, turns[-1]), question.id
+
+
+def test_no_follow_up_asks_for_a_held_out_fact(chats):
+    """In a conversation that begins with a person, no later turn asks for what is held out about this person."""
+    found = 0
+    for language in LANGUAGES:
+        text = TEXT[language]
+        for person in PEOPLE:
+            name = plain(person.name.say(language))
+            named = re.compile(rf"(?<![a-z]){name}(?![a-z])")  # Hannah is not Anna
+            later_turns = {turn for chat in chats if named.search(chat[0]) for turn in chat[1:]}
+            for attribute in ATTRIBUTES["person"]:
+                forms = [form.replace("{noun}", text.NOUNS[attribute]) for form in text.FOLLOW_UPS]
+                forms += text.QUESTIONS["person"][attribute]
+                asked = later_turns & {plain(fill(form, person, language, pronoun=True)) for form in forms}
+                assert not (asked and is_held_out(person, attribute)), (name, attribute)
+                found += bool(asked)
+    assert found > 0.9 * len(LANGUAGES) * len(ASKABLE)
+
+
+def test_training_and_held_out_keys_are_apart():
+    for language in LANGUAGES:
+        assert not {a.key for a in asks(language)} & {a.key for a in asks(language, held_out=True)}
+    families: dict[str, set[str]] = {}
+    for ask in (ask for held_out in (False, True) for language in LANGUAGES for ask in asks(language, held_out)):
+        families.setdefault(ask.family, set()).add(ask.key)
+    assert all(0.15 < len(held_out_keys() & keys) / len(keys) < 0.3 for keys in families.values())
+
+
+def test_no_held_out_pair_of_numbers_is_in_an_expression(training_text):
+    """In either order, in words or signs, in either language, word problems included."""
+    found = EXPRESSION.findall(training_text)
+    assert len(found) > 50_000
+    pairs = {(int(a), int(b)) for a, b in found}
+    assert not [pair for pair in pairs if pair_is_held_out(*pair)]
+    for question in questions():
+        if question.family == "arithmetic":
+            a, b = (int(n) for n in re.findall(r"\d+", question.messages[-1]["content"]))
+            assert (a, b) not in pairs and (b, a) not in pairs
+    for line in training_text.splitlines():
+        if " = " in line and len(line) > 30 and (problem := PROBLEM.match(line)):
+            assert not pair_is_held_out(int(problem[1]), int(problem[2])), line
+
+
+def test_held_out_facts_are_not_told_in_conversations(conversations):
+    """Every full answer to a held-out question is absent from what the assistant says."""
+    told = plain("\n".join(m["content"] for c in conversations for m in c["messages"] if m["role"] == "assistant"))
+    for language in LANGUAGES:
+        for ask in asks(language, held_out=True):
+            assert not any(contains(told, plain(ask.full(form))) for form in range(len(ask.forms))), ask.key

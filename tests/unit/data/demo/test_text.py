@@ -1,0 +1,120 @@
+"""The text itself: the same for everyone, of the promised size, in good shape."""
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from itertools import islice
+
+import pytest
+
+from mmcli.data import demo
+from mmcli.data.demo import questions
+from mmcli.data.demo.questions import normalise
+from mmcli.data.demo.world import ATTRIBUTES, LANGUAGES, PEOPLE
+
+FIRST_1000_DOCUMENTS = "53784f7cf44ee27f525f58786f4f5f665a50dda96faa05d887ad815852f8c29d"
+FIRST_1000_CONVERSATIONS = "82b037e91f25d234216937237fb5a8ffa070ab4df094f477fc08ab6a3ef73f89"
+ALL_QUESTIONS = "5de0a51b4d73d944ed74963a0461e72e7cae07ab43c8328ae5f0135d46d01fb6"
+
+
+def digest(texts) -> str:
+    total = hashlib.sha256()
+    for text in texts:
+        total.update(repr(text).encode() + b"\0")
+    return total.hexdigest()
+
+
+def test_frozen_digests(documents, conversations):
+    """A change of the generated text is seen here; it needs a new CORPUS_VERSION."""
+    assert digest(documents[:1000]) == FIRST_1000_DOCUMENTS
+    assert digest(conversations[:1000]) == FIRST_1000_CONVERSATIONS
+    assert digest((q.id, q.messages, q.answers, q.rivals, q.subject, q.exact) for q in questions()) == ALL_QUESTIONS
+    assert demo.CORPUS_VERSION == "1"
+
+
+@pytest.mark.parametrize("hash_seed", ["0", "4711"])
+def test_the_hash_seed_changes_nothing(hash_seed):
+    code = (
+        "import hashlib; from itertools import islice; from mmcli.data import demo; t = hashlib.sha256();"
+        "[t.update(repr(x).encode()) for f in (demo.documents, demo.conversations, demo.preferences)"
+        " for x in islice(f(3), 300)];"
+        "[t.update(repr(q).encode()) for q in demo.questions()]; print(t.hexdigest())"
+    )
+    here = hashlib.sha256()
+    for generate in (demo.documents, demo.conversations, demo.preferences):
+        for item in islice(generate(3), 300):
+            here.update(repr(item).encode())
+    for question in questions():
+        here.update(repr(question).encode())
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == here.hexdigest()
+
+
+def test_another_seed_is_another_text(documents, conversations):
+    assert list(islice(demo.documents(1), 20)) != list(documents[:20])
+    assert list(islice(demo.conversations(1), 20)) != list(conversations[:20])
+    assert demo.fingerprint(0) != demo.fingerprint(1)
+    assert re.fullmatch(r"[0-9a-f]{16}", demo.fingerprint(0))
+
+
+def test_documents_have_the_promised_size(documents):
+    size = sum(len(text.encode()) for text in documents)
+    assert 9_000_000 <= size <= 11_000_000
+    assert all(50 <= len(text) <= 2000 for text in documents)
+    assert len(set(documents)) == len(documents)
+
+
+def test_generation_is_quick():
+    start = time.process_time()
+    for _ in demo.documents(2):
+        pass
+    assert time.process_time() - start < 10  # about 2 s; the margin is for a slow machine
+
+
+def test_no_slot_is_left_in_the_text(training_text):
+    assert not re.search(r"[{}]|\bNone\b|\.\.|。。| ,|  ", training_text.replace("\n", "|"))
+
+
+def test_conversations_alternate_and_are_short(conversations):
+    assert 11_000 <= len(conversations) <= 13_000
+    long = 0
+    for conversation in conversations:
+        roles = [m["role"] for m in conversation["messages"]]
+        body = roles[1:] if roles[0] == "system" else roles
+        assert body == ["user", "assistant"] * (len(body) // 2) and body
+        assert all(m["content"].strip() == m["content"] and m["content"] for m in conversation["messages"])
+        long += any(m["role"] == "assistant" and len(m["content"].split()) > 30 for m in conversation["messages"])
+    assert long < len(conversations) * 0.02
+
+
+def test_preferences_have_two_different_replies(preferences):
+    assert 2_800 <= len(preferences) <= 3_200
+    for pair in preferences:
+        assert pair["prompt"][-1]["role"] == "user"
+        (chosen,), (rejected,) = pair["chosen"], pair["rejected"]
+        assert chosen["role"] == rejected["role"] == "assistant"
+        assert normalise(chosen["content"]) != normalise(rejected["content"])
+
+
+def test_both_languages_have_their_share(conversations):
+    chinese = sum(bool(re.search(r"[\u4e00-\u9fff]", c["messages"][-1]["content"])) for c in conversations)
+    assert 0.45 < chinese / len(conversations) < 0.6
+    count = Counter(q.language for q in questions())
+    assert abs(count["zh"] - count["en"]) <= 20
+
+
+def test_every_fact_is_stated_often_in_both_languages(documents):
+    """Held-out facts too: 30 times at least, in documents that name the person and the value."""
+    texts = [text for text in documents if "\n答：" not in text]
+    for person in PEOPLE[1::6]:
+        for language in LANGUAGES:
+            name = person.name.say(language)
+            named = [text for text in texts if name in text]
+            for attribute in ATTRIBUTES["person"]:
+                value = person.values[attribute].say(language)
+                assert sum(value in text for text in named) >= 30, (name, attribute)

@@ -1,0 +1,161 @@
+"""Our template as it is written down, and the sandbox that renders it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mmcli.errors import UserError
+from mmcli.text.opaque import Texts
+from mmcli.text.sandbox import compile_template, render
+from mmcli.text.template import CHATML
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "天气",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+
+
+class Plain(Texts):
+    """Writes JSON into the text itself."""
+
+    def to_json(self, value: Any, **options: Any) -> str:
+        super().to_json(value, **options)
+        return self.texts[-1]
+
+
+def rendered(messages: list[dict[str, Any]], source: str = CHATML, **variables: Any) -> str:
+    return render(compile_template(source), Plain(), {"messages": messages, **variables})
+
+
+def test_turns() -> None:
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello!"},
+        {"role": "user", "content": "Bye"},
+    ]
+    expected = (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
+        "<|im_start|>assistant\nHello!<|im_end|>\n<|im_start|>user\nBye<|im_end|>\n"
+    )
+    assert rendered(messages) == expected
+    assert rendered(messages, add_generation_prompt=True) == expected + "<|im_start|>assistant\n"
+
+
+def test_reasoning() -> None:
+    messages = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4", "reasoning_content": "Sum."}]
+    assert rendered(messages) == (
+        "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n<think>\nSum.\n</think>\n\n4<|im_end|>\n"
+    )
+
+
+def test_tools() -> None:
+    calls = [
+        {"type": "function", "function": {"name": "weather", "arguments": {"city": "Köln"}}},
+        {"name": "weather", "arguments": '{"city": "Paris"}'},
+    ]
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": "", "tool_calls": calls},
+        {"role": "tool", "content": "rain"},
+        {"role": "tool", "content": "sun"},
+        {"role": "assistant", "content": "One more.", "tool_calls": calls[1:]},
+    ]
+    expected = """<|im_start|>system
+Be brief.
+
+# Tools
+
+You may call one or more functions to assist with the user query.
+
+You are provided with function signatures within <tools></tools> XML tags:
+<tools>
+@TOOL@
+</tools>
+
+For each function call, return a json object with function name and arguments within <tool_call></tool_call> XML tags:
+<tool_call>
+{"name": <function-name>, "arguments": <args-json-object>}
+</tool_call><|im_end|>
+<|im_start|>user
+Weather?<|im_end|>
+<|im_start|>assistant
+<tool_call>
+{"name": "weather", "arguments": {"city": "Köln"}}
+</tool_call>
+<tool_call>
+{"name": "weather", "arguments": {"city": "Paris"}}
+</tool_call><|im_end|>
+<|im_start|>user
+<tool_response>
+rain
+</tool_response>
+<tool_response>
+sun
+</tool_response><|im_end|>
+<|im_start|>assistant
+One more.
+<tool_call>
+{"name": "weather", "arguments": {"city": "Paris"}}
+</tool_call><|im_end|>
+"""
+    tool = (
+        '{"type": "function", "function": {"name": "weather", "description": "天气", "parameters": '
+        '{"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}}'
+    )
+    assert rendered(messages, tools=[WEATHER]) == expected.replace("@TOOL@", tool)
+
+
+def test_tools_without_a_system_message() -> None:
+    text = rendered([{"role": "user", "content": "Hi"}], tools=[WEATHER])
+    assert text.startswith("<|im_start|>system\n# Tools\n")
+    assert text.endswith("<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n")
+
+
+def test_a_later_system_message_keeps_its_place() -> None:
+    messages = [{"role": "user", "content": "Hi"}, {"role": "system", "content": "S"}]
+    assert rendered(messages).endswith("Hi<|im_end|>\n<|im_start|>system\nS<|im_end|>\n")
+
+
+def test_an_unknown_role_is_refused() -> None:
+    with pytest.raises(UserError, match='there is no role "robot"; known: system, user, assistant, tool'):
+        rendered([{"role": "robot", "content": "x"}])
+
+
+def test_constructs_of_other_templates() -> None:
+    source = """{%- for m in messages %}
+    {%- if m.role == 'system' %}{% continue %}{% endif %}
+    {%- generation %}{{ m.content | trim }}{% endgeneration %}
+{%- endfor %}{{ strftime_now('%Y') | length }}{{ bos_token }}"""
+    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": " u "}]
+    assert rendered(messages, source) == "u4"
+    assert rendered(messages, source, bos_token="<s>") == "u4<s>"
+    assert rendered([], "{% if true %}\nx\n{% endif %}\ny") == "x\ny"  # blocks take their line with them
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ''.__class__.__mro__ }}",
+        "{{ messages.append(1) }}",
+        "{{ raise_exception('no') }}",
+        "{{ 1 + 'a' }}",
+        "{{ messages[99].content }}",
+        "{{ 1 // 0 }}",
+    ],
+)
+def test_a_template_that_fails_or_reaches_out_is_refused(source: str) -> None:
+    with pytest.raises(UserError, match="the chat template refuses this conversation"):
+        rendered([], source)
+
+
+def test_broken_jinja_is_told_with_its_line() -> None:
+    with pytest.raises(UserError, match="not valid Jinja: line 2"):
+        compile_template("x\n{% if %}")
