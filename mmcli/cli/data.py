@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from mmcli.data.check import DataCheck
-    from mmcli.data.preview import PackedRow, Piece, TokenSequence
+    from mmcli.data.preview import PackedRow, PackedRows, Piece, TokenSequence
     from mmcli.data.records import Kind, Rejected
     from mmcli.data.sources import Sources
     from mmcli.text.tokenizer import Tokenizer
@@ -57,7 +57,7 @@ def preview(
 ) -> None:
     """Show records as the model will see them: tokens, and which of them it is trained to write.
 
-    Trained tokens are green; without colour they stand in ⟦ ⟧, with | between tokens. ⏎ is a line end.
+    Trained tokens are green; without colour they stand in ⟦ ⟧, with ¦ between tokens. ⏎ is a line end.
 
     Example: mmcli data preview conversations.jsonl --stage sft
     """
@@ -72,8 +72,11 @@ def preview(
         raise UserError("--train-on is for conversations, record by record", "leave it out")
     loaded = _load_tokenizer(tokenizer, runs_dir)
     if packed:
-        rows, summary = _packed_rows(sources, loaded, seq_len or SEQ_LEN, limit)
-        print_json([_row_json(row, loaded) for row in rows]) if json else _print_rows(rows, summary, loaded)
+        rows = _packed_rows(sources, loaded, SEQ_LEN if seq_len is None else seq_len, limit)
+        if json:
+            print_json([_row_json(row, loaded) for row in rows.rows])
+        else:
+            _print_rows(rows, loaded)
         return
     records = _records(sources, loaded, limit, {"train_on": train_on or "all"} if sources.kind == "chat" else {})
     if json:
@@ -139,13 +142,18 @@ def _print_records(records: list[dict[str, Any]], tokenizer: Tokenizer) -> None:
             _print_tokens(tokenizer, sequence.ids, sequence.trained)
 
 
-def _packed_rows(sources: Sources, tokenizer: Tokenizer, seq_len: int, limit: int) -> tuple[list[PackedRow], str]:
+def _packed_rows(sources: Sources, tokenizer: Tokenizer, seq_len: int, limit: int) -> PackedRows:
+    """The first packed rows; what is left out of their records is told on stderr."""
+    from mmcli.cli.console import reporter
     from mmcli.data.preview import read_rows
 
     if seq_len < 2:
         raise UserError(f"--seq-len {seq_len} is below 2", f"give 2 or more, such as {SEQ_LEN}")
-    packing, rows = read_rows(sources, tokenizer, seq_len=seq_len, most=PACKED_RECORDS, limit=limit)
-    return rows, f"the first {PACKED_RECORDS:,} records or all: {packing.describe()}"
+    rows = read_rows(sources, tokenizer, seq_len=seq_len, most=PACKED_RECORDS, limit=limit)
+    report = reporter()
+    for line in rows.tally.lines():
+        report.warn(line)
+    return rows
 
 
 def _row_json(row: PackedRow, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -157,11 +165,11 @@ def _row_json(row: PackedRow, tokenizer: Tokenizer) -> dict[str, Any]:
     return {**values, "segments": segments, "text": tokenizer.decode(values["ids"], keep_special=True)}
 
 
-def _print_rows(rows: list[PackedRow], summary: str, tokenizer: Tokenizer) -> None:
+def _print_rows(packed: PackedRows, tokenizer: Tokenizer) -> None:
     from mmcli.data.batches import NO_LABEL
 
-    _detail(summary)
-    for number, row in enumerate(rows, 1):
+    _detail(f"{packed.tally.kept:,} records in {packed.packing.describe()} (at most {PACKED_RECORDS:,} are read)")
+    for number, row in enumerate(packed.rows, 1):
         ids, labels = row.batch.ids_BT[0].tolist(), row.batch.labels_BT[0]
         _heading(f"row {number}: {len(row.segments)} segments, {row.batch.tokens:,} of {len(ids):,} places filled")
         at = 0
@@ -218,7 +226,7 @@ def _styled(pieces: Iterable[Piece], coloured: bool) -> Text:
             if piece.trained != trained:
                 line.append("⟦" if piece.trained else "⟧")
             elif not fresh:
-                line.append("|")
+                line.append("¦")
         style = (TRAINED_STYLES if piece.trained else GIVEN_STYLES)[number % 2]
         line.append(piece.text, f"{style} bold red" if piece.control and not piece.trained else style)
         trained, fresh = piece.trained, piece.ends_line
@@ -226,6 +234,7 @@ def _styled(pieces: Iterable[Piece], coloured: bool) -> Text:
             line.append("\n")
     if trained and not coloured:
         line.append("⟧")
+    line.rstrip()
     return line
 
 
@@ -297,7 +306,7 @@ def _print_check(found: DataCheck, stage: str, quarantine: Path | None) -> None:
     if found.kinds:
         _detail("kinds: " + ", ".join(f"{count:,} {kind}" for kind, count in found.kinds.items()))
     if tally.kept:
-        _detail(f"{found.duplicates:,} of the kept records have the same tokens as an earlier one")
+        _detail(f"duplicates: {found.duplicates:,} kept records with the very tokens of an earlier one")
         share = found.trained / found.tokens
         _detail(f"{found.tokens:,} tokens, {found.trained:,} trained ({share:.0%}), of {found.text_bytes:,} bytes")
         _detail("lengths in tokens: " + ", ".join(f"{name} {n:,}" for name, n in _percentiles(found).items()))

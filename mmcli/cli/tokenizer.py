@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from mmcli.cli.options import HELP, AsJson, RunsDir
 from mmcli.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,12 +21,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=HELP,
     help="Train a tokenizer; see how it cuts a text.",
 )
-RunsDir = Annotated[Path, typer.Option("--runs-dir", envvar="MMCLI_RUNS", help="Where the runs are.")]
-AsJson = Annotated[bool, typer.Option("--json", help="As JSON on stdout.")]
-
 NOT_TEXT = ("role", "from", "id", "type", "weight")  # fields of conversations that hold no language
 SAMPLE = 200_000  # characters of the data on which the finished tokenizer is measured
 MAX_SHOWN = 2_000  # tokens; --json has all
@@ -40,6 +38,7 @@ def train(
     vocab_size: Annotated[int, typer.Option(help="Tokens: small models want few, as each costs a row.")] = 6400,
     pretokenizer: Annotated[str, typer.Option(help="How text is cut first: qwen2 (single digits) or gpt2.")] = "qwen2",
     out: Annotated[Path | None, typer.Option(help="Folder to write instead of a new run.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
     runs_dir: RunsDir = Path("runs"),
     json: AsJson = False,
 ) -> None:
@@ -72,7 +71,9 @@ def train(
         "fingerprint": tokenizer.fingerprint,
         **{name: measured[name] for name in ("characters_per_token", "bytes_per_token")},
     }
-    folder = _save(tokenizer, out, runs_dir, {**facts, "data_fingerprints": [each.fingerprint for each in sources]})
+    fingerprints = [each.fingerprint for each in sources]
+    label = name or str(tokenizer.vocab_size)
+    folder = _save(tokenizer, out, runs_dir, label, {**facts, "data_fingerprints": fingerprints})
     if json:
         print_json({"path": str(folder), **facts})
         return
@@ -82,7 +83,7 @@ def train(
     )
 
 
-def _save(tokenizer: Tokenizer, out: Path | None, runs_dir: Path, facts: dict[str, Any]) -> Path:
+def _save(tokenizer: Tokenizer, out: Path | None, runs_dir: Path, label: str, facts: dict[str, Any]) -> Path:
     """Write the tokenizer to `out`, or into a new run; returns its folder."""
     from mmcli.run import Run, atomic_folder
 
@@ -92,7 +93,7 @@ def _save(tokenizer: Tokenizer, out: Path | None, runs_dir: Path, facts: dict[st
         except OSError as error:
             raise UserError(f"cannot write {out}: {error.strerror}", "choose another --out") from None
         return out
-    run = Run.create(runs_dir, stage="tokenizer", label=str(tokenizer.vocab_size))
+    run = Run.create(runs_dir, stage="tokenizer", label=label)
     with atomic_folder(run.model) as folder:
         tokenizer.save(folder)
     run.update(state="finished", **facts)

@@ -106,13 +106,17 @@ def check_data(
                 hashes.append(_hash(sequences))
                 trained += sum(sum(sequence.trained) for sequence in sequences)
                 text_bytes += result.text_bytes
-            if done < sources.size:  # the end is told once, below
-                report.progress("check", done, float(sources.size), "B")
-        report.progress("check", float(sources.size), float(sources.size), "B")
+            if not sources.size:  # the built-in corpus
+                report.progress("check", intake.tally.total, None, "records")
+            elif done < sources.size:  # the end is told once
+                report.progress("check", done, sources.size, "B")
+    total, unit = (sources.size, "B") if sources.size else (intake.tally.total, "records")
+    report.progress("check", total, total, unit)
+    order = {file: number for number, file in enumerate(intake.first_by_file)}
     return DataCheck(
         tally=intake.tally,
         kinds=dict(kinds.most_common()),
-        rejections=intake.items,
+        rejections=sorted(intake.items, key=lambda item: (order[item.file], item.line)),
         lengths=np.array(lengths, dtype=np.int64),
         trained=trained,
         text_bytes=text_bytes,

@@ -13,6 +13,7 @@ from typing import Any
 from mmcli.data.batches import Batch, evaluation_batches
 from mmcli.data.cache import TokenCache, _refusal
 from mmcli.data.encoders import ENCODERS, EncodedRecord
+from mmcli.data.intake import Tally
 from mmcli.data.lines import OnBytes
 from mmcli.data.packing import Rows, pack_cache
 from mmcli.data.records import Kind, Record, Rejected, kind_of
@@ -109,26 +110,30 @@ class PackedRow:
     segments: list[tuple[int, int, int]]
 
 
-def read_rows(
-    sources: Sources, tokenizer: Tokenizer, *, seq_len: int, most: int, limit: int
-) -> tuple[Rows, list[PackedRow]]:
-    """The first `limit` rows that a training makes of the first `most` records.
+@dataclass(frozen=True)
+class PackedRows:
+    """The first rows of some records, how all of them are packed, and what was left out of the records."""
 
-    Returns:
-        how all of them are packed, and the rows.
+    rows: list[PackedRow]
+    packing: Rows
+    tally: Tally
+
+
+def read_rows(sources: Sources, tokenizer: Tokenizer, *, seq_len: int, most: int, limit: int) -> PackedRows:
+    """The first `limit` rows that a training makes of the first `most` records.
 
     Raises:
         UserError: no usable record among them; pairs of preferences, which are not packed.
     """
     if sources.kind == "preference":
         raise UserError("preference pairs are not packed into rows", "leave --packed out")
-    names = ("files", "demo", "kind", "strict", "seed")
-    first = _FirstRecords(**{name: getattr(sources, name) for name in names}, most=most)
+    first = _FirstRecords(sources.files, sources.demo, sources.kind, sources.strict, sources.seed, most)
     with tempfile.TemporaryDirectory(prefix="mmcli-", ignore_cleanup_errors=True) as folder:
         cache = TokenCache.build_or_open(Path(folder), first, tokenizer)
-        rows = pack_cache(cache, seq_len)
-        batches = itertools.islice(evaluation_batches(cache, rows, micro_batch=1), limit)
-        return rows, [PackedRow(batch, rows.pieces(row)) for row, batch in enumerate(batches)]
+        packing = pack_cache(cache, seq_len)
+        batches = itertools.islice(evaluation_batches(cache, packing, micro_batch=1), limit)
+        rows = [PackedRow(batch, packing.pieces(row)) for row, batch in enumerate(batches)]
+        return PackedRows(rows, packing, cache.tally)
 
 
 @dataclass(frozen=True)
@@ -147,31 +152,37 @@ class Piece:
 
 def pieces(tokenizer: Tokenizer, ids: Sequence[int], trained: Sequence[int]) -> Iterator[Piece]:
     """The tokens of a sequence for people, control tokens spelled out."""
-    held, tokens, flag = b"", 0, False
+    held, tokens, flag = b"", 0, False  # the beginning of a character, and whether it is trained
 
     def broken() -> Iterator[Piece]:
-        if held:
+        if tokens:
             yield Piece("".join(f"<{byte:02X}>" for byte in held), tokens, flag)
 
     for id, mark in zip(ids, trained, strict=True):
-        control = tokenizer.control_token(id)
-        if control is not None or bool(mark) != flag:
+        control, raw = tokenizer.control_token(id), tokenizer.token_bytes(id)
+        if control is not None or bool(mark) != flag or _decoded(held + raw) is None:
             yield from broken()
             held, tokens, flag = b"", 0, bool(mark)
         if control is not None:
             yield Piece(printable(control), 1, flag, control=True)
             continue
-        held, tokens = held + tokenizer.token_bytes(id), tokens + 1
-        try:
-            text = held.decode()
-        except UnicodeDecodeError as error:
-            if error.reason == "unexpected end of data":  # the next token may complete the character
-                continue
-            yield from broken()
-        else:
-            yield Piece(printable(text), tokens, flag, ends_line=text.endswith("\n"))
-        held, tokens = b"", 0
+        held, tokens = held + raw, tokens + 1
+        text = _decoded(held)
+        if text != "":
+            if text is None:
+                yield from broken()
+            else:
+                yield Piece(printable(text), tokens, flag, ends_line=text.endswith("\n"))
+            held, tokens = b"", 0
     yield from broken()
+
+
+def _decoded(raw: bytes) -> str | None:
+    """The text that bytes spell; "" where a character is not complete yet, None where they cannot become text."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        return "" if error.reason == "unexpected end of data" else None
 
 
 def printable(text: str) -> str:

@@ -25,6 +25,7 @@ from mmcli.model.transformer import Transformer
 
 Weights = Mapping[str, np.ndarray]
 EMBEDDING = "embed_tokens"
+FINAL_NORM = "norm"  # the tensor after it
 
 
 def refuse_unsupported(config: ModelConfig) -> None:
@@ -32,6 +33,11 @@ def refuse_unsupported(config: ModelConfig) -> None:
     if config.d_head % 8:
         what = f"model.head_dim = {config.d_head} is not a multiple of 8, which ONNX Runtime's attention needs"
         raise UserError(what, "train a model with another head_dim or n_heads (dim / n_heads is the width of a head)")
+
+
+def embedding_name(config: ModelConfig) -> str:
+    """The tensor that enters the first layer."""
+    return "embedding" if config.position == "learned" else EMBEDDING
 
 
 def residual_name(layer: int, part: str) -> str:
@@ -54,7 +60,7 @@ def build_model(model: Transformer, *, int8: bool = False) -> onnx.ModelProto:
     if config.position == "learned":
         table = graph.weight("embed_positions.weight", weights["model.embed_positions.weight"])
         at = graph.op("Gather", table, attention.positions(), name="embed_positions")
-        x = graph.op("Add", x, at, name="embedding")
+        x = graph.op("Add", x, at, name=embedding_name(config))
     normed = _norm(graph, config, weights, x, "model.layers.0.input_layernorm")
     for layer in range(config.n_layers):
         x, normed = _block(graph, config, weights, attention, x, normed, layer)

@@ -12,29 +12,8 @@ from mmcli.errors import UserError
 from mmcli.generate.engine import check_copy, check_decode, check_prefill, check_truncate
 from mmcli.model import cache as kv
 from mmcli.model.checkpoint import load_model
+from mmcli.model.device import choose_device
 from mmcli.model.transformer import Transformer
-
-
-def pick_device(name: str = "auto") -> torch.device:
-    """The device of that name; `auto` is CUDA where there is one, then Apple's MPS, then the CPU.
-
-    Raises:
-        UserError: torch knows no such device, or it is not there.
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f'there is no device "{name}"', "give auto, cpu, cuda, cuda:0 or mps") from None
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f'device "{name}" cannot be used here: {reason}', "give auto or cpu") from None
-    return device
 
 
 class TorchEngine:
@@ -77,7 +56,7 @@ class TorchEngine:
         Raises:
             UserError: no model there, or no such device.
         """
-        return cls(load_model(folder, device=pick_device(device), dtype=dtype), slots=slots, max_len=max_len)
+        return cls(load_model(folder, device=choose_device(device), dtype=dtype), slots=slots, max_len=max_len)
 
     @torch.inference_mode()
     def prefill(self, slot: int, ids: Sequence[int]) -> np.ndarray:

@@ -69,7 +69,7 @@ class ModelConfig:
             raise ConfigError("dropout", f"model.dropout = {self.dropout} is not in 0 to 1", "give 0.0 up to below 1.0")
         if self.position == "rope" and self.rotary_dim % 2:
             what = f"model.head_dim = {self.d_head} gives {self.rotary_dim} rotated features, an odd number"
-            raise ConfigError("head_dim", what, "rotary needs an even number: change n_heads, head_dim or rotary_fraction")
+            raise ConfigError("head_dim", what, "rotary needs an even number: change n_heads or head_dim")
         if self.use_moe and not 1 <= self.num_experts_per_tok <= self.n_routed_experts:
             what = f"model.num_experts_per_tok = {self.num_experts_per_tok} of {self.n_routed_experts} routed experts"
             raise ConfigError("num_experts_per_tok", what, "give 1 up to n_routed_experts")

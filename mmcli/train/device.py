@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mmcli.errors import UserError
+from mmcli.model.device import choose_device
 
 
 @dataclass(frozen=True)
@@ -23,28 +23,6 @@ class Placement:
         if self.precision == "bf16":
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of that name; `auto` takes CUDA, then MPS, then the CPU.
-
-    Raises:
-        UserError: the name is none, or this machine lacks the device.
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f'--device "{name}" is no device', "give auto, cpu, cuda, cuda:1 or mps") from None
-    usable = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not usable.get(device.type, False):
-        raise UserError(f'--device "{name}" is not on this machine', "leave --device out, or give cpu")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f'--device "{name}": this machine has {torch.cuda.device_count()} GPU', "give cuda:0")
-    return device
 
 
 def choose_placement(device_name: str, precision: str) -> Placement:

@@ -362,8 +362,15 @@ class PseudoTerminal:
             new += os.read(self._fd, 4096)
         self.screen += new.decode(errors="replace")
 
-    def exit_code(self) -> int:
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+    def exit_code(self, seconds: float = 20) -> int:
+        """Wait for the end of the process."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            done, status = os.waitpid(self.pid, os.WNOHANG)
+            if done:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.02)
+        raise AssertionError(f"the process did not end in {seconds} s; the screen:\n{self.screen}")
 
 
 def test_the_keyboard_for_real(runs_dir: Path) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+ANIMALS = ("cat", "dog", "owl")
 TEXT = "\n\n".join(
-    f"Line {i}: the {('cat', 'dog', 'owl')[i % 3]} number {i * 7 % 101} sleeps in house {i * 13 % 17}.\n猫在第{i % 9}号屋里睡觉。"
+    f"Line {i}: the {ANIMALS[i % 3]} number {i * 7 % 101} sleeps in house {i * 13 % 17}.\n猫在第{i % 9}号屋里睡觉。"
     for i in range(400)
 )
 SMALL = [

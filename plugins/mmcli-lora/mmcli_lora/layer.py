@@ -30,11 +30,11 @@ class LoraLinear(nn.Linear):
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight.requires_grad_(False), base.bias
         self.scale, self.dropout = config.scale, config.dropout
-        self.enabled = True
-        like = {"dtype": base.weight.dtype, "device": base.weight.device}
-        a_RI = torch.from_numpy(_normal((config.rank, base.in_features), f"{seed}:{name}.{A}")).to(**like)
-        self.lora_A = nn.Parameter(a_RI / base.in_features**0.5)  # A x is as large as x, whatever I is
-        self.lora_B = nn.Parameter(torch.zeros(base.out_features, config.rank, **like))
+        self.enabled, self.training = True, base.training
+        a_RI = torch.from_numpy(_normal((config.rank, base.in_features), f"{seed}:{name}.{A}"))
+        a_RI /= base.in_features**0.5  # A x is as large as x, whatever I is
+        self.lora_A = nn.Parameter(a_RI.to(base.weight))
+        self.lora_B = nn.Parameter(base.weight.new_zeros(base.out_features, config.rank))
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.linear(x, self.weight, self.bias)

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from mmcli.errors import UserError
-from mmcli.model.transformer import Transformer
 from safetensors.torch import save_file
 from torch import nn
 
+from mmcli.errors import UserError
+from mmcli.model.transformer import Transformer
 from mmcli_lora import ALL, LoraConfig
 from mmcli_lora.layer import A, B, LoraLinear
 

@@ -12,6 +12,19 @@ from mmcli.train.config import OptimConfig, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
+class ContinueData(DataConfig):
+    """The new text, which has no default."""
+
+    sources: tuple[str, ...] = option((), "the new text: files, folders or globs", flag="--data")
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            fix = "name it: --data news/; to go on with a run that stopped: mmcli resume"
+            raise ConfigError("sources", "mmcli continue needs new text", fix)
+        super().__post_init__()
+
+
+@dataclass(frozen=True, kw_only=True)
 class ContinueOptim(OptimConfig):
     """AdamW, warmed up again to a lower peak."""
 
@@ -33,7 +46,7 @@ class ContinueConfig:
 
     replay: tuple[str, ...] | None = option(None, "old text; none: what the model it starts from was pretrained on")
     replay_share: float = option(0.25, "share of the rows of every step that are old text, between 0 and 1")
-    data: DataConfig = option(DataConfig, "the new text")
+    data: ContinueData = option(ContinueData, "the new text")
     optim: ContinueOptim = option(ContinueOptim, "the optimizer")
     train: ContinueTrain = option(ContinueTrain, "the training")
 
@@ -43,11 +56,11 @@ class ContinueConfig:
             raise ConfigError(
                 "replay_share", what, "give a share such as 0.25; without old text: mmcli pretrain --from"
             )
-        rows = self.train.batch_size * Fraction(str(self.replay_share))
-        if rows.denominator != 1:
-            what = f"replay_share = {self.replay_share} of --batch-size {self.train.batch_size} is {float(rows):g} rows"
-            fits = -(-self.train.batch_size // rows.denominator) * rows.denominator
-            raise ConfigError("replay_share", what, f"every step has whole rows: give --batch-size {fits}")
+        size, share = self.train.batch_size, Fraction(str(self.replay_share))
+        if (size * share).denominator != 1:
+            what = f"replay_share = {self.replay_share} of --batch-size {size} is {float(size * share):g} rows"
+            fitting = -(-size // share.denominator) * share.denominator
+            raise ConfigError("replay_share", what, f"every step has whole rows: give --batch-size {fitting}")
 
     @property
     def old_rows(self) -> int:

@@ -6,18 +6,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from torch import nn
+
 from mmcli.config import Layer, resolve
 from mmcli.data.config import DataConfig
 from mmcli.data.sources import open_sources
-from mmcli.errors import UserError
 from mmcli.stage import StageContext
 from mmcli.stages.samples import continuations
 from mmcli.stages.setup import Start, prepare_start
 from mmcli.stages.tokens import TokenRows, open_rows, token_task
 from mmcli.train.device import choose_placement, make_deterministic
 from mmcli.train.loop import StepBatch, Task, train
-from torch import nn
-
 from mmcli_replay import ContinueConfig
 from mmcli_replay.history import OldText, old_text
 
@@ -28,12 +27,8 @@ def run(config: ContinueConfig, context: StageContext) -> dict[str, Any]:
     """Train on new and old text; the totals of the run.
 
     Raises:
-        UserError: no new text is named, or nobody knows the old one.
+        UserError: data or model cannot be used, or no run tells what the old text was.
     """
-    if not context.resolved.chosen("data.sources"):
-        raise UserError(
-            "mmcli continue needs new text", "name it: --data news/; to go on with a run that stopped: mmcli resume"
-        )
     make_deterministic()
     placement = choose_placement(config.train.device, config.train.precision)
     open_sources(config.data.sources)  # refuse what is not there before anything is made

@@ -1,0 +1,87 @@
+"""`mmcli export`: a model in other programs' formats, proven to compute the same, or refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from mmcli.cli.options import HELP, AsJson, RunsDir
+from mmcli.errors import UserError
+
+if TYPE_CHECKING:
+    from mmcli.export.onnx_export import Export
+    from mmcli.export.proof import Proof
+    from mmcli.run import ModelRef
+
+app = typer.Typer(no_args_is_help=True, context_settings=HELP)
+Model = Annotated[str, typer.Argument(help="Run number or name, model folder, latest, or latest:STAGE.")]
+
+
+@app.callback()
+def export() -> None:
+    """Write a model in other programs' formats, proven to compute the same."""
+
+
+@app.command("onnx")
+def onnx(
+    model: Model = "latest",
+    dtype: Annotated[Literal["fp32", "int8"], typer.Option(help="int8 is a quarter of the size.")] = "fp32",
+    out: Annotated[Path | None, typer.Option(help="Folder to write; default: RUN/export/onnx-DTYPE.")] = None,
+    json: AsJson = False,
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """For ONNX Runtime: compared with torch before it is kept, else removed.
+
+    Example: mmcli export onnx latest:sft --dtype int8
+    """
+    from mmcli.cli.console import print_json, reporter
+    from mmcli.export.place import default_folder
+    from mmcli.run import find_model
+
+    found = find_model(model, runs_dir)
+    if not (found.path / "config.json").is_file():
+        raise UserError(f"{found.label} is a tokenizer without a model", "train one: mmcli pretrain")
+    folder = out if out is not None else default_folder(found, dtype)
+    report = reporter()
+    report.note(f"exporting {found.label} to {folder}")
+    from mmcli.export.onnx_export import export_onnx
+
+    made = export_onnx(found.path, folder, dtype=dtype, stage=found.run.stage if found.run else None, report=report)
+    if json:
+        print_json(_document(found, made))
+    else:
+        typer.echo("\n".join(_table(made.proof, made.bytes)))
+        typer.echo(f"\nproven: {made.folder}")
+        report.note(f"talk to it without torch: mmcli chat {made.folder} --backend onnx")
+
+
+def _document(found: ModelRef, made: Export) -> dict[str, Any]:
+    import dataclasses
+
+    proof = {**dataclasses.asdict(made.proof), "perplexity_rise": made.proof.perplexity_rise}
+    return {"model": found.label, "folder": str(made.folder), "bytes": made.bytes, "proof": proof}
+
+
+def _table(proof: Proof, size: int) -> list[str]:
+    """The proof, a line for each thing that was compared."""
+    from mmcli.export.proof import ERROR_LIMIT, LOGITS_LIMIT, PERPLEXITY_LIMIT
+
+    exact = proof.dtype == "fp32"
+    lines = [
+        (f"logits, {phase}", f"{difference:.1e}", f"greatest difference{f'; limit {LOGITS_LIMIT:g}' if exact else ''}")
+        for phase, difference in proof.logits.items()
+    ]
+    if not exact:
+        lines.append(("logits, error", f"{proof.logits_error:.1%}", f"of their spread; limit {ERROR_LIMIT:.0%}"))
+    ties = f", {proof.greedy_ties} others are ties" if proof.greedy_ties else ""
+    prompts = "prompts of " + ", ".join(str(length) for length in proof.prompts) + " tokens"
+    lines.append(("greedy tokens", f"{proof.greedy_equal} of {proof.greedy_tokens}", f"equal{ties}; {prompts}"))
+    lines.append(("perplexity, torch", f"{proof.perplexity_torch:.4g}", f"{proof.perplexity_tokens} tokens, {proof.text}"))
+    limit = PERPLEXITY_LIMIT[proof.dtype]
+    rise = f"{proof.perplexity_rise:+.2%}; limit +{limit:.1%}"
+    lines.append(("perplexity, onnx", f"{proof.perplexity_onnx:.4g}", rise))
+    lines.append(("tokenizer", f"{proof.round_trips} of {proof.round_trips}", "texts and conversations equal"))
+    lines.append(("size", f"{size / 1e6:.1f} MB", proof.dtype))
+    return [f"{name:<18} {value:>12}  {note}" for name, value, note in lines]

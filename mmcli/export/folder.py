@@ -1,0 +1,88 @@
+"""The files of an export: graph, tokenizer with its template, configuration, generation settings, genai_config.json."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from mmcli.export.place import GRAPH_FILE
+from mmcli.model.config import ModelConfig
+from mmcli.text.chat import stop_ids
+from mmcli.text.tokenizer import Tokenizer
+
+ONE_FILE_BYTES = 1_900_000_000  # a protobuf file ends at 2 GiB: above this the weights lie in a file of their own
+WEIGHTS_FILE = GRAPH_FILE + ".data"
+
+
+def write_graph(folder: Path, graph: onnx.ModelProto) -> None:
+    """`model.onnx`, and `model.onnx.data` beside it where the weights are too many for one file."""
+    weights = sum(len(tensor.raw_data) for tensor in graph.graph.initializer)
+    if weights > ONE_FILE_BYTES:
+        onnx.save_model(
+            graph, folder / GRAPH_FILE, save_as_external_data=True, all_tensors_to_one_file=True, location=WEIGHTS_FILE
+        )
+    else:
+        onnx.save_model(graph, folder / GRAPH_FILE)
+
+
+def write_companions(
+    folder: Path, source: Path, config: ModelConfig, tokenizer: Tokenizer, *, stage: str | None = None
+) -> None:
+    """Everything beside the graph.
+
+    Args:
+        source: the model folder that is exported; its config.json and generation_config.json are taken over.
+        stage: of the run that the model came from, kept in config.json: it says whether the model answers messages.
+    """
+    tokenizer.save(folder)
+    document = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    if stage is not None:
+        document["mmcli_stage"] = stage
+    _write_json(folder / "config.json", document)
+    if (source / "generation_config.json").is_file():
+        shutil.copyfile(source / "generation_config.json", folder / "generation_config.json")
+    _write_json(folder / "genai_config.json", genai_config(config, tokenizer))
+
+
+def genai_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What onnxruntime-genai reads to run the folder."""
+    ids = {"bos_token_id": tokenizer.bos_id, "pad_token_id": tokenizer.pad_id}
+    decoder = {
+        "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+        "filename": GRAPH_FILE,
+        "head_size": config.d_head,
+        "hidden_size": config.dim,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.n_kv_heads,
+        "num_hidden_layers": config.n_layers,
+        "inputs": {
+            "input_ids": "input_ids",
+            "attention_mask": "attention_mask",
+            "past_key_names": "past_key_values.%d.key",
+            "past_value_names": "past_key_values.%d.value",
+        },
+        "outputs": {
+            "logits": "logits",
+            "present_key_names": "present.%d.key",
+            "present_value_names": "present.%d.value",
+        },
+    }
+    return {
+        "model": {
+            "type": "decoder",
+            "vocab_size": config.vocab_size,
+            "context_length": config.max_seq_len,
+            **{name: id for name, id in ids.items() if id is not None},
+            "eos_token_id": sorted(stop_ids(tokenizer)),
+            "decoder": decoder,
+        },
+        "search": {"max_length": config.max_seq_len, "do_sample": False, "past_present_share_buffer": True},
+    }
+
+
+def _write_json(path: Path, document: dict[str, Any]) -> None:
+    path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,50 @@
+"""Where exports lie, and whether one is of the model as it is now. No torch and no onnx here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Literal
+
+from mmcli.run import ModelRef
+
+Dtype = Literal["fp32", "int8"]
+GRAPH_FILE = "model.onnx"
+RECORD_FILE = "export.json"  # what was exported and how it was proven
+SOURCE_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+
+
+def default_folder(ref: ModelRef, dtype: Dtype) -> Path:
+    """`RUN/export/onnx-DTYPE`, or `onnx-DTYPE` inside a model folder that is of no run."""
+    return (ref.run.path / "export" if ref.run else ref.path) / f"onnx-{dtype}"
+
+
+def find_export(ref: ModelRef, dtype: Dtype = "fp32") -> Path | None:
+    """The export of a model: the folder itself if it is one, else the one at the default place if it is of these weights."""
+    if (ref.path / GRAPH_FILE).is_file():
+        return ref.path
+    folder = default_folder(ref, dtype)
+    if not (folder / GRAPH_FILE).is_file():
+        return None
+    return folder if read_record(folder).get("source") == fingerprint(ref.path) else None
+
+
+def read_record(folder: Path) -> dict[str, object]:
+    """What `export.json` says; empty if it is missing or damaged."""
+    try:
+        record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def fingerprint(model_folder: Path) -> str:
+    """SHA-256 (hex) over the files of a model folder that an export depends on."""
+    digest = hashlib.sha256()
+    files = [model_folder / name for name in SOURCE_FILES] + sorted(model_folder.glob("*.safetensors"))
+    for path in files:
+        if path.is_file():
+            with open(path, "rb") as file:
+                digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

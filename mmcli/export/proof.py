@@ -1,0 +1,282 @@
+"""Does an exported folder compute what torch computes? It is run as a person would run it, and compared.
+
+Both engines read the same prompts and take the same tokens: torch's greedy ones. fp32 must agree in every logit; int8
+cannot, so it is held to the perplexity and to how far its logits are off on the whole.
+
+Shapes: V vocabulary, S slots.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmcli.data.demo.documents import documents
+from mmcli.errors import MmcliError, UserError
+from mmcli.export.diagnose import first_difference
+from mmcli.export.place import Dtype
+from mmcli.generate.engine import Engine
+from mmcli.generate.onnx_engine import OnnxEngine
+from mmcli.generate.torch_engine import TorchEngine
+from mmcli.model.attention import AttnContext
+from mmcli.model.transformer import Transformer
+from mmcli.text.chat import encode_chat, stop_ids
+from mmcli.text.tokenizer import Tokenizer
+
+LOGITS_LIMIT = 1e-4  # fp32: no logit may differ by more; two tokens nearer than this are a tie
+PERPLEXITY_LIMIT = {"fp32": 0.001, "int8": 0.05}  # greatest rise, as a share
+ERROR_LIMIT = 0.5  # int8: greatest error of the logits (root mean square), as a share of their standard deviation
+PROMPT_LENGTHS = (600, 41, 16, 3)  # the first is longer than the chunk in which prompts are read
+NEW_TOKENS = 64
+HELD_OUT_TEXTS, HELD_OUT_TOKENS = 8, 64
+TEXT_SEED = 1  # training on the built-in corpus takes seed 0: these documents are others
+TEXT_NAME = f"built-in documents of seed {TEXT_SEED}"
+CONVERSATION = [
+    {"role": "system", "content": "You are helpful."},
+    {"role": "user", "content": "What is a cloud? <|im_end|>"},
+    {"role": "assistant", "content": "Water, high in the air.\n云是水。"},
+    {"role": "user", "content": "  Thanks 🙂"},
+]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was compared, and how near ONNX Runtime came to torch."""
+
+    dtype: Dtype
+    logits: dict[str, float]  # greatest difference of a logit in prefill, decode and chunks (a prompt in pieces)
+    logits_error: float  # root mean square over all of them, as a share of the standard deviation of torch's
+    prompts: list[int]  # their lengths in tokens
+    greedy_tokens: int
+    greedy_equal: int
+    greedy_ties: int  # of the unequal ones, where torch's two best tokens are within LOGITS_LIMIT
+    perplexity_torch: float
+    perplexity_onnx: float
+    perplexity_tokens: int
+    text: str
+    round_trips: int  # texts and conversations that the exported tokenizer encodes and decodes alike
+
+    @property
+    def perplexity_rise(self) -> float:
+        """As a share; negative where ONNX is better."""
+        return self.perplexity_onnx / self.perplexity_torch - 1.0
+
+
+def prove(folder: Path, model: Transformer, tokenizer: Tokenizer, dtype: Dtype) -> Proof:
+    """Compare the export in `folder` with the torch model that it was made of.
+
+    Raises:
+        MmcliError: they differ by more than the limits, with the first layer that does; or ONNX Runtime refuses it.
+    """
+    texts = list(itertools.islice(documents(TEXT_SEED), 64))
+    round_trips = _check_tokenizer(folder, tokenizer, texts[:HELD_OUT_TEXTS])
+    context = model.config.max_seq_len
+    new_tokens = min(NEW_TOKENS, context // 2)
+    prompts = _prompts(tokenizer, texts, context - new_tokens)
+    length = max(len(prompt) for prompt in prompts) + new_tokens
+    reference = TorchEngine(model, slots=len(prompts), max_len=length)
+    exported = OnnxEngine.load(folder, slots=len(prompts), max_len=length)
+    steps = list(_walk(reference, exported, prompts, new_tokens, together=dtype == "fp32"))
+    losses = _losses(model, exported, tokenizer, texts[-HELD_OUT_TEXTS:], min(HELD_OUT_TOKENS, length - 1))
+    tied = [step for step in steps if step.chosen != step.chosen_onnx and step.gap <= LOGITS_LIMIT]
+    proof = Proof(
+        dtype=dtype,
+        logits={phase: _worst(step for step in steps if step.phase == phase) for phase in _phases(steps)},
+        logits_error=math.sqrt(
+            float(np.mean([step.squared_error for step in steps])) / float(np.mean([step.variance for step in steps]))
+        ),
+        prompts=[len(prompt) for prompt in prompts],
+        greedy_tokens=len(steps),
+        greedy_equal=sum(step.chosen == step.chosen_onnx for step in steps),
+        greedy_ties=len(tied),
+        perplexity_torch=_perplexity(losses[0]),
+        perplexity_onnx=_perplexity(losses[1]),
+        perplexity_tokens=len(losses[0]),
+        text=TEXT_NAME,
+        round_trips=round_trips,
+    )
+    problem = _problem(proof)
+    if problem is not None:
+        worst = max(steps, key=lambda step: (math.isnan(step.difference), step.difference))
+        where = first_difference(folder, model, worst.ids, worst.split, exact=dtype == "fp32")
+        what = f"the exported graph does not compute what torch computes: {problem}; {where}"
+        raise MmcliError(what, "nothing was kept; run the model with torch, and report this with its config.json")
+    return proof
+
+
+def _problem(proof: Proof) -> str | None:
+    """Why an export is refused, or None. Comparisons are written so that NaN is a problem."""
+    if proof.dtype == "fp32":
+        for phase, difference in proof.logits.items():
+            if not difference <= LOGITS_LIMIT:
+                return f"logits differ by {difference:.2g} in {phase} (limit {LOGITS_LIMIT:g})"
+        unequal = proof.greedy_tokens - proof.greedy_equal - proof.greedy_ties
+        if unequal:
+            return f"{unequal} of {proof.greedy_tokens} greedy tokens differ without a tie"
+    elif not proof.logits_error <= ERROR_LIMIT:
+        return f"the error of the logits is {proof.logits_error:.2g} of their spread (limit {ERROR_LIMIT:g})"
+    limit = PERPLEXITY_LIMIT[proof.dtype]
+    if not proof.perplexity_rise <= limit:
+        return f"perplexity rises by {proof.perplexity_rise:.1%} (limit {limit:.1%})"
+    return None
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One pair of logits: what was read before them, and how they compare."""
+
+    phase: str
+    ids: list[int]
+    split: int  # the ids before it were in the cache when the others were run
+    difference: float
+    squared_error: float
+    variance: float
+    chosen: int
+    chosen_onnx: int
+    gap: float  # by how much torch prefers its own choice to that of ONNX
+
+
+def _step(phase: str, ids: list[int], split: int, torch_V: np.ndarray, onnx_V: np.ndarray) -> _Step:
+    error_V = torch_V.astype(np.float64) - onnx_V
+    chosen, chosen_onnx = int(torch_V.argmax()), int(onnx_V.argmax())
+    return _Step(
+        phase,
+        list(ids),
+        split,
+        difference=float(np.abs(error_V).max()),
+        squared_error=float(np.mean(error_V**2)),
+        variance=float(torch_V.var()),
+        chosen=chosen,
+        chosen_onnx=chosen_onnx,
+        gap=float(torch_V[chosen] - torch_V[chosen_onnx]),
+    )
+
+
+def _walk(
+    reference: Engine, exported: Engine, prompts: Sequence[list[int]], new_tokens: int, *, together: bool
+) -> Iterator[_Step]:
+    """Prefill each prompt, decode torch's greedy tokens, then read each prompt again in pieces.
+
+    With `together`, every other token is decoded for all slots in one call. Not in int8, where a tensor has one scale,
+    so that rows touch each other.
+    """
+    histories = [list(prompt) for prompt in prompts]
+    chosen: list[int] = []
+    for slot, ids in enumerate(prompts):
+        pair = reference.prefill(slot, ids), exported.prefill(slot, ids)
+        yield _step("prefill", ids, 0, *pair)
+        chosen.append(int(pair[0].argmax()))
+    slots = list(range(len(prompts)))
+    for number in range(new_tokens):
+        torch_SV = reference.decode(slots, chosen)
+        if together and number % 2:
+            onnx_SV = exported.decode(slots, chosen)
+        else:
+            onnx_SV = np.concatenate([exported.decode([slot], [chosen[slot]]) for slot in slots])
+        for slot in slots:
+            histories[slot].append(chosen[slot])
+            yield _step("decode", histories[slot], len(histories[slot]) - 1, torch_SV[slot], onnx_SV[slot])
+        chosen = [int(row.argmax()) for row in torch_SV]
+    for slot, ids in enumerate(prompts):
+        for engine in (reference, exported):
+            engine.truncate(slot, 0)
+        torch_V = reference.prefill(slot, ids)
+        edges = sorted({0, min(1, len(ids)), min(6, len(ids)), len(ids)})
+        for start, end in itertools.pairwise(edges):
+            onnx_V = exported.prefill(slot, ids[start:end])
+        yield _step("chunks", ids, edges[-2], torch_V, onnx_V)
+
+
+def _phases(steps: Sequence[_Step]) -> list[str]:
+    return list(dict.fromkeys(step.phase for step in steps))
+
+
+def _worst(steps: Iterator[_Step]) -> float:
+    return float(np.max([step.difference for step in steps]))  # np.max keeps NaN, max() may lose it
+
+
+def _prompts(tokenizer: Tokenizer, texts: Sequence[str], room: int) -> list[list[int]]:
+    """Prompts of several lengths, each the beginning of another text; the longest is several texts."""
+    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    encoded = tokenizer.encode_texts(texts)
+    lengths = sorted({max(1, min(length, room)) for length in PROMPT_LENGTHS}, reverse=True)
+    streams = [itertools.chain.from_iterable(encoded[number:]) for number in range(len(lengths))]
+    return [
+        list(itertools.islice(itertools.chain(start, stream), length))
+        for length, stream in zip(lengths, streams, strict=True)
+    ]
+
+
+@torch.inference_mode()
+def _losses(
+    model: Transformer, exported: Engine, tokenizer: Tokenizer, texts: Sequence[str], n_tokens: int
+) -> tuple[list[float], list[float]]:
+    """-log p of each token of the texts but the first, by torch and by the export, which reads them one by one."""
+    by_torch: list[float] = []
+    by_onnx: list[float] = []
+    for text in texts:
+        ids = tokenizer.encode_document(text)[: n_tokens + 1]
+        device = model.head_weight.device
+        hidden_1TD, _ = model(torch.tensor([ids], device=device), AttnContext.causal(1, len(ids), device))
+        torch_TV = model.head(hidden_1TD[0, :-1]).float().cpu().numpy()
+        exported.truncate(0, 0)
+        for at, (id, following) in enumerate(itertools.pairwise(ids)):
+            by_torch.append(_loss(torch_TV[at], following))
+            by_onnx.append(_loss(exported.decode([0], [id])[0], following))
+    return by_torch, by_onnx
+
+
+def _loss(logits_V: np.ndarray, id: int) -> float:
+    scores_V = logits_V.astype(np.float64) - float(logits_V.max())
+    return float(np.log(np.exp(scores_V).sum()) - scores_V[id])
+
+
+def _perplexity(losses: Sequence[float]) -> float:
+    return math.exp(min(float(np.mean(losses)), 700.0)) if losses else math.nan
+
+
+def _check_tokenizer(folder: Path, tokenizer: Tokenizer, texts: Sequence[str]) -> int:
+    """How many texts and conversations the exported tokenizer encodes and decodes as the original does.
+
+    Raises:
+        MmcliError: one that it does not.
+    """
+    exported = Tokenizer.load(folder)
+
+    def refuse(what: str) -> MmcliError:
+        return MmcliError(f"the exported tokenizer {what}", "nothing was kept; report this with the tokenizer's files")
+
+    if exported.chat_template != tokenizer.chat_template:
+        raise refuse("has another chat template than the model's")
+    if stop_ids(exported) != stop_ids(tokenizer) or exported.bos_id != tokenizer.bos_id:
+        raise refuse("starts or ends texts with other tokens than the model's")
+    for text in texts:
+        ids = tokenizer.encode_document(text)
+        if exported.encode_document(text) != ids:
+            raise refuse(f"encodes {json.dumps(text[:40])} to other ids than the model's")
+        if exported.decode(ids) != tokenizer.decode(ids):
+            raise refuse(f"decodes the ids of {json.dumps(text[:40])} to another text")
+    conversation = _conversation_ids(tokenizer)
+    if _conversation_ids(exported) != conversation:
+        raise refuse("renders a conversation to other ids than the model's")
+    return len(texts) + (conversation is not None)
+
+
+def _conversation_ids(tokenizer: Tokenizer) -> Any:
+    """The ids of a conversation; without its system message where the template knows none; None without a template."""
+    if tokenizer.chat_template is None:
+        return None
+    for messages in (CONVERSATION, CONVERSATION[1:]):
+        try:
+            return encode_chat(tokenizer, messages, add_generation_prompt=True).ids
+        except UserError:
+            continue
+    return None

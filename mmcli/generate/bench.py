@@ -1,0 +1,116 @@
+"""How fast an engine is: tokens a second, time to the first token, load time, memory. Medians of repeats. No torch here."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from mmcli.errors import UserError
+from mmcli.generate.engine import Engine
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What was measured. Every time is a median over `repeats`, after one run that does not count."""
+
+    tokens_per_second: float
+    slowest: float  # tokens per second of the slowest and the fastest repeat
+    fastest: float
+    first_token_seconds: float  # reading the prompt
+    load_seconds: float  # from the folder to an engine that can answer
+    peak_memory_bytes: int | None  # of the whole process since its start; None where the system does not say
+    repeats: int
+
+
+def load_timed(load: Callable[[], Engine]) -> tuple[Engine, float]:
+    """(engine, seconds)."""
+    start = time.perf_counter()
+    engine = load()
+    return engine, time.perf_counter() - start
+
+
+def bench_decode(
+    engine: Engine, *, prompt_tokens: int, new_tokens: int, repeats: int = 5, load_seconds: float = 0.0
+) -> Speed:
+    """Greedy decoding of `new_tokens` after a prompt of random ids; the prompt does not count into tokens a second.
+
+    Raises:
+        UserError: no tokens, no repeats, or more than the context holds.
+    """
+    _check(engine, prompt_tokens, repeats, new_tokens=new_tokens)
+    prompt = _random_ids(engine, prompt_tokens)
+    firsts, rates = [], []
+    for _ in range(repeats + 1):
+        engine.truncate(0, 0)
+        start = time.perf_counter()
+        token = int(engine.prefill(0, prompt).argmax())
+        first = time.perf_counter()
+        for _ in range(new_tokens):
+            token = int(engine.decode([0], [token])[0].argmax())
+        firsts.append(first - start)
+        rates.append(new_tokens / (time.perf_counter() - first))
+    return _speed(rates[1:], firsts[1:], load_seconds)
+
+
+def bench_prefill(engine: Engine, *, prompt_tokens: int, repeats: int = 5, load_seconds: float = 0.0) -> Speed:
+    """Reading a prompt of random ids.
+
+    Raises:
+        UserError: no tokens, no repeats, or more than the context holds.
+    """
+    _check(engine, prompt_tokens, repeats, new_tokens=0)
+    prompt = _random_ids(engine, prompt_tokens)
+    seconds = []
+    for _ in range(repeats + 1):
+        engine.truncate(0, 0)
+        start = time.perf_counter()
+        engine.prefill(0, prompt)
+        seconds.append(time.perf_counter() - start)
+    return _speed([prompt_tokens / each for each in seconds[1:]], seconds[1:], load_seconds)
+
+
+def peak_memory_bytes() -> int | None:
+    """The most memory that this process ever held (resident set), None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+
+
+def check_repeats(repeats: int) -> None:
+    """Raise UserError where there is nothing to take a median of."""
+    if repeats < 1:
+        raise UserError(f"repeats = {repeats} measures nothing", "give 1 or more")
+
+
+def _check(engine: Engine, prompt_tokens: int, repeats: int, *, new_tokens: int) -> None:
+    check_repeats(repeats)
+    if prompt_tokens < 1 or new_tokens < 0:
+        raise UserError(f"{prompt_tokens} prompt tokens and {new_tokens} new ones measure nothing", "give 1 or more")
+    if prompt_tokens + new_tokens > engine.max_len:
+        what = f"{prompt_tokens} prompt tokens and {new_tokens} new ones, the context holds {engine.max_len:,}"
+        raise UserError(what, "give fewer")
+
+
+def _random_ids(engine: Engine, count: int) -> list[int]:
+    ids: list[int] = np.random.default_rng(0).integers(0, engine.vocab_size, count).tolist()
+    return ids
+
+
+def _speed(rates: list[float], firsts: list[float], load_seconds: float) -> Speed:
+    return Speed(
+        tokens_per_second=statistics.median(rates),
+        slowest=min(rates),
+        fastest=max(rates),
+        first_token_seconds=statistics.median(firsts),
+        load_seconds=load_seconds,
+        peak_memory_bytes=peak_memory_bytes(),
+        repeats=len(rates),
+    )

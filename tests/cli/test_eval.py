@@ -1,0 +1,239 @@
+"""`mmcli eval`: questions, and the loss of a text."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.cells import cell_len
+from typer.testing import CliRunner, Result
+
+from mmcli.cli import chat as chat_command
+from mmcli.cli import eval as eval_command
+from mmcli.data import demo
+from mmcli.errors import UserError
+from mmcli.generate import evaluate
+from mmcli.model.checkpoint import load_model, save_model
+from mmcli.model.config import ModelConfig
+from mmcli.model.transformer import Transformer
+from mmcli.run import Run
+from mmcli.text.tokenizer import Tokenizer
+from mmcli.text.train import train_tokenizer
+
+LINES = ["Hello, how are you today?", "The rain falls on the hills.", "你好，世界。今天天气很好。", "A cloud is water 🙂"]
+QUICK = ("--limit", "2", "--max-new-tokens", "6")
+
+
+@pytest.fixture(scope="session")
+def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer, a pretrained and a chat-trained run, with random weights."""
+    root = tmp_path_factory.mktemp("eval") / "runs"
+    tokenizer = train_tokenizer(LINES * 3, vocab_size=400)
+    tokenizer.save(Run.create(root, "tokenizer", "tiny").model)
+    model = Transformer(ModelConfig(dim=32, n_layers=2, n_heads=4, vocab_size=400, max_seq_len=300, init_std=0.2))
+    for stage in ("pretrain", "sft"):
+        run = Run.create(root, stage, "tiny")
+        save_model(run.model, model, model.config, tokenizer)
+        run.write_config({"data": {"seq_len": 64}})
+        run.update(state="finished")
+    return root
+
+
+def invoke(runs_dir: Path, *args: str) -> Result:
+    return CliRunner().invoke(eval_command.app, [*args, "--runs-dir", str(runs_dir), "--device", "cpu"])
+
+
+def document(runs_dir: Path, *args: str) -> dict[str, Any]:
+    result = invoke(runs_dir, *args, "--json")
+    assert result.exit_code == 0, (result.stderr, result.exception)
+    value: dict[str, Any] = json.loads(result.stdout)
+    return value
+
+
+def refused(result: Result) -> UserError:
+    assert isinstance(result.exception, UserError), (result.stdout, result.stderr, result.exception)
+    assert result.stdout == ""
+    return result.exception
+
+
+# Questions
+
+
+def test_the_score_is_by_family_and_language(runs_dir: Path) -> None:
+    found = document(runs_dir, *QUICK)
+    assert (found["model"], found["backend"], found["suite"]) == ("0003-sft-tiny", "torch", "demo")
+    families = list(dict.fromkeys(question.family for question in demo.questions()))
+    assert list(found["families"]) == families
+    parts = [score for languages in found["families"].values() for score in languages.values()]
+    assert {tuple(languages) for languages in found["families"].values()} == {("en", "zh")}
+    assert found["questions"] == sum(part["total"] for part in parts) == 2 * len(families)
+    assert 0 <= found["score"] <= 1 and found["score"] == found["correct"] / found["questions"]
+    assert found["mode"] == "chat" and found["unfinished"] > 0
+    assert found == document(runs_dir, *QUICK)
+
+
+def test_replies_are_those_of_chat(runs_dir: Path) -> None:
+    found = document(runs_dir, *QUICK, "--show", "6")
+    alone = [each for each in found["examples"] if len(each["messages"]) == 1]
+    assert len(found["examples"]) == 6 and len(alone) >= 2
+    for example in alone[:3]:
+        greedy = ["--temperature", "0", "--repetition-penalty", "1", "--max-new-tokens", "6"]
+        where = ["--runs-dir", str(runs_dir), "--device", "cpu", "--json"]
+        prompt = example["messages"][0]["content"]
+        result = CliRunner().invoke(chat_command.app, ["--prompt", prompt, *greedy, *where])
+        reply = json.loads(result.stdout)
+        assert reply["reply"].strip() == example["reply"]
+        assert (reply["finish_reason"] == "stop") == example["ended"]
+
+
+def test_right_replies_count(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def judged(question: demo.Question, reply: str) -> bool:
+        return question.language == "zh" and question.family != "facts"
+
+    tokenizer = Tokenizer.load(runs_dir / "0003-sft-tiny" / "model")
+    [stop] = {tokenizer.eos_id}
+    monkeypatch.setattr(evaluate, "is_correct", judged)
+    monkeypatch.setattr(evaluate, "stop_ids", lambda tokenizer: frozenset(range(400)))  # every reply ends at once
+    assert stop is not None
+    found = document(runs_dir, *QUICK, "--show", "1")
+    assert found["families"]["things"] == {
+        "en": {"correct": 0, "total": 1, "score": 0.0},
+        "zh": {"correct": 1, "total": 1, "score": 1.0},
+    }
+    assert found["families"]["facts"]["zh"]["correct"] == 0
+    assert (found["correct"], found["unfinished"]) == (len(found["families"]) - 1, 0)
+    assert [each["correct"] for each in found["examples"]] == [False, True]
+    table = invoke(runs_dir, *QUICK, "--show", "1").stdout
+    rows = {line.split()[0]: line.split()[1:] for line in table.splitlines() if line.strip()}
+    assert rows["things"] == ["0/1", "0.0%", "1/1", "100.0%", "1/2", "50.0%"]
+    assert rows["together"] == ["0/10", "0.0%", "9/10", "90.0%", "9/20", "45.0%"]
+    assert {"wrong", "right", "answer"} <= set(rows)
+
+
+def test_a_pretrained_model_continues_and_it_is_said(runs_dir: Path) -> None:
+    result = invoke(runs_dir, "latest:pretrain", *QUICK, "--json")
+    assert json.loads(result.stdout)["mode"] == "continue"
+    assert "only pretrained" in result.stderr and "Question:" in result.stderr
+
+
+def test_the_table_fits_into_80_columns(runs_dir: Path) -> None:
+    result = invoke(runs_dir, *QUICK, "--show", "4")
+    assert max(cell_len(line) for line in result.stdout.splitlines()) <= 80
+    assert "English" in result.stdout and "Chinese" in result.stdout
+    assert "did not end within 6 tokens" in result.stderr
+    assert "\x1b" not in result.stdout
+
+
+def test_questions_past_the_context_are_wrong_and_told(runs_dir: Path, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(runs_dir / "0003-sft-tiny" / "model")
+    model = Transformer(ModelConfig(dim=32, n_layers=1, n_heads=4, vocab_size=400, max_seq_len=60))
+    save_model(tmp_path / "short", model, model.config, tokenizer)
+    result = invoke(runs_dir, str(tmp_path / "short"), *QUICK, "--json")
+    assert "do not fit into the context of 60 tokens" in result.stderr
+    found = json.loads(result.stdout)
+    assert found["questions"] == 2 * len(found["families"]) and found["unfinished"] < found["questions"]
+
+
+# The loss of a text
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> str:
+    path = tmp_path / "held-out.jsonl"
+    lines = [json.dumps({"text": text}) for text in [*LINES, "The rain " * 60]]
+    path.write_text("\n".join([*lines, "{broken"]), encoding="utf-8")
+    return str(path)
+
+
+def test_the_loss_of_a_text(runs_dir: Path, text_file: str) -> None:
+    found = document(runs_dir, "2", "--data", text_file)
+    tokenizer = Tokenizer.load(runs_dir / "0002-pretrain-tiny" / "model")
+    documents = [tokenizer.encode_document(text) for text in [*LINES, "The rain " * 60]]
+    assert found["tokens"] == sum(len(ids) - 1 for ids in documents)
+    assert found["bytes"] == sum(len(text.encode()) for text in [*LINES, "The rain " * 60])
+    assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))
+    # A random model with loss about log(400) spends about loss / log(2) bits on each token.
+    bits = found["loss"] * found["tokens"] / math.log(2)
+    assert 0.8 * bits < found["bits_per_byte"] * found["bytes"] < bits
+    assert (found["kind"], found["seq_len"], found["kept"], found["rejected"]) == ("text", 64, 5, 1)
+    assert found == document(runs_dir, "2", "--data", text_file)
+
+
+def test_the_window_matters_only_to_longer_texts(runs_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "short.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in LINES), encoding="utf-8")
+    losses = [document(runs_dir, "2", "--data", str(path), "--seq-len", n)["loss"] for n in ("64", "150", "300")]
+    assert losses[0] == losses[1] == losses[2]
+    narrow = document(runs_dir, "2", "--data", str(path), "--seq-len", "8")
+    assert narrow["seq_len"] == 8 and narrow["loss"] != pytest.approx(losses[0], rel=1e-4)
+
+
+def test_of_conversations_the_assistant_alone_counts(runs_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "chat.jsonl"
+    path.write_text(json.dumps({"instruction": "Hello there", "output": "The rain"}), encoding="utf-8")
+    found = document(runs_dir, "--data", str(path))
+    tokenizer = Tokenizer.load(runs_dir / "0003-sft-tiny" / "model")
+    assert (found["kind"], found["tokens"]) == ("chat", len(tokenizer.encode_text("The rain")) + 1)
+    assert found["bytes"] == len("The rain")
+
+
+def test_the_figures_in_words(runs_dir: Path, text_file: str) -> None:
+    result = invoke(runs_dir, "2", "--data", text_file)
+    found = document(runs_dir, "2", "--data", text_file)
+    rows = [line.split("  ") for line in result.stdout.splitlines()]
+    values = {cells[-3].strip() or cells[-2].strip(): cells for cells in rows}
+    assert f"{found['loss']:.4f}" in result.stdout and f"{found['bits_per_byte']:.4f}" in result.stdout
+    assert "nats a token" in result.stdout and len(values) >= 4
+    assert "1 of 6 records rejected" in result.stderr and "held-out.jsonl:6" in result.stderr
+    assert "windows of 64 tokens" in result.stderr
+
+
+def test_the_loss_is_the_model_s(runs_dir: Path, tmp_path: Path) -> None:
+    """Against the plain formula, on one text alone."""
+    import torch
+    import torch.nn.functional as F
+
+    from mmcli.model.attention import AttnContext
+
+    path = tmp_path / "one.txt"
+    path.write_text(LINES[0], encoding="utf-8")
+    folder = runs_dir / "0002-pretrain-tiny" / "model"
+    ids = torch.tensor([Tokenizer.load(folder).encode_document(LINES[0])])
+    model = load_model(folder)
+    positions, segments = torch.arange(ids.shape[1] - 1)[None].numpy(), torch.zeros_like(ids[:, 1:]).numpy()
+    with torch.no_grad():
+        hidden, _ = model(ids[:, :-1], AttnContext.from_batch(positions, segments, torch.device("cpu")))
+        loss = F.cross_entropy(model.head(hidden)[0], ids[0, 1:])
+    assert document(runs_dir, "2", "--data", str(path))["loss"] == pytest.approx(float(loss), rel=1e-5)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("args", "what"),
+    [
+        (["--limit", "0"], "--limit 0"),
+        (["--show", "0"], "--show 0"),
+        (["--max-new-tokens", "0"], "--max-new-tokens 0"),
+        (["--seq-len", "64"], "--seq-len"),
+        (["--data", "demo", "--limit", "3"], "--limit"),
+        (["--data", "demo", "--suite", "demo"], "--suite"),
+        (["--data", "demo", "--seq-len", "301"], "max_seq_len = 300"),
+        (["--data", "demo", "--seq-len", "1"], "--seq-len 1"),
+        (["--data", "nothing.jsonl"], "nothing.jsonl"),
+        (["1"], "0001-tokenizer-tiny is a tokenizer"),
+        (["9"], 'no run "9"'),
+    ],
+)
+def test_what_makes_no_sense_is_refused(runs_dir: Path, args: list[str], what: str) -> None:
+    assert what in refused(invoke(runs_dir, *args)).what
+
+
+def test_pairs_have_no_loss(runs_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"}), encoding="utf-8")
+    assert "preference pairs" in refused(invoke(runs_dir, "--data", str(path))).what

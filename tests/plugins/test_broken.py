@@ -1,0 +1,198 @@
+"""A broken plugin breaks nothing but itself, and says what is wrong in two lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mmcli.cli.plugins as command
+from mmcli.cli import run
+from mmcli.errors import MmcliError, UserError
+from mmcli.plugins import Plugin, installed
+from mmcli.train.adapters import load_adapter
+
+LOG = "import os; open(os.environ.get('LOADED', os.devnull), 'a').write(__name__ + chr(10))\n"
+
+
+def stage(
+    name: str, *, field: str = "steps: int = 1", config: str = "Config", run: str = "json:loads", api: int = 1
+) -> str:
+    return (
+        LOG
+        + f"""
+from dataclasses import dataclass
+from mmcli.stage import Stage
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    {field}
+
+STAGE = Stage(name="{name}", summary="Nothing.", config={config}, run="{run}", api={api})
+"""
+    )
+
+
+# name of the stage: (code of its module `p_NAME`, what `mmcli plugins list` says)
+BROKEN = {
+    "syntax": (LOG + "def f(:\n", "SyntaxError: invalid syntax (p_syntax.py:2)"),
+    "missing": (LOG + "import no_such_module\n", "ModuleNotFoundError: No module named 'no_such_module'"),
+    "leaves": (LOG + "import sys; sys.exit(7)\n", "SystemExit: 7"),
+    "base": (LOG + "raise BaseException('boom')\n", "BaseException: boom"),
+    "nothing": (LOG, "AttributeError: module 'p_nothing' has no attribute 'STAGE'"),
+    "future": (stage("future", api=99), "needs plugin API 99; this mmcli has 1"),
+    "text": (LOG + "STAGE = 'a stage'", "is str (p_text:STAGE), not mmcli.stage.Stage"),
+    "alias": (stage("pretrain"), 'calls itself "pretrain"'),
+    "plain": (stage("plain", config="dict"), "has a config that is no dataclass: <class 'dict'>"),
+    "typo": (stage("typo", field="x: Nowhere = 1"), "NameError: name 'Nowhere' is not defined"),
+    "empty": (stage("empty", field="x: int"), 'has a config without a default for "x"'),
+    "flags": (stage("flags", field="json: bool = False"), "gives --json two meanings"),
+}
+TAKEN = {"pretrain": "p-taker", "chat": "p-taker"}  # a built-in stage, and a command
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory, new_site: Any) -> Any:
+    """Every kind of broken plugin, and a good one, at once."""
+    site = new_site(tmp_path_factory.mktemp("broken"))
+    for name, (code, _) in BROKEN.items():
+        site.add_stage(f"p-{name}", name, code)
+    site.add("p-taker", {"mmcli.stages": dict.fromkeys(TAKEN, "p_taker:STAGE")}, stage("pretrain"))
+    for package in ("twin-one", "twin-two"):
+        site.add_stage(package, "twin", stage("twin"))
+    site.add_stage("p-good", "good", stage("good") + "print('hello from good')\n")
+    site.add("p-adapter", {"mmcli.adapters": {"wrong": "p_adapter:STAGE", "bad-name": "x:y"}}, stage("wrong"))
+    folder = site.path / "p_garbled-1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: p-garbled\nVersion: 1.0\n")
+    (folder / "entry_points.txt").write_text("[mmcli.stages]\nno equals sign\n")
+    return site
+
+
+@pytest.fixture
+def here(site: Any, see: Callable[[Any], None]) -> Any:
+    see(site)
+    return site
+
+
+def test_help_and_other_commands_work_and_load_no_plugin(site: Any, tmp_path: Path) -> None:
+    log = tmp_path / "loaded"
+    shown = site.mmcli("--help", LOADED=str(log))
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stderr == ""
+    for name in BROKEN:
+        assert f" {name} " in shown.stdout
+        assert f"(from the package p-{name})" in shown.stdout
+    assert "(taken by the packages twin-one, twin-two: none runs)" in " ".join(shown.stdout.replace("│", " ").split())
+    assert "Train a model from zero on plain text." in shown.stdout
+    assert "p-taker" not in shown.stdout
+    other = site.mmcli("config", "show", "pretrain", "--json", LOADED=str(log))
+    assert other.returncode == 0, other.stderr
+    assert json.loads(other.stdout)["config"]["model"]["dim"] == 192
+    assert not log.exists()
+
+
+def test_plugins_list_says_what_is_wrong_with_each(site: Any) -> None:
+    done = site.mmcli("plugins", "list", "--json")
+    assert done.returncode == 0, done.stderr
+    states = {(row["kind"], row["name"], row["package"]): row["state"] for row in json.loads(done.stdout)}
+    for name, (_, cause) in BROKEN.items():
+        assert cause in states["stage", name, f"p-{name}"]
+    for name, package in TAKEN.items():
+        assert states["stage", name, package] == f'the name "{name}" belongs to mmcli itself'
+    assert states["stage", "twin", "twin-one"] == 'the name "twin" is also taken by twin-two'
+    assert states["stage", "twin", "twin-two"] == 'the name "twin" is also taken by twin-one'
+    assert states["stage", "good", "p-good"] == "ok"
+    assert states["stage", "pretrain", "mmcli"] == "ok"
+    assert states["adapter", "wrong", "p-adapter"] == "is Stage (p_adapter:STAGE), not mmcli.stage.Adapter"
+    assert "is not made of a-z" in states["adapter", "bad-name", "p-adapter"]
+    assert "entry_points.txt cannot be read" in states["?", "?", "p-garbled"]
+
+
+def test_the_list_fits_80_columns(site: Any) -> None:
+    done = site.mmcli("plugins", "list")
+    assert done.returncode == 0, done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert "SystemExit: 7" in done.stdout
+
+
+@pytest.mark.parametrize("name", [*BROKEN, "twin"])
+@pytest.mark.parametrize("argv", [("{}", "--help"), ("config", "show", "{}")], ids=["command", "config show"])
+def test_a_broken_command_gives_two_lines(
+    here: Any, capsys: pytest.CaptureFixture[str], name: str, argv: tuple[str, ...]
+) -> None:
+    assert run([part.format(name) for part in argv]) == (2 if name == "twin" else 1)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert [line[:7] for line in captured.err.splitlines()] == ["error: ", "  fix: "], captured.err
+    cause, package = ("is also taken by", "twin-one") if name == "twin" else (BROKEN[name][1], f"p-{name}")
+    assert cause in captured.err
+    assert package in captured.err or name == "flags"
+
+
+def test_no_plugin_takes_the_place_of_a_built_in(here: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["pretrain", "--help"]) == 0
+    assert "Train a model from zero" in capsys.readouterr().out
+    assert run(["chat", "--help"]) == 0
+    assert "Talk to a model" in capsys.readouterr().out
+
+
+def test_what_a_plugin_prints_stays_out_of_the_result(here: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["config", "show", "good", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {"config": {"steps": 1}, "sources": {"steps": "default"}}
+    assert captured.err == "hello from good\n"
+
+
+def test_a_broken_adapter_is_named(here: Any) -> None:
+    with pytest.raises(MmcliError, match=r'adapter "wrong" of p-adapter 1\.0 is Stage') as caught:
+        load_adapter("wrong")
+    assert "pip uninstall p-adapter" in caught.value.fix
+    with pytest.raises(UserError, match='no adapter "rong"') as unknown:
+        load_adapter("rong")
+    assert unknown.value.fix == 'did you mean "wrong"?'
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import os; os._exit(5)", "ends the process when it is loaded (exit code 5)"),
+        ("import time; time.sleep(600)", "does not load within 2 seconds"),
+        ("print(input())", "EOFError: EOF when reading a line"),
+        (stage("odd", run="p_odd_work:run"), "its module p_odd_work is missing"),
+        (stage("odd", run="p_odd.work:run"), "cannot be imported: ModuleNotFoundError"),
+    ],
+)
+def test_the_list_survives_what_a_plugin_does_to_the_process(
+    tmp_path: Path, new_site: Any, see: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch, code: str, said: str
+) -> None:
+    monkeypatch.setattr(command, "TIMEOUT_SECONDS", 2.0)
+    site = new_site(tmp_path)
+    site.add_stage("p-odd", "odd", code)
+    see(site)
+    (plugin,) = (each for each in installed() if each.package == "p-odd")
+    assert said in command.state(plugin)
+
+
+def test_a_syntax_error_in_the_working_module_is_found_without_running_it(
+    tmp_path: Path, new_site: Any, see: Callable[[Any], None]
+) -> None:
+    site = new_site(tmp_path)
+    site.add_stage("p-work", "work", stage("work", run="p_work_inner:run"))
+    (tmp_path / "p_work_inner.py").write_text("raise SystemExit(3)\ndef f(:\n")
+    see(site)
+    plugin = Plugin("stage", "work", "p-work", "1.0", "p_work:STAGE")
+    assert "SyntaxError: invalid syntax (p_work_inner.py:2)" in command.state(plugin)
+
+
+def test_an_older_copy_further_back_does_not_clash(tmp_path: Path, new_site: Any, see: Callable[[Any], None]) -> None:
+    for folder, version in (("new", "2.0"), ("old", "1.0")):
+        (tmp_path / folder).mkdir()
+        new_site(tmp_path / folder).add_stage("p-twice", "twice", stage("twice"), version)
+    see(new_site(tmp_path / "old"))
+    see(new_site(tmp_path / "new"))
+    assert [each.version for each in installed() if each.package == "p-twice"] == ["2.0"]
+    assert run(["twice", "--help"]) == 0

@@ -1,0 +1,121 @@
+"""The loop's promises: a step does not depend on how it was cut, and what it prints is true."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mmcli.config import resolve
+from mmcli.errors import MmcliError
+from mmcli.run import Run
+from mmcli.stage import LossOutput, Silent, StageContext, Term
+from mmcli.train.config import OptimConfig, TrainConfig
+from mmcli.train.device import choose_placement
+from mmcli.train.loop import Task, train
+
+
+@dataclass(frozen=True)
+class Rows:
+    x: Tensor
+    weights: Tensor  # how many "tokens" each row counts for
+    counts: Mapping[str, float]
+    tokens: int
+
+    @classmethod
+    def of(cls, x: Tensor, weights: Tensor) -> Rows:
+        return cls(x, weights, {"loss": float(weights.sum()), "rows": float(len(x))}, int(weights.sum()))
+
+
+def loss(model: nn.Module, batch: Rows) -> LossOutput:
+    error = (model(batch.x)[:, 0] - batch.x.sum(dim=1)) ** 2
+    return LossOutput(
+        {
+            "loss": Term((error * batch.weights).sum(), batch.counts["loss"]),
+            "rows": Term(error.sum(), len(batch.x), 0.5),
+        },
+        {"seen": Term(batch.weights.sum(), float(len(batch.x)))},
+    )
+
+
+def task(micro_batch: int, *, poison: int | None = None) -> Task:
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1)
+
+    def batches(model: nn.Module, step: int) -> list[Rows]:
+        generator = torch.Generator().manual_seed(step)
+        x = torch.randn(12, 4, generator=generator)
+        if step == poison:
+            x[3] = float("nan")
+        weights = torch.randint(1, 9, (12,), generator=generator)
+        return [Rows.of(x[i : i + micro_batch], weights[i : i + micro_batch]) for i in range(0, 12, micro_batch)]
+
+    def save(folder: Path) -> None:
+        (folder / "config.json").write_text("{}")
+
+    return Task(model, choose_placement("cpu", "fp32"), batches, loss, 10.0, 1e6, save)
+
+
+def context(root: Path) -> StageContext:
+    run = Run.create(root, "pretrain", "test")
+    return StageContext(run, Silent(), resolve(TrainConfig, []))
+
+
+def trained(root: Path, micro_batch: int, **config: Any) -> tuple[Task, list[dict[str, Any]]]:
+    made, where = task(micro_batch), context(root)
+    train(made, OptimConfig(lr=0.05, warmup_ratio=0.0), TrainConfig(steps=8, **config), where)
+    return made, [json.loads(line) for line in where.run.metrics.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("micro_batch", [1, 5, 6])
+def test_a_step_does_not_depend_on_its_micro_batches(tmp_path: Path, micro_batch: int) -> None:
+    whole, lines = trained(tmp_path, 12)
+    parts, other = trained(tmp_path, micro_batch)
+    torch.testing.assert_close(whole.model.weight, parts.model.weight, atol=1e-6, rtol=1e-5)
+    for one, two in zip(lines, other, strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
+        assert one["rows"] == pytest.approx(two["rows"], rel=1e-5)
+        assert one["seen"] == two["seen"]
+
+
+def test_the_loss_falls_and_is_logged_before_each_update(tmp_path: Path) -> None:
+    made, lines = trained(tmp_path, 12)
+    assert [line["step"] for line in lines] == list(range(8))
+    fresh = task(12)
+    first = fresh.batches(fresh.model, 0)[0]
+    before, after = (loss(model, first).terms["loss"] for model in (fresh.model, made.model))
+    assert lines[0]["loss"] == pytest.approx(float(before.sum) / before.count, rel=1e-6)
+    assert float(after.sum) < 0.8 * float(before.sum)
+    assert lines[-1]["tokens"] == sum(made.batches(made.model, step)[0].tokens for step in range(8))
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_says_where(tmp_path: Path) -> None:
+    with pytest.raises(MmcliError) as caught:
+        train(task(12, poison=3), OptimConfig(), TrainConfig(steps=8), context(tmp_path))
+    assert "at step 3" in caught.value.what
+    assert "--lr" in caught.value.fix
+
+
+def test_checkpoints_are_kept_in_number(tmp_path: Path) -> None:
+    where = context(tmp_path)
+    train(task(12), OptimConfig(), TrainConfig(steps=8, checkpoint_every=2, keep_checkpoints=3), where)
+    assert [path.name for path in sorted(where.run.checkpoints.iterdir())] == [
+        "step-000004",
+        "step-000006",
+        "step-000008",
+    ]
+    assert (where.run.model / "config.json").is_file()
+
+
+def test_a_budget_sets_the_steps(tmp_path: Path) -> None:
+    where = context(tmp_path)
+    totals = train(task(12), OptimConfig(), TrainConfig(budget="1s"), where)
+    chosen = where.run.read_config("resolved.toml")
+    assert chosen["steps"] == pytest.approx(0.95 / chosen["step_seconds"], abs=1)
+    assert totals["steps_done"] <= chosen["steps"]
