@@ -78,7 +78,9 @@ def _table(proof: Proof, size: int) -> list[str]:
     ties = f", {proof.greedy_ties} others are ties" if proof.greedy_ties else ""
     prompts = "prompts of " + ", ".join(str(length) for length in proof.prompts) + " tokens"
     lines.append(("greedy tokens", f"{proof.greedy_equal} of {proof.greedy_tokens}", f"equal{ties}; {prompts}"))
-    lines.append(("perplexity, torch", f"{proof.perplexity_torch:.4g}", f"{proof.perplexity_tokens} tokens, {proof.text}"))
+    lines.append(
+        ("perplexity, torch", f"{proof.perplexity_torch:.4g}", f"{proof.perplexity_tokens} tokens, {proof.text}")
+    )
     limit = PERPLEXITY_LIMIT[proof.dtype]
     rise = f"{proof.perplexity_rise:+.2%}; limit +{limit:.1%}"
     lines.append(("perplexity, onnx", f"{proof.perplexity_onnx:.4g}", rise))

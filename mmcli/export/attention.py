@@ -74,9 +74,7 @@ class Attention:
         if config.sliding_window is not None:
             attributes["local_window_size"] = config.sliding_window
         outputs = (f"{name}.heads", f"present.{layer}.key", f"present.{layer}.value")
-        self.graph.ops(
-            "GroupQueryAttention", inputs, outputs, name=f"{name}.attention", contrib=True, **attributes
-        )
+        self.graph.ops("GroupQueryAttention", inputs, outputs, name=f"{name}.attention", contrib=True, **attributes)
         return self._project(f"{name}.heads", layer, "o_proj")
 
     def _project(self, x: str, layer: int, *projections: str) -> str:

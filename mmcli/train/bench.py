@@ -44,7 +44,9 @@ def bench_train(
         what = f"{batch_size} rows of {seq_len} tokens for a model with a context of {longest:,}"
         raise UserError(what, f"give 1 row or more, of 2 up to {longest} tokens")
     model = model.to(placement.device).train()
-    tokens = TokenBatch.from_batch(_random_rows(model.config.vocab_size, batch_size, seq_len), model.config, placement.device)
+    tokens = TokenBatch.from_batch(
+        _random_rows(model.config.vocab_size, batch_size, seq_len), model.config, placement.device
+    )
     seconds = []
     for _ in range(repeats + 1):
         model.zero_grad(set_to_none=True)
@@ -66,3 +68,10 @@ def bench_train(
         peak_memory_bytes=torch.cuda.max_memory_allocated(placement.device) if on_gpu else peak_memory_bytes(),
         repeats=repeats,
     )
+
+
+def _random_rows(vocab_size: int, rows: int, seq_len: int) -> Batch:
+    """Rows of one document each, every token trained."""
+    tokens = np.random.default_rng(0).integers(0, vocab_size, (rows, seq_len + 1))
+    positions_BT = np.tile(np.arange(seq_len), (rows, 1))
+    return Batch(tokens[:, :-1].copy(), tokens[:, 1:].copy(), positions_BT, np.zeros_like(positions_BT))

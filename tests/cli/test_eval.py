@@ -93,11 +93,8 @@ def test_right_replies_count(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) ->
     def judged(question: demo.Question, reply: str) -> bool:
         return question.language == "zh" and question.family != "facts"
 
-    tokenizer = Tokenizer.load(runs_dir / "0003-sft-tiny" / "model")
-    [stop] = {tokenizer.eos_id}
     monkeypatch.setattr(evaluate, "is_correct", judged)
     monkeypatch.setattr(evaluate, "stop_ids", lambda tokenizer: frozenset(range(400)))  # every reply ends at once
-    assert stop is not None
     found = document(runs_dir, *QUICK, "--show", "1")
     assert found["families"]["things"] == {
         "en": {"correct": 0, "total": 1, "score": 0.0},
@@ -164,7 +161,8 @@ def test_the_loss_of_a_text(runs_dir: Path, text_file: str) -> None:
 
 def test_the_window_matters_only_to_longer_texts(runs_dir: Path, tmp_path: Path) -> None:
     path = tmp_path / "short.jsonl"
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in LINES), encoding="utf-8")
+    backwards = [line[::-1] for line in LINES]  # unlearned, so tokens are single letters
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in backwards), encoding="utf-8")
     losses = [document(runs_dir, "2", "--data", str(path), "--seq-len", n)["loss"] for n in ("64", "150", "300")]
     assert losses[0] == losses[1] == losses[2]
     narrow = document(runs_dir, "2", "--data", str(path), "--seq-len", "8")
@@ -183,10 +181,11 @@ def test_of_conversations_the_assistant_alone_counts(runs_dir: Path, tmp_path: P
 def test_the_figures_in_words(runs_dir: Path, text_file: str) -> None:
     result = invoke(runs_dir, "2", "--data", text_file)
     found = document(runs_dir, "2", "--data", text_file)
-    rows = [line.split("  ") for line in result.stdout.splitlines()]
-    values = {cells[-3].strip() or cells[-2].strip(): cells for cells in rows}
-    assert f"{found['loss']:.4f}" in result.stdout and f"{found['bits_per_byte']:.4f}" in result.stdout
-    assert "nats a token" in result.stdout and len(values) >= 4
+    words = " ".join(result.stdout.split())
+    assert words == (
+        f"loss {found['loss']:.4f} nats a token perplexity {found['perplexity']:,.4f} "
+        f"bits per byte {found['bits_per_byte']:.4f} tokens {found['tokens']} bytes {found['bytes']}"
+    )
     assert "1 of 6 records rejected" in result.stderr and "held-out.jsonl:6" in result.stderr
     assert "windows of 64 tokens" in result.stderr
 

@@ -12,15 +12,24 @@ from typing import Any
 import pytest
 
 PLUGINS = Path(__file__).parents[2] / "plugins"
-PACKAGES = sorted(path.parent.name for path in PLUGINS.glob("*/pyproject.toml"))
+PACKAGES = ("mmcli-lora", "mmcli-replay")
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_its_own_tests(real: Any, package: str) -> None:
+def own_tests(real: Any, marked: str, *packages: str) -> None:
     environment = {**os.environ, "PYTHONPATH": str(real.path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(PLUGINS / package / "tests")]
+    folders = [str(PLUGINS / package / "tests") for package in packages]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", marked, *folders]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+def test_their_own_tests(real: Any) -> None:
+    own_tests(real, "not slow", *PACKAGES)
+
+
+@pytest.mark.slow
+def test_their_own_slow_tests(real: Any) -> None:
+    own_tests(real, "slow", *PACKAGES)
 
 
 def test_they_are_listed_and_usable(real: Any) -> None:

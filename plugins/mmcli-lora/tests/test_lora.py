@@ -148,6 +148,7 @@ def test_dropout_acts_in_training_only_and_follows_the_seed() -> None:
     assert not torch.equal(drawn[0], quiet)
 
 
+@pytest.mark.slow
 def test_compiled_is_the_same() -> None:
     model = Transformer(ModelConfig(**{**SMALL, "n_layers": 1})).train()
     before = hidden(model)
