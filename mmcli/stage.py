@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mmcli.config import Resolved
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from mmcli.run import Run
 
 API_VERSION = 1
@@ -27,7 +25,7 @@ class Stage:
     config: type  # a frozen dataclass; its fields are the options
     run: str  # "package.module:function", called with (resolved config, context)
     example: str = ""  # one command line for --help
-    api: int = API_VERSION
+    api: int = 1  # the API_VERSION that it was written for; what does not say is of the first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +36,16 @@ class Adapter:
     summary: str
     config: type  # a frozen dataclass; `--adapter-set key=value` fills it
     build: str  # "package.module:function", called with the resolved config; it returns a Transform
-    api: int = API_VERSION
+    api: int = 1  # the API_VERSION that it was written for; what does not say is of the first
 
 
 class Transform(Protocol):
-    """What an adapter does to a model. It keeps the forward pass of the Transformer, with parts of its own inside.
+    """What an adapter does to a Transformer, which keeps its forward pass, with parts of the adapter's own inside.
 
     Training sees only parameters that require a gradient: they alone are optimized and stored in checkpoints.
     """
 
-    def apply(self, model: nn.Module, seed: int) -> None:
+    def apply(self, model: Any, seed: int) -> None:
         """Freeze `model` and insert trainable parts in place, the same for the same seed.
 
         The names and tensors of the frozen parameters stay as they are.
@@ -56,16 +54,16 @@ class Transform(Protocol):
             UserError: this model has nothing to adapt.
         """
 
-    def merge(self, model: nn.Module) -> nn.Module:
+    def merge(self, model: Any) -> Any:
         """A plain Transformer that computes the same in eval mode. `model` stays trainable as it is.
 
         What the adapter does not change may share memory with `model`.
         """
 
-    def save(self, folder: Path, model: nn.Module) -> None:
+    def save(self, folder: Path, model: Any) -> None:
         """Write the adapter's own part alone into a folder that exists: safetensors, JSON and text."""
 
-    def reference(self, model: nn.Module) -> AbstractContextManager[None]:
+    def reference(self, model: Any) -> AbstractContextManager[None]:
         """While it is entered, `model` computes as if there were no adapter: the frozen reference of DPO for free."""
 
 

@@ -120,21 +120,26 @@ def train(
 def _open(
     model: str, backend: str, threads: int | None, device: str, length: int, runs_dir: Path
 ) -> tuple[ModelRef, Engine, float]:
-    """(model, engine, seconds that loading took). An ONNX export must be there: making one would count into the memory."""
+    """(model, engine, seconds that loading took). An ONNX export must be there: making one would count as memory."""
     from mmcli.export.backend import load_engine
-    from mmcli.export.place import find_export
     from mmcli.generate.bench import load_timed
     from mmcli.model.hf_config import read_model_config
-    from mmcli.run import find_model
+    from mmcli.run import ModelRef, find_model
 
     _check_threads(threads)
     found = find_model(model, runs_dir)
     longest = read_model_config(found.path).max_seq_len
     if not 1 <= length <= longest:
         raise UserError(f"{length:,} tokens, the context of {found.label} holds {longest:,}", "ask for fewer")
-    if backend == "onnx" and find_export(found) is None:
-        raise UserError(f"{found.label} has no ONNX export of its weights", f"make it: mmcli export onnx {model}")
-    engine, seconds = load_timed(lambda: load_engine(found, backend, device=device, threads=threads, max_len=length))
+    source = found
+    if backend == "onnx":
+        from mmcli.export.place import find_export
+
+        folder = find_export(found)
+        if folder is None:
+            raise UserError(f"{found.label} has no ONNX export of its weights", f"make it: mmcli export onnx {model}")
+        source = ModelRef(folder, None)
+    engine, seconds = load_timed(lambda: load_engine(source, backend, device=device, threads=threads, max_len=length))
     return found, engine, seconds
 
 

@@ -37,7 +37,7 @@ def evaluate(
     max_new_tokens: Annotated[int | None, typer.Option(help="A reply must end within so many tokens. [64]")] = None,
     data: Annotated[list[str] | None, typer.Option(help="The loss of these files instead; may be repeated.")] = None,
     seq_len: Annotated[int | None, typer.Option(help="--data: window for longer texts. [as trained]")] = None,
-    backend: Annotated[Literal["torch"], typer.Option(help="What runs the model.")] = "torch",
+    backend: Annotated[Literal["torch", "onnx"], typer.Option(help="What runs the model.")] = "torch",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     runs_dir: RunsDir = Path("runs"),
     json: AsJson = False,
@@ -56,6 +56,8 @@ def evaluate(
         for name, value in (("suite", suite), ("limit", limit), ("show", show), ("max-new-tokens", max_new_tokens)):
             if value is not None:
                 raise UserError(f"--{name} is for questions, --data for the loss of a text", "give one of the two")
+        if backend != "torch":
+            raise UserError(f"--backend {backend} answers questions; the loss of a text is torch's", "leave it out")
     found = find_model(model, runs_dir)
     if not (found.path / "config.json").is_file():
         raise UserError(f"{found.label} is a tokenizer without a model", "train one: mmcli pretrain")
@@ -105,7 +107,8 @@ def _ask(
     how = "as messages" if chat else '"Question: ... Answer:" to continue, for it was only pretrained'
     report.note(f"{found.label}: {len(questions):,} questions, {how}")
     prompts = encode_questions(tokenizer, questions, chat=chat)
-    engine = _open_engine(found, tokenizer, device, max(map(len, prompts)) + longest)
+    room = max(map(len, prompts)) + longest
+    engine = _open_engine(found, tokenizer, facts["backend"], device, room, report)
     too_long = sum(len(prompt) >= engine.max_len for prompt in prompts)
     if too_long:
         report.warn(
@@ -129,14 +132,17 @@ def _ask(
     _print_examples(examples)
 
 
-def _open_engine(found: ModelRef, tokenizer: Tokenizer, device: str, longest: int) -> Engine:
+def _open_engine(
+    found: ModelRef, tokenizer: Tokenizer, backend: str, device: str, longest: int, report: Reporter
+) -> Engine:
     """An engine with room for the longest question and its reply in each slot."""
-    from mmcli.generate.torch_engine import TorchEngine
+    from mmcli.export.backend import load_engine
     from mmcli.model.hf_config import read_model_config
 
     config = read_model_config(found.path)
     _check_vocabulary(found, tokenizer, config.vocab_size)
-    return TorchEngine.load(found.path, slots=SLOTS, max_len=min(longest, config.max_seq_len), device=device)
+    max_len = min(longest, config.max_seq_len)
+    return load_engine(found, backend, slots=SLOTS, max_len=max_len, device=device, report=report)
 
 
 def _check_vocabulary(found: ModelRef, tokenizer: Tokenizer, vocab_size: int) -> None:
@@ -295,8 +301,8 @@ def _loss(
 
     from mmcli.data.batches import evaluation_batches
     from mmcli.generate.evaluate import evaluation_rows
-    from mmcli.model.device import choose_device
     from mmcli.model.checkpoint import load_model
+    from mmcli.model.device import choose_device
     from mmcli.stages.setup import MICRO_BATCH_TOKENS
     from mmcli.train.lm import evaluate_tokens
 

@@ -42,7 +42,7 @@ class Attention:
 
     @property
     def rotates_itself(self) -> bool:
-        """GroupQueryAttention rotates heads of 16, 32, ... features, and of them 16, 32, ...; else a node before it does."""
+        """GroupQueryAttention rotates only multiples of 16 features, in heads of such; else a node before it does."""
         return self._tables is not None and self.config.d_head % 16 == 0 and self.config.rotary_dim % 16 == 0
 
     def positions(self) -> str:

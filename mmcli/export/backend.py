@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from mmcli.errors import UserError
-from mmcli.export.place import default_folder, find_export
 from mmcli.generate.engine import Engine
 from mmcli.run import ModelRef
 from mmcli.stage import Reporter
@@ -43,6 +42,7 @@ def load_engine(
         return TorchEngine.load(ref.path, slots=slots, max_len=max_len, device=device)
     if device not in ("auto", "cpu"):
         raise UserError(f'device "{device}" with the onnx backend, which runs on the CPU', "give --device cpu")
+    from mmcli.export.place import default_folder, find_export
     from mmcli.generate.onnx_engine import OnnxEngine
 
     folder = find_export(ref)

@@ -1,8 +1,8 @@
 """A model as an ONNX graph, layer by layer as in `mmcli.model.transformer`, in ONNX Runtime's fused operators.
 
 Inputs and outputs have the names that plain Python, onnxruntime-genai and transformers.js agree on: `input_ids`,
-`attention_mask`, `past_key_values.{i}.key`, `past_key_values.{i}.value` -> `logits` (of the last token), `present.{i}.key`,
-`present.{i}.value`.
+`attention_mask`, `past_key_values.0.key`, `past_key_values.0.value`, ... -> `logits` (of the last token),
+`present.0.key`, `present.0.value`, ...
 
 Shapes: B rows, T new tokens, D width, H query heads, K key/value heads, d features of a head, V vocabulary.
 """

@@ -18,8 +18,7 @@ from onnx import TensorProto, helper
 
 from mmcli.export.decoder import FINAL_NORM, embedding_name, residual_name
 from mmcli.export.folder import write_graph
-from mmcli.export.place import GRAPH_FILE
-from mmcli.generate.onnx_engine import open_session
+from mmcli.generate.onnx_engine import GRAPH_FILE, open_session
 from mmcli.model import cache as kv
 from mmcli.model.config import ModelConfig
 from mmcli.model.transformer import Block, Transformer

@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx
 
-from mmcli.export.place import GRAPH_FILE
+from mmcli.generate.onnx_engine import GRAPH_FILE
 from mmcli.model.config import ModelConfig
 from mmcli.text.chat import stop_ids
 from mmcli.text.tokenizer import Tokenizer

@@ -13,8 +13,9 @@ from mmcli import __version__
 from mmcli.errors import UserError
 from mmcli.export.decoder import build_model, refuse_unsupported
 from mmcli.export.folder import write_companions, write_graph
-from mmcli.export.place import GRAPH_FILE, RECORD_FILE, Dtype, fingerprint
+from mmcli.export.place import RECORD_FILE, Dtype, fingerprint
 from mmcli.export.proof import Proof, prove
+from mmcli.generate.onnx_engine import GRAPH_FILE
 from mmcli.model.checkpoint import load_model
 from mmcli.model.hf_config import read_model_config
 from mmcli.run import atomic_folder

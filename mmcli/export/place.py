@@ -1,4 +1,4 @@
-"""Where exports lie, and whether one is of the model as it is now. No torch and no onnx here."""
+"""Where exports lie, and whether one is of the model as it is now. No torch here."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 from typing import Literal
 
+from mmcli.generate.onnx_engine import GRAPH_FILE
 from mmcli.run import ModelRef
 
 Dtype = Literal["fp32", "int8"]
-GRAPH_FILE = "model.onnx"
 RECORD_FILE = "export.json"  # what was exported and how it was proven
 SOURCE_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 
@@ -21,7 +21,7 @@ def default_folder(ref: ModelRef, dtype: Dtype) -> Path:
 
 
 def find_export(ref: ModelRef, dtype: Dtype = "fp32") -> Path | None:
-    """The export of a model: the folder itself if it is one, else the one at the default place if it is of these weights."""
+    """The export of a model: its folder if that is one, else that at the default place if it is of these weights."""
     if (ref.path / GRAPH_FILE).is_file():
         return ref.path
     folder = default_folder(ref, dtype)

@@ -9,26 +9,24 @@ Shapes: V vocabulary, S slots.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from mmcli.data.demo.documents import documents
-from mmcli.errors import MmcliError, UserError
+from mmcli.errors import MmcliError
 from mmcli.export.diagnose import first_difference
 from mmcli.export.place import Dtype
+from mmcli.export.round_trip import check_tokenizer
 from mmcli.generate.engine import Engine
 from mmcli.generate.onnx_engine import OnnxEngine
 from mmcli.generate.torch_engine import TorchEngine
 from mmcli.model.attention import AttnContext
 from mmcli.model.transformer import Transformer
-from mmcli.text.chat import encode_chat, stop_ids
 from mmcli.text.tokenizer import Tokenizer
 
 LOGITS_LIMIT = 1e-4  # fp32: no logit may differ by more; two tokens nearer than this are a tie
@@ -39,12 +37,6 @@ NEW_TOKENS = 64
 HELD_OUT_TEXTS, HELD_OUT_TOKENS = 8, 64
 TEXT_SEED = 1  # training on the built-in corpus takes seed 0: these documents are others
 TEXT_NAME = f"built-in documents of seed {TEXT_SEED}"
-CONVERSATION = [
-    {"role": "system", "content": "You are helpful."},
-    {"role": "user", "content": "What is a cloud? <|im_end|>"},
-    {"role": "assistant", "content": "Water, high in the air.\n云是水。"},
-    {"role": "user", "content": "  Thanks 🙂"},
-]
 
 
 @dataclass(frozen=True)
@@ -77,7 +69,7 @@ def prove(folder: Path, model: Transformer, tokenizer: Tokenizer, dtype: Dtype) 
         MmcliError: they differ by more than the limits, with the first layer that does; or ONNX Runtime refuses it.
     """
     texts = list(itertools.islice(documents(TEXT_SEED), 64))
-    round_trips = _check_tokenizer(folder, tokenizer, texts[:HELD_OUT_TEXTS])
+    round_trips = check_tokenizer(folder, tokenizer, texts[:HELD_OUT_TEXTS])
     context = model.config.max_seq_len
     new_tokens = min(NEW_TOKENS, context // 2)
     prompts = _prompts(tokenizer, texts, context - new_tokens)
@@ -241,42 +233,3 @@ def _loss(logits_V: np.ndarray, id: int) -> float:
 
 def _perplexity(losses: Sequence[float]) -> float:
     return math.exp(min(float(np.mean(losses)), 700.0)) if losses else math.nan
-
-
-def _check_tokenizer(folder: Path, tokenizer: Tokenizer, texts: Sequence[str]) -> int:
-    """How many texts and conversations the exported tokenizer encodes and decodes as the original does.
-
-    Raises:
-        MmcliError: one that it does not.
-    """
-    exported = Tokenizer.load(folder)
-
-    def refuse(what: str) -> MmcliError:
-        return MmcliError(f"the exported tokenizer {what}", "nothing was kept; report this with the tokenizer's files")
-
-    if exported.chat_template != tokenizer.chat_template:
-        raise refuse("has another chat template than the model's")
-    if stop_ids(exported) != stop_ids(tokenizer) or exported.bos_id != tokenizer.bos_id:
-        raise refuse("starts or ends texts with other tokens than the model's")
-    for text in texts:
-        ids = tokenizer.encode_document(text)
-        if exported.encode_document(text) != ids:
-            raise refuse(f"encodes {json.dumps(text[:40])} to other ids than the model's")
-        if exported.decode(ids) != tokenizer.decode(ids):
-            raise refuse(f"decodes the ids of {json.dumps(text[:40])} to another text")
-    conversation = _conversation_ids(tokenizer)
-    if _conversation_ids(exported) != conversation:
-        raise refuse("renders a conversation to other ids than the model's")
-    return len(texts) + (conversation is not None)
-
-
-def _conversation_ids(tokenizer: Tokenizer) -> Any:
-    """The ids of a conversation; without its system message where the template knows none; None without a template."""
-    if tokenizer.chat_template is None:
-        return None
-    for messages in (CONVERSATION, CONVERSATION[1:]):
-        try:
-            return encode_chat(tokenizer, messages, add_generation_prompt=True).ids
-        except UserError:
-            continue
-    return None

@@ -1,4 +1,4 @@
-"""How fast an engine is: tokens a second, time to the first token, load time, memory. Medians of repeats. No torch here."""
+"""How fast an engine is: tokens a second, time to the first token, load time, memory. No torch here."""
 
 from __future__ import annotations
 

@@ -11,6 +11,8 @@ from torch import nn
 
 from mmcli.config import Layer, parse_set, resolve
 from mmcli.errors import MmcliError, UserError, did_you_mean
+from mmcli.model.count import forward_flops_per_token, training_flops_per_token
+from mmcli.model.transformer import Transformer
 from mmcli.plugins import contained, installed, load, load_function
 from mmcli.stage import Adapter, StageContext, Transform
 
@@ -68,6 +70,22 @@ def adapt(model: nn.Module, name: str, settings: Sequence[str], *, seed: int, co
     total = sum(p.numel() for p in model.parameters())
     context.report.note(f"adapter: {name}, {trained:,} of {total:,} parameters train")
     return transform
+
+
+def training_flops(model: Transformer, seq_len: int) -> int:
+    """FLOPs of a token's forward and backward pass, the mean over a row of `seq_len` tokens.
+
+    Three times the forward pass (see `count.training_flops_per_token`); frozen weights need no gradient of their own,
+    which is one pass less through the matrices, and an adapter's matrices take three passes too.
+    """
+    config = model.config
+    whole = training_flops_per_token(config, seq_len)
+    if model.head_weight.requires_grad:
+        return whole
+    seeing_itself = 2 * config.n_layers * config.n_heads * config.d_head
+    matrices = forward_flops_per_token(config, 1) - seeing_itself
+    added = sum(p.numel() for p in model.parameters() if p.requires_grad and p.dim() >= 2)
+    return whole - matrices + 6 * added
 
 
 def _fingerprint(model: nn.Module) -> str:

@@ -54,7 +54,7 @@ def bench_train(
         with placement.autocast():
             output = language_model_loss(model, tokens, model.config)
         total = torch.stack([term.coef * term.sum / term.count for term in output.terms.values()]).sum()
-        total.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
+        total.backward()
         loss = float(total.detach())  # waits for the device
         seconds.append(time.perf_counter() - start)
     rates = [batch_size * seq_len / each for each in seconds[1:]]

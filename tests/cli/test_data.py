@@ -19,7 +19,12 @@ from mmcli.text.chat import encode_chat
 from mmcli.text.tokenizer import Tokenizer
 from mmcli.text.train import train_tokenizer
 
-LINES = ["Hello, how are you today?", "The rain falls on the hills.", "你好，世界。今天天气很好。", "A cloud is water 🙂"]
+LINES = [
+    "Hello, how are you today?",
+    "The rain falls on the hills.",
+    "你好，世界。今天天气很好。",
+    "A cloud is water 🙂",
+]
 MESSAGES = [
     {"role": "system", "content": "Be kind."},
     {"role": "user", "content": "今天 <|im_end|>\nHello"},
@@ -121,18 +126,22 @@ def test_pairs_have_two_sides(runs_dir: Path, pairs: str, tokenizer: Tokenizer) 
     assert "chosen: " in shown and "rejected: " in shown and "⟦" in shown
 
 
-def test_without_colour_trained_tokens_stand_in_brackets(runs_dir: Path, chats: str) -> None:
-    shown = printed(runs_dir, "preview", chats, "--limit", "1")
+def test_without_colour_trained_tokens_stand_in_brackets(
+    runs_dir: Path, chats: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(chats).parent)
+    shown = printed(runs_dir, "preview", "chats.jsonl", "--limit", "1")
     assert "\x1b" not in shown
     heading, detail, *lines = shown.splitlines()
-    assert heading.startswith("record 1  ")
+    assert heading == "record 1  chats.jsonl:1"
     whole = "".join(lines)
     marked = [part.split("⟧")[0] for part in whole.split("⟦")[1:]]
     assert [part.replace("¦", "") for part in marked] == ["The rain falls.<|im_end|>", "世界。<|im_end|>"]
     assert "<|im_start|>¦" in whole and "⏎" in whole
-    assert "<|im_end|>" not in whole.split("今天")[1].split("⏎")[0]  # spelled in a text, it is text tokens
-    trained = sum(part.count("¦") + 1 for part in marked)
-    assert int(detail.split()[2]) >= trained  # a character may be several tokens
+    user = whole.split("⏎")[3]  # after two lines of the system message and the word "user"
+    assert user.startswith("今¦天¦ ¦<¦") and "<|im_end|>" not in user  # spelled in a text, it is text tokens
+    tokens, trained = (int(word) for word in detail.replace(",", "").split() if word.isdigit())
+    assert sum(part.count("¦") + 1 for part in marked) <= trained < tokens  # a character may be several tokens
 
 
 @pytest.mark.parametrize("environment", [{}, {"NO_COLOR": "1"}])
@@ -145,8 +154,7 @@ def test_with_colour_there_are_no_brackets(runs_dir: Path, chats: str, environme
 def test_long_and_wide_texts_fit_into_80_columns(runs_dir: Path, tmp_path: Path) -> None:
     path = write(tmp_path, "wide.txt", "天气" * 200 + "🙂" * 50 + " word" * 100 + "x" * 200)
     for args in (["preview", path], ["preview", path, "--packed", "--seq-len", "2048"], ["check", path]):
-        lines = printed(runs_dir, *args).splitlines()
-        assert max(cell_len(line) for line in lines if path not in line) <= 80, args
+        assert max(cell_len(line) for line in printed(runs_dir, *args).splitlines()) <= 80, args
 
 
 def test_very_long_texts_are_cut_and_that_is_said(runs_dir: Path, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,12 @@ from mmcli.run import Run
 from mmcli.text.tokenizer import Tokenizer
 from mmcli.text.train import train_tokenizer
 
-LINES = ["Hello, how are you today?", "The rain falls on the hills.", "你好，世界。今天天气很好。", "A cloud is water 🙂"]
+LINES = [
+    "Hello, how are you today?",
+    "The rain falls on the hills.",
+    "你好，世界。今天天气很好。",
+    "A cloud is water 🙂",
+]
 QUICK = ("--limit", "2", "--max-new-tokens", "6")
 
 
@@ -134,6 +141,17 @@ def test_questions_past_the_context_are_wrong_and_told(runs_dir: Path, tmp_path:
     assert found["questions"] == 2 * len(found["families"]) and found["unfinished"] < found["questions"]
 
 
+def test_onnx_answers_the_same_without_torch(runs_dir: Path) -> None:
+    expected = document(runs_dir, *QUICK, "--show", "40")
+    made = document(runs_dir, *QUICK, "--show", "40", "--backend", "onnx")  # makes the export
+    assert made == {**expected, "backend": "onnx"} and len(made["examples"]) == 20
+    [folder] = (runs_dir / "0003-sft-tiny" / "export").iterdir()
+    args = [str(folder), *QUICK, "--backend", "onnx", "--runs-dir", str(runs_dir), "--json"]
+    code = f"import sys\nsys.modules['torch'] = None\nfrom mmcli.cli import eval\neval.app({args!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["families"] == expected["families"]
+
+
 # The loss of a text
 
 
@@ -221,6 +239,7 @@ def test_the_loss_is_the_model_s(runs_dir: Path, tmp_path: Path) -> None:
         (["--seq-len", "64"], "--seq-len"),
         (["--data", "demo", "--limit", "3"], "--limit"),
         (["--data", "demo", "--suite", "demo"], "--suite"),
+        (["--data", "demo", "--backend", "onnx"], "--backend onnx"),
         (["--data", "demo", "--seq-len", "301"], "max_seq_len = 300"),
         (["--data", "demo", "--seq-len", "1"], "--seq-len 1"),
         (["--data", "nothing.jsonl"], "nothing.jsonl"),

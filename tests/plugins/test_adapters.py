@@ -14,10 +14,11 @@ from mmcli.config import Resolved
 from mmcli.errors import UserError
 from mmcli.model.attention import AttnContext
 from mmcli.model.config import ModelConfig
+from mmcli.model.count import training_flops_per_token
 from mmcli.model.transformer import Transformer
 from mmcli.run import Run
 from mmcli.stage import Silent, StageContext
-from mmcli.train.adapters import adapt, build_transform
+from mmcli.train.adapters import adapt, build_transform, training_flops
 from mmcli.train.checkpoint import Progress, load_newest, save_checkpoint
 from mmcli.train.config import OptimConfig
 from mmcli.train.optim import build_optimizer
@@ -87,7 +88,7 @@ def test_a_resumed_run_refuses_other_weights_beneath(context: StageContext) -> N
 @pytest.mark.parametrize(
     ("name", "settings", "what", "fix"),
     [
-        ("laro", [], 'there is no adapter "laro"', 'did you mean "lora"?'),
+        ("lorra", [], 'there is no adapter "lorra"', 'did you mean "lora"?'),
         ("lora", ["rnk=4"], 'unknown key "rnk" (from --adapter-set)', 'did you mean "rank"?'),
         ("lora", ["rank=x"], "rank = 'x' is not a whole number (from --adapter-set)", "give rank a whole number"),
         ("lora", ["rank"], '--adapter-set "rank" is not key=value', "--adapter-set rank=16"),
@@ -106,3 +107,11 @@ def test_without_any_adapter_a_package_is_named() -> None:
     with pytest.raises(UserError, match='no adapter "lora"') as caught:
         build_transform("lora", [])
     assert "pip install mmcli-lora" in caught.value.fix
+
+
+def test_frozen_weights_take_one_pass_less(context: StageContext) -> None:
+    model = Transformer(CONFIG)
+    assert training_flops(model, 64) == training_flops_per_token(CONFIG, 64)
+    matrices = sum(p.numel() for name, p in model.named_parameters() if p.dim() == 2)  # the tied embedding is the head
+    adapt(model, "lora", ["rank=2", "targets=q"], seed=0, context=context)
+    assert training_flops(model, 64) == training_flops_per_token(CONFIG, 64) - 2 * matrices + 6 * 2 * (16 + 16)

@@ -1,0 +1,96 @@
+"""`mmcli export onnx`: where it writes, what it says, and that a wrong export does not stay."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from mmcli.cli.export import app
+from mmcli.errors import MmcliError, UserError
+from mmcli.export.graph import Graph
+from mmcli.model.checkpoint import save_model
+from mmcli.model.config import ModelConfig
+from mmcli.model.transformer import Transformer
+from mmcli.run import Run
+from mmcli.text.train import train_tokenizer
+
+LINES = ["Hello, how are you today?", "The rain falls on the hills.", "你好，世界。今天天气很好。"]
+CONFIG = ModelConfig(dim=64, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=400, max_seq_len=64, init_std=0.1)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    run = Run.create(tmp_path / "runs", "sft", "small")
+    save_model(run.model, Transformer(CONFIG, seed=1), CONFIG, train_tokenizer(LINES * 3, vocab_size=380))
+    return tmp_path / "runs"
+
+
+def export(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["onnx", *arguments])
+
+
+def test_the_newest_model_goes_into_its_run(runs: Path) -> None:
+    done = export("--runs-dir", str(runs))
+    assert done.exit_code == 0, done.output
+    folder = runs / "0001-sft-small" / "export" / "onnx-fp32"
+    assert (folder / "model.onnx").is_file()
+    assert f"exporting 0001-sft-small to {folder}" in done.stderr
+    lines = {line[:18].strip(): line[18:].strip() for line in done.stdout.splitlines() if line}
+    assert lines["logits, decode"].endswith("greatest difference; limit 0.0001")
+    assert "equal" in lines["greedy tokens"] and "prompts of 32, 16, 3 tokens" in lines["greedy tokens"]
+    assert "limit +0.1%" in lines["perplexity, onnx"]
+    assert lines["tokenizer"].startswith("9 of 9")
+    assert json.loads((folder / "config.json").read_text())["mmcli_stage"] == "sft"
+    assert f"proven: {folder}" in done.stdout
+
+
+def test_json_is_one_document(runs: Path, tmp_path: Path) -> None:
+    done = export("1", "--dtype", "int8", "--out", str(tmp_path / "mine"), "--json", "--runs-dir", str(runs))
+    document = json.loads(done.stdout)
+    assert document["model"] == "0001-sft-small" and document["folder"] == str(tmp_path / "mine")
+    assert document["bytes"] == (tmp_path / "mine" / "model.onnx").stat().st_size
+    proof = document["proof"]
+    assert proof["dtype"] == "int8" and proof["logits_error"] > 0
+    rise = proof["perplexity_onnx"] / proof["perplexity_torch"] - 1
+    assert proof["perplexity_rise"] == pytest.approx(rise)
+
+
+def test_a_plain_folder_is_exported_into_itself(runs: Path) -> None:
+    folder = (runs / "0001-sft-small" / "model").rename(runs.parent / "plain")
+    done = export(str(folder), "--runs-dir", str(runs))
+    assert done.exit_code == 0, done.output
+    assert (folder / "onnx-fp32" / "model.onnx").is_file()
+
+
+def test_an_export_that_differs_fails(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Graph.weight
+
+    def wrong(self: Graph, name: str, values: np.ndarray) -> str:
+        return store(self, name, values * np.float32(0.5) if name == "layers.0.mlp.down_proj.weight" else values)
+
+    monkeypatch.setattr(Graph, "weight", wrong)
+    done = export("--runs-dir", str(runs))
+    assert isinstance(done.exception, MmcliError) and done.exception.exit_code == 1
+    assert "layer 0 (feed-forward)" in done.exception.what
+    assert list((runs / "0001-sft-small" / "export").iterdir()) == []
+
+
+def test_what_cannot_be_exported_is_refused(runs: Path, tmp_path: Path) -> None:
+    tokenizer = Run.create(runs, "tokenizer", "x")
+    train_tokenizer(LINES * 3, vocab_size=380).save(tokenizer.model)
+    done = export("2", "--runs-dir", str(runs))
+    assert isinstance(done.exception, UserError) and "is a tokenizer without a model" in done.exception.what
+    done = export("--runs-dir", str(tmp_path / "none"))
+    assert isinstance(done.exception, UserError)
+
+
+def test_the_command_loads_nothing_heavy_before_it_works() -> None:
+    code = "import sys, mmcli.cli.export, mmcli.cli.bench\nprint({'torch', 'onnx', 'onnxruntime', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

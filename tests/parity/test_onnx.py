@@ -1,0 +1,137 @@
+"""ONNX Runtime computes what torch computes: every shape of model, in prefill, decode, pieces, several slots."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from mmcli.config import preset_chain
+from mmcli.export.decoder import build_model
+from mmcli.export.folder import write_graph
+from mmcli.generate.onnx_engine import OnnxEngine, open_session
+from mmcli.generate.torch_engine import TorchEngine
+from mmcli.model.config import ModelConfig
+from mmcli.model.transformer import Transformer
+
+SIZES: dict[str, Any] = {
+    "dim": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 97, "max_seq_len": 64, "hidden_dim": 96,
+    "init_std": 0.2,
+}  # fmt: skip
+KINDS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "untied, head bias": {"tie_embeddings": False, "head_bias": True},
+    "biases": {"bias": True},
+    "equal heads": {"n_kv_heads": 4},
+    "qwen3": {"qk_norm": True},
+    "window": {"sliding_window": 5},
+    "heads of 8": {"n_heads": 8},
+    "heads of 24, qk-norm": {"head_dim": 24, "qk_norm": True},
+    "partly rotated": {"rotary_fraction": 0.5},
+    "yarn": {"rope_scaling": "yarn", "rope_factor": 4.0},
+    "linear": {"rope_scaling": "linear", "rope_factor": 2.0},
+    "moe": {"use_moe": True},
+    "moe, sigmoid, one expert": {
+        "use_moe": True, "scoring_func": "sigmoid", "num_experts_per_tok": 1, "n_shared_experts": 0,
+    },
+    "moe, three of six, not renormalised": {
+        "use_moe": True, "n_routed_experts": 6, "num_experts_per_tok": 3, "norm_topk_prob": False,
+        "n_shared_experts": 2,
+    },
+    "moe, all experts, qk-norm": {"use_moe": True, "num_experts_per_tok": 4, "qk_norm": True},
+    "moe, ungated": {"use_moe": True, "mlp": "gelu"},
+    "gpt2": {"position": "learned", "norm": "layernorm", "mlp": "gelu_tanh", "bias": True, "n_kv_heads": 4},
+    "learned, rmsnorm": {"position": "learned", "mlp": "gelu"},
+    "phi": {
+        "parallel_block": True, "norm": "layernorm", "mlp": "gelu_tanh", "bias": True, "head_bias": True,
+        "rotary_fraction": 0.5, "tie_embeddings": False,
+    },
+}  # fmt: skip
+
+
+def make(values: dict[str, Any], seed: int = 1) -> Transformer:
+    model = Transformer(ModelConfig(**values), seed=seed).eval()
+    torch.manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "norm" in name or name.endswith("bias"):
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def engines(model: Transformer, folder: Path, slots: int) -> tuple[TorchEngine, OnnxEngine]:
+    write_graph(folder, build_model(model))
+    session = open_session(folder / "model.onnx")
+    return TorchEngine(model, slots=slots), OnnxEngine(session, model.config, slots=slots)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_are_equal(kind: str, tmp_path: Path) -> None:
+    model = make({**SIZES, **KINDS[kind]})
+    by_torch, by_onnx = engines(model, tmp_path, slots=4)
+    random = np.random.default_rng(0)
+
+    def same(call: str, *arguments: Any) -> None:
+        expected, found = getattr(by_torch, call)(*arguments), getattr(by_onnx, call)(*arguments)
+        assert found.dtype == np.float32 and found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+    for slot, length in enumerate((5, 17, 1, 30)):
+        same("prefill", slot, random.integers(0, 97, length).tolist())
+    for slots in ([0, 1, 2, 3], [3, 0, 2, 1], [0, 3], [2], [1, 2]):
+        same("decode", slots, random.integers(0, 97, len(slots)).tolist())
+    for piece in (4, 1, 2):
+        same("prefill", 1, random.integers(0, 97, piece).tolist())
+    assert [by_onnx.length(slot) for slot in range(4)] == [by_torch.length(slot) for slot in range(4)]
+
+
+def greedy_or_tied(model: Transformer, folder: Path, prompts: list[list[int]], new_tokens: int = 64) -> int:
+    """64 greedy tokens of each prompt, equal in both, or torch's logits of the two choices within 1e-4; ties counted."""
+    by_torch, by_onnx = engines(model, folder, slots=1)
+    ties = 0
+    for prompt in prompts:
+        by_torch.truncate(0, 0)
+        by_onnx.truncate(0, 0)
+        expected, found = by_torch.prefill(0, prompt), by_onnx.prefill(0, prompt)
+        for _ in range(new_tokens):
+            token, other = int(expected.argmax()), int(found.argmax())
+            if token != other:
+                assert expected[token] - expected[other] <= 1e-4
+                ties += 1
+            expected, found = by_torch.decode([0], [token])[0], by_onnx.decode([0], [token])[0]
+    return ties
+
+
+def preset(name: str) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for _, tables in preset_chain(name):
+        values |= tables.get("model", {})
+    return values
+
+
+PROMPTS = [[1, 5, 9, 200, 31], list(range(40, 70)), [3]]
+
+
+def test_tiny_writes_the_same_greedy_tokens(tmp_path: Path) -> None:
+    assert greedy_or_tied(Transformer(ModelConfig(**preset("tiny"))), tmp_path, PROMPTS) <= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["small", "moe", "minimind3-moe"])
+def test_large_shapes_write_the_same_greedy_tokens(name: str, tmp_path: Path) -> None:
+    assert greedy_or_tied(Transformer(ModelConfig(**preset(name))), tmp_path, PROMPTS) <= 2
+
+
+def test_the_graph_is_that_of_the_folder(tmp_path: Path) -> None:
+    """What the proof runs is what lies on the disk: a changed byte of a weight changes the logits."""
+    model = make(SIZES)
+    before = engines(model, tmp_path, slots=1)[1].prefill(0, [1, 2, 3])
+    graph = onnx.load(tmp_path / "model.onnx")
+    weight = next(each for each in graph.graph.initializer if each.name == "layers.0.mlp.up_proj.weight")
+    weight.raw_data = (np.frombuffer(weight.raw_data, dtype=np.float32) * np.float32(1.1)).tobytes()
+    onnx.save(graph, tmp_path / "model.onnx")
+    after = OnnxEngine(open_session(tmp_path / "model.onnx"), model.config).prefill(0, [1, 2, 3])
+    assert np.abs(after - before).max() > 1e-3

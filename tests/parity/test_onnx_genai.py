@@ -1,0 +1,59 @@
+"""The exported folder runs in onnxruntime-genai, with the same greedy tokens and the same ids of a text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+
+from mmcli.export.onnx_export import export_onnx
+from mmcli.generate.onnx_engine import OnnxEngine
+from mmcli.model.checkpoint import save_model
+from mmcli.model.config import ModelConfig
+from mmcli.model.transformer import Transformer
+from mmcli.text.train import train_tokenizer
+
+genai = pytest.importorskip("onnxruntime_genai", reason="an optional extra: pip install onnxruntime-genai")
+LINES = [
+    "Hello, how are you today?",
+    "The rain falls on the hills.",
+    "你好，世界。今天天气很好。",
+    "A cloud is water 12 345",
+]
+SIZES: dict[str, Any] = {
+    "dim": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 400, "max_seq_len": 128, "init_std": 0.15,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values"),
+    [("fp32", {}), ("int8", {}), ("fp32", {"qk_norm": True}), ("fp32", {"use_moe": True})],
+    ids=["fp32", "int8", "qk-norm", "moe"],
+)
+def test_genai_writes_the_same_greedy_tokens(
+    tmp_path: Path, dtype: Literal["fp32", "int8"], values: dict[str, Any]
+) -> None:
+    tokenizer = train_tokenizer(LINES * 3, vocab_size=400)
+    model = Transformer(ModelConfig(**SIZES, **values), seed=2)
+    save_model(tmp_path / "model", model, model.config, tokenizer)
+    folder = export_onnx(tmp_path / "model", tmp_path / "onnx", dtype=dtype).folder
+    prompt = tokenizer.encode_text("The rain falls 今天 345")
+    loaded = genai.Model(str(folder))
+    assert list(genai.Tokenizer(loaded).encode("The rain falls 今天 345")) == prompt
+    parameters = genai.GeneratorParams(loaded)
+    parameters.set_search_options(max_length=len(prompt) + 64, do_sample=False)
+    generator = genai.Generator(loaded, parameters)
+    generator.append_tokens(np.array(prompt, dtype=np.int32))
+    found: list[int] = []
+    while not generator.is_done():
+        generator.generate_next_token()
+        found.append(int(generator.get_next_tokens()[0]))
+    engine = OnnxEngine.load(folder)
+    logits_V = engine.prefill(0, prompt)
+    expected: list[int] = []
+    for _ in range(len(found)):
+        expected.append(int(logits_V.argmax()))
+        logits_V = engine.decode([0], expected[-1:])[0]
+    assert found == expected and len(set(found)) > 4

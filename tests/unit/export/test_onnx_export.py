@@ -1,0 +1,199 @@
+"""The gate: what is kept is proven, what differs is removed, and the first layer that differs is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mmcli.errors import MmcliError, UserError
+from mmcli.export.attention import Attention
+from mmcli.export.graph import Graph
+from mmcli.export.onnx_export import export_onnx
+from mmcli.generate.onnx_engine import OnnxEngine
+from mmcli.model.hf_config import read_model_config
+from mmcli.run import damage
+from mmcli.text.tokenizer import Tokenizer
+
+Save = Callable[..., Path]
+MOE = {"use_moe": True, "n_routed_experts": 3, "n_shared_experts": 1}
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.parent.iterdir() if "out" in path.name)
+
+
+def test_a_proven_export_is_complete(save: Save, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    source, out = save(), tmp_path / "out"
+    made = export_onnx(source, out, stage="sft")
+    names = {"model.onnx", "config.json", "generation_config.json", "genai_config.json", "export.json"}
+    assert {path.name for path in out.iterdir()} == names | {"tokenizer.json", "tokenizer_config.json", "manifest.json"}
+    assert damage(out) is None
+    assert read_model_config(out) == read_model_config(source)
+    assert json.loads((out / "config.json").read_text())["mmcli_stage"] == "sft"
+    exported = Tokenizer.load(out)
+    assert exported.fingerprint == tokenizer.fingerprint
+    proof = made.proof
+    assert set(proof.logits) == {"prefill", "decode", "chunks"}
+    assert max(proof.logits.values()) <= 1e-4
+    assert proof.greedy_equal + proof.greedy_ties == proof.greedy_tokens >= 3 * 48
+    assert proof.perplexity_onnx == pytest.approx(proof.perplexity_torch, rel=1e-5)
+    assert proof.perplexity_tokens > 300 and proof.round_trips == 9
+    assert made.bytes == (out / "model.onnx").stat().st_size
+    assert json.loads((out / "export.json").read_text())["proof"]["greedy_equal"] == proof.greedy_equal
+
+
+def test_int8_says_what_it_costs(save: Save, tmp_path: Path) -> None:
+    source = save(init_std=0.05, dim=128, vocab_size=2000)
+    exact = export_onnx(source, tmp_path / "out", dtype="fp32")
+    small = export_onnx(source, tmp_path / "out8", dtype="int8")
+    assert small.bytes < exact.bytes / 3
+    assert 0 < small.proof.logits_error < 0.2
+    assert small.proof.perplexity_onnx != small.proof.perplexity_torch
+    assert abs(small.proof.perplexity_rise) < 0.05
+    assert small.proof.greedy_equal / small.proof.greedy_tokens > 0.7
+
+
+def test_genai_config_says_what_the_graph_is(save: Save, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    export_onnx(save(), tmp_path / "out")
+    document = json.loads((tmp_path / "out" / "genai_config.json").read_text())
+    model = document["model"]
+    assert (model["vocab_size"], model["context_length"]) == (416, 96)
+    assert tokenizer.eos_id in model["eos_token_id"]
+    assert model["decoder"]["num_key_value_heads"] == 2 and model["decoder"]["head_size"] == 16
+    assert document["search"]["past_present_share_buffer"] is True
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """One stored weight is not the model's."""
+    store = Graph.weight
+
+    def wrong(self: Graph, which: str, values: np.ndarray) -> str:
+        if which == name and values.dtype == np.uint8:
+            values = values[::-1].copy()
+        elif which == name:
+            values = values * np.float32(1.01)
+        return store(self, which, values)
+
+    monkeypatch.setattr(Graph, "weight", wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "config"),
+    [
+        ("embed_tokens.weight", "the embedding", {"tie_embeddings": False}),
+        ("layers.1.self_attn.qkv_proj.weight", r"layer 1 \(attention\)", {}),
+        ("layers.1.mlp.up_proj.weight", r"layer 1 \(feed-forward\)", {}),
+        ("layers.0.mlp.experts.2.down_proj.weight", r"layer 0 \(experts\)", MOE),
+        ("layers.1.mlp.gate.weight", r"layer 1 \(experts\)", MOE),
+        ("norm.weight", "the final norm", {}),
+        ("lm_head.weight", "the output head", {"tie_embeddings": False}),
+        ("layers.0.mlp.up_proj.bias", "layer 0 ", {"parallel_block": True, "mlp": "gelu", "bias": True}),
+    ],
+)
+def test_a_wrong_weight_is_found(
+    save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, place: str, config: dict[str, Any]
+) -> None:
+    source = save(**config)
+    spoil(monkeypatch, name)
+    with pytest.raises(MmcliError, match=f"logits differ by .* the first to differ is {place}") as refused:
+        export_onnx(source, tmp_path / "out")
+    assert refused.value.exit_code == 1
+    assert left(tmp_path / "out") == []
+
+
+def test_a_wrong_operator_is_found(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add = Graph.ops
+
+    def wrong(self: Graph, kind: str, inputs: Any, outputs: Any, **attributes: Any) -> Any:
+        if kind == "GroupQueryAttention" and attributes["name"].startswith("layers.1."):
+            attributes["rotary_interleaved"] = 1
+        return add(self, kind, inputs, outputs, **attributes)
+
+    monkeypatch.setattr(Graph, "ops", wrong)
+    with pytest.raises(MmcliError, match=r"the first to differ is layer 1 \(attention\)"):
+        export_onnx(save(), tmp_path / "out")
+    assert left(tmp_path / "out") == []
+
+
+def test_a_window_that_is_left_out_is_found(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = Attention.layer
+
+    def wrong(self: Attention, x_BTD: str, layer: int) -> str:
+        self.config = read_model_config(other)
+        return make(self, x_BTD, layer)
+
+    source, other = save(sliding_window=8), save("other")
+    assert export_onnx(source, tmp_path / "out1").proof.logits["prefill"] <= 1e-4
+    monkeypatch.setattr(Attention, "layer", wrong)
+    with pytest.raises(MmcliError, match=r"the first to differ is layer 0 \(attention\)"):
+        export_onnx(source, tmp_path / "out")
+
+
+def test_a_fault_of_the_cache_alone_is_found(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = OnnxEngine.decode
+
+    def forgetful(self: OnnxEngine, slots: Any, ids: Any) -> np.ndarray:
+        for slot in slots:
+            self.truncate(slot, max(0, self.length(slot) - 1))
+        return decode(self, slots, ids)
+
+    monkeypatch.setattr(OnnxEngine, "decode", forgetful)
+    with pytest.raises(MmcliError, match="in decode .*the fault is in how the cache is kept"):
+        export_onnx(save(), tmp_path / "out")
+
+
+def test_int8_that_is_wrong_is_refused(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = save()
+    spoil(monkeypatch, "layers.1.mlp.down_proj.weight")
+    with pytest.raises(MmcliError, match=r"the error grows most in layer 1 \(feed-forward\)"):
+        export_onnx(source, tmp_path / "out", dtype="int8")
+    assert left(tmp_path / "out") == []
+
+
+def test_another_tokenizer_is_refused(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Tokenizer.save
+
+    def wrong(self: Tokenizer, folder: Path) -> None:
+        write(self, folder)
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        config["chat_template"] += "!"
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+    source = save()
+    monkeypatch.setattr(Tokenizer, "save", wrong)
+    with pytest.raises(MmcliError, match="another chat template"):
+        export_onnx(source, tmp_path / "out")
+    assert left(tmp_path / "out") == []
+
+
+def test_an_export_replaces_only_an_export(save: Save, tmp_path: Path) -> None:
+    source, out = save(), tmp_path / "out"
+    out.mkdir()
+    export_onnx(source, out)
+    before = (out / "model.onnx").read_bytes()
+    export_onnx(save("other", seed=2), out)
+    assert (out / "model.onnx").read_bytes() != before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("do not lose me")
+    with pytest.raises(UserError, match="exists and is no export"):
+        export_onnx(source, tmp_path / "mine")
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "do not lose me"
+
+
+def test_a_failed_export_leaves_an_earlier_one(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, out = save(), tmp_path / "out"
+    export_onnx(source, out)
+    spoil(monkeypatch, "norm.weight")
+    with pytest.raises(MmcliError):
+        export_onnx(source, out)
+    assert damage(out) is None and left(out) == ["out"]
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(save: Save, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="its tokenizer has 400 tokens, its model 300"):
+        export_onnx(save(vocab_size=300), tmp_path / "out")

@@ -1,0 +1,72 @@
+"""Where exports lie, which one is used, and when it is made anew."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mmcli.errors import UserError
+from mmcli.export.backend import load_engine
+from mmcli.export.onnx_export import export_onnx
+from mmcli.export.place import default_folder, find_export
+from mmcli.generate.onnx_engine import OnnxEngine
+from mmcli.generate.torch_engine import TorchEngine
+from mmcli.run import ModelRef, Run, find_model
+from mmcli.stage import Silent
+
+Save = Callable[..., Path]
+
+
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.texts.append(text)
+
+
+@pytest.fixture
+def ref(save: Save, tmp_path: Path) -> ModelRef:
+    run = Run.create(tmp_path / "runs", "sft", "x")
+    shutil.move(save(), run.model)
+    return find_model("1", tmp_path / "runs")
+
+
+def test_a_run_keeps_its_exports_beside_the_model(ref: ModelRef, tmp_path: Path) -> None:
+    assert default_folder(ref, "int8") == tmp_path / "runs" / "0001-sft-x" / "export" / "onnx-int8"
+    assert default_folder(ModelRef(tmp_path, None), "fp32") == tmp_path / "onnx-fp32"
+
+
+def test_the_export_is_made_when_it_is_missing_or_old(ref: ModelRef, save: Save) -> None:
+    assert find_export(ref) is None
+    notes = Notes()
+    engine = load_engine(ref, "onnx", slots=2, max_len=50, report=notes)
+    assert isinstance(engine, OnnxEngine)
+    assert (engine.slots, engine.max_len) == (2, 50)
+    assert "has no ONNX export of these weights yet: making it in" in notes.texts[0]
+    folder = find_export(ref)
+    assert folder == default_folder(ref, "fp32")
+    notes = Notes()
+    before = load_engine(ref, "onnx", report=notes).prefill(0, [1, 2, 3])
+    assert notes.texts == []
+    shutil.copy(save("other", seed=2) / "model.safetensors", ref.path)
+    assert find_export(ref) is None
+    after = load_engine(ref, "onnx").prefill(0, [1, 2, 3])
+    assert abs(before - after).max() > 1e-3
+    assert abs(load_engine(ref, "torch").prefill(0, [1, 2, 3]) - after).max() <= 1e-4
+
+
+def test_a_folder_that_is_an_export_is_taken_as_it_is(save: Save, tmp_path: Path) -> None:
+    export_onnx(save(), tmp_path / "out", dtype="int8")
+    ref = find_model(str(tmp_path / "out"), tmp_path / "runs")
+    assert find_export(ref) == tmp_path / "out"
+    assert isinstance(load_engine(ref, "onnx", threads=1), OnnxEngine)
+
+
+def test_torch_is_the_other_backend(ref: ModelRef) -> None:
+    assert isinstance(load_engine(ref, device="cpu"), TorchEngine)
+    with pytest.raises(UserError, match="which runs on the CPU"):
+        load_engine(ref, "onnx", device="cuda")
