@@ -31,10 +31,13 @@ COMMANDS = {
     "demo": Command("mmcli.cli.demo", "The whole way on the built-in corpus, in minutes.", TRAIN),
     "tokenizer": Command("mmcli.cli.tokenizer", "Train a tokenizer; see how it cuts a text.", TRAIN),
     "resume": Command("mmcli.cli.resume", "Go on with a run that was stopped.", TRAIN),
+    "eval": Command("mmcli.cli.eval", "Score a model on held-out questions, or on a text.", USE),
     "chat": Command("mmcli.cli.chat", "Talk to a model, or let it continue a text.", USE),
     "params": Command("mmcli.cli.params", "Count parameters, memory and FLOPs exactly.", LOOK),
     "presets": Command("mmcli.cli.presets", "The model shapes that come with mmcli.", LOOK),
     "config": Command("mmcli.cli.config", "See a stage's configuration and where each value comes from.", LOOK),
+    "data": Command("mmcli.cli.data", "See records as the model will, and check a file.", LOOK),
+    "plugins": Command("mmcli.cli.plugins", "The stages and adapters that are installed.", LOOK),
     "runs": Command("mmcli.cli.runs", "List the runs, or look at one.", LOOK),
 }
 

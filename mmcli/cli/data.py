@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from mmcli.cli.data_view import detail, heading, print_histogram, print_text, print_tokens
 from mmcli.cli.options import HELP, AsJson, RunsDir
 from mmcli.errors import UserError
 
 if TYPE_CHECKING:
-    from rich.text import Text
-
     from mmcli.data.check import DataCheck
-    from mmcli.data.preview import PackedRow, PackedRows, Piece, TokenSequence
+    from mmcli.data.preview import PackedRow, PackedRows, TokenSequence
     from mmcli.data.records import Kind, Rejected
     from mmcli.data.sources import Sources
     from mmcli.text.tokenizer import Tokenizer
@@ -34,11 +33,7 @@ STAGES = {kind: stage for stage, kind in KINDS.items()}
 SIDES = ("chosen", "rejected")
 SEQ_LEN = 512  # tokens in a row, the default of training
 PACKED_RECORDS = 1_000  # records whose rows --packed shows
-MAX_SHOWN = 1_000  # tokens of a sequence; --json has all
 LISTED = 20  # rejected records shown; --json has more, a quarantine file all
-BAR = 40  # cells of the longest bar
-TRAINED_STYLES = ("black on green", "black on bright_green")
-GIVEN_STYLES = ("", "dim")
 
 
 @app.command()
@@ -134,12 +129,12 @@ def _place(item: Rejected) -> str:
 
 def _print_records(records: list[dict[str, Any]], tokenizer: Tokenizer) -> None:
     for number, record in enumerate(records, 1):
-        _heading(f"record {number}  {record['file']}:{record['line']}")
+        heading(f"record {number}  {record['file']}:{record['line']}")
         sequences: tuple[TokenSequence, ...] = record["sequences"]
         for side, sequence in zip(SIDES, sequences, strict=False):
             name = f"{side}: " if len(sequences) > 1 else ""
-            _detail(f"{name}{len(sequence.ids):,} tokens, {sum(sequence.trained):,} trained")
-            _print_tokens(tokenizer, sequence.ids, sequence.trained)
+            detail(f"{name}{len(sequence.ids):,} tokens, {sum(sequence.trained):,} trained")
+            print_tokens(tokenizer, sequence.ids, sequence.trained)
 
 
 def _packed_rows(sources: Sources, tokenizer: Tokenizer, seq_len: int, limit: int) -> PackedRows:
@@ -168,74 +163,24 @@ def _row_json(row: PackedRow, tokenizer: Tokenizer) -> dict[str, Any]:
 def _print_rows(packed: PackedRows, tokenizer: Tokenizer) -> None:
     from mmcli.data.batches import NO_LABEL
 
-    _detail(f"{packed.tally.kept:,} records in {packed.packing.describe()} (at most {PACKED_RECORDS:,} are read)")
+    detail(f"{packed.tally.kept:,} records in {packed.packing.describe()} (at most {PACKED_RECORDS:,} are read)")
     for number, row in enumerate(packed.rows, 1):
         ids, labels = row.batch.ids_BT[0].tolist(), row.batch.labels_BT[0]
-        _heading(f"row {number}: {len(row.segments)} segments, {row.batch.tokens:,} of {len(ids):,} places filled")
+        heading(f"row {number}: {len(row.segments)} segments, {row.batch.tokens:,} of {len(ids):,} places filled")
         at = 0
         for segment, (document, start, length) in enumerate(row.segments):
             targets = labels[at : at + length]
             where = f" from token {start:,}" if start else ""
-            _detail(
+            detail(
                 f"segment {segment}: record {document + 1:,}{where}, {length:,} tokens, "
                 f"{int((targets != NO_LABEL).sum()):,} predictions trained"
             )
             # A token is trained where the place before it has it as its label.
             trained = [0, *(targets[:-1] != NO_LABEL).astype(int).tolist()]
-            _print_tokens(tokenizer, ids[at : at + length], trained)
+            print_tokens(tokenizer, ids[at : at + length], trained)
             at += length
         if at < len(ids):
-            _detail(f"{len(ids) - at:,} places of padding")
-
-
-def _heading(text: str) -> None:
-    _print(text, "bold")
-
-
-def _detail(text: str) -> None:
-    _print("  " + text, "dim")
-
-
-def _print(text: str | Text, style: str = "") -> None:
-    """Text within the width of the terminal (80 columns in a pipe), wide characters counted as two."""
-    from rich.text import Text
-
-    from mmcli.cli.console import out
-
-    out().print(Text(text, style) if isinstance(text, str) else text, soft_wrap=False, overflow="fold")
-
-
-def _print_tokens(tokenizer: Tokenizer, ids: list[int], trained: list[int]) -> None:
-    from mmcli.cli.console import out
-    from mmcli.data.preview import pieces
-
-    console = out()
-    coloured = console.color_system is not None and not console.no_color
-    _print(_styled(pieces(tokenizer, ids[:MAX_SHOWN], trained[:MAX_SHOWN]), coloured))
-    if len(ids) > MAX_SHOWN:
-        _detail(f"... and {len(ids) - MAX_SHOWN:,} more tokens (--json has all)")
-
-
-def _styled(pieces: Iterable[Piece], coloured: bool) -> Text:
-    """Pieces one after the other, each line of the text on a line: coloured, or with marks."""
-    from rich.text import Text
-
-    line, trained, fresh = Text(), False, True
-    for number, piece in enumerate(pieces):
-        if not coloured:
-            if piece.trained != trained:
-                line.append("⟦" if piece.trained else "⟧")
-            elif not fresh:
-                line.append("¦")
-        style = (TRAINED_STYLES if piece.trained else GIVEN_STYLES)[number % 2]
-        line.append(piece.text, f"{style} bold red" if piece.control and not piece.trained else style)
-        trained, fresh = piece.trained, piece.ends_line
-        if piece.ends_line:
-            line.append("\n")
-    if trained and not coloured:
-        line.append("⟧")
-    line.rstrip()
-    return line
+            detail(f"{len(ids) - at:,} places of padding")
 
 
 @app.command()
@@ -302,39 +247,23 @@ def _percentiles(found: DataCheck) -> dict[str, int]:
 
 def _print_check(found: DataCheck, stage: str, quarantine: Path | None) -> None:
     tally = found.tally
-    _heading(f"{tally.total:,} records for {stage}: {tally.kept:,} kept, {tally.rejected:,} rejected")
+    heading(f"{tally.total:,} records for {stage}: {tally.kept:,} kept, {tally.rejected:,} rejected")
     if found.kinds:
-        _detail("kinds: " + ", ".join(f"{count:,} {kind}" for kind, count in found.kinds.items()))
+        detail("kinds: " + ", ".join(f"{count:,} {kind}" for kind, count in found.kinds.items()))
     if tally.kept:
-        _detail(f"duplicates: {found.duplicates:,} kept records with the very tokens of an earlier one")
+        detail(f"duplicates: {found.duplicates:,} kept records with the very tokens of an earlier one")
         share = found.trained / found.tokens
-        _detail(f"{found.tokens:,} tokens, {found.trained:,} trained ({share:.0%}), of {found.text_bytes:,} bytes")
-        _detail("lengths in tokens: " + ", ".join(f"{name} {n:,}" for name, n in _percentiles(found).items()))
-        _print_histogram(found.histogram())
+        detail(f"{found.tokens:,} tokens, {found.trained:,} trained ({share:.0%}), of {found.text_bytes:,} bytes")
+        detail("lengths in tokens: " + ", ".join(f"{name} {n:,}" for name, n in _percentiles(found).items()))
+        print_histogram(found.histogram())
     if tally.rejected:
-        _heading("rejected")
+        heading("rejected")
         for reason, count in tally.reasons.items():
-            _print(f"{count:>8,}  {reason}")
+            print_text(f"{count:>8,}  {reason}")
         for item in found.rejections[:LISTED]:
-            _detail(_place(item))
+            detail(_place(item))
         if tally.rejected > LISTED:
             more = "" if quarantine else " (--quarantine FILE writes them all)"
-            _detail(f"... and {tally.rejected - LISTED:,} more{more}")
+            detail(f"... and {tally.rejected - LISTED:,} more{more}")
         if quarantine is not None:
-            _detail(f"all of them are in {quarantine}")
-
-
-def _print_histogram(buckets: list[tuple[int, int, int]]) -> None:
-    from rich.table import Table
-
-    from mmcli.cli.console import out
-
-    table = Table(box=None, pad_edge=False)
-    for name in ("tokens", "sequences"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    most = max(count for *_, count in buckets)
-    for low, high, count in buckets:
-        bar = "█" * max(round(count / most * BAR), int(count > 0))
-        table.add_row(f"{low:,}-{high:,}", f"{count:,}", bar)
-    out().print(table, soft_wrap=False)
+            detail(f"all of them are in {quarantine}")

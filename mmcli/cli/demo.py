@@ -11,7 +11,8 @@ import typer
 from mmcli.cli.options import HELP, AsJson, RunsDir
 
 if TYPE_CHECKING:
-    from mmcli.run import Run
+    from mmcli.run import ModelRef, Run
+    from mmcli.stage import Reporter
 
 app = typer.Typer(context_settings=HELP)
 LABEL = "demo"
@@ -43,7 +44,7 @@ def demo(
     for stage, count in steps.items():
         runs[stage] = _stage(stage, count, runs, runs_dir)
     report.note("")
-    scores = {stage: _score(find_model(run.name, runs_dir), stage, limit) for stage, run in runs.items()}
+    scores = {stage: _score(find_model(run.name, runs_dir), limit, report) for stage, run in runs.items()}
     texts = _write(runs["pretrain"], PROMPTS), _write(runs["dpo"], QUESTIONS)
     if json:
         print_json(
@@ -113,11 +114,14 @@ def _named(stage: str, runs_dir: Path) -> str:
     return run.name
 
 
-def _score(found: Any, stage: str, limit: int) -> dict[str, Any]:
-    """The held-out score of a run: total, and by family."""
-    from mmcli.cli.eval import score_demo
+def _score(found: ModelRef, limit: int, report: Reporter) -> dict[str, Any]:
+    """The held-out score of a run: of all questions, and by family."""
+    from mmcli.cli.eval import ask_demo
+    from mmcli.generate.evaluate import add_scores, scores, total_score
 
-    return score_demo(found, limit=limit)
+    families = scores(ask_demo(found, limit, report=report).replies)
+    by_family = {name: add_scores(languages.values()).share for name, languages in families.items()}
+    return {"score": total_score(families).share, "families": by_family}
 
 
 def _write(run: Run, prompts: Sequence[str]) -> list[dict[str, str]]:
@@ -153,7 +157,7 @@ def _show(scores: dict[str, Any], continued: list[dict[str, str]], replies: list
     for family in [*families, "all"]:
         table.add_column(family, justify="right")
     for stage, score in scores.items():
-        shares = [f"{score['families'][family]['score']:.0%}" for family in families]
+        shares = [f"{score['families'][family]:.0%}" for family in families]
         table.add_row(stage, *shares, f"{score['score']:.0%}")
     console.print(table)
     console.print("\nafter pretrain, it continues texts", style="bold")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -82,23 +83,66 @@ def _ask(
 ) -> None:
     """Put the questions to the model, and print the scores."""
     from mmcli.cli.console import print_json
-    from mmcli.data import demo
-    from mmcli.generate.conversation import is_chat_model
-    from mmcli.generate.evaluate import (
-        MAX_NEW_TOKENS,
-        answer_questions,
-        choose_questions,
-        encode_questions,
-        scores,
-        total_score,
-    )
-    from mmcli.text.tokenizer import Tokenizer
+    from mmcli.generate.evaluate import MAX_NEW_TOKENS, scores, total_score
 
     if show is not None and show < 1:
         raise UserError(f"--show {show} shows nothing", "give 1 or more, or leave it out")
     longest = MAX_NEW_TOKENS if max_new_tokens is None else max_new_tokens
     if longest < 1:
         raise UserError(f"--max-new-tokens {longest} leaves nothing to write", "give 1 or more")
+    asked = ask_demo(found, limit, longest, backend=facts["backend"], device=device, report=report)
+    replies = asked.replies
+    families = scores(replies)
+    total = total_score(families)
+    unfinished = sum(not reply.ended for reply in replies) - asked.too_long
+    examples = _examples(replies, show or 0)
+    if json:
+        by_family = {name: {key: _score(score) for key, score in each.items()} for name, each in families.items()}
+        counts = {"correct": total.correct, "questions": total.total, "unfinished": unfinished}
+        shown = {"examples": [_example(reply) for reply in examples]} if show is not None else {}
+        print_json(
+            {
+                **facts,
+                "suite": "demo",
+                "mode": asked.mode,
+                "score": total.share,
+                **counts,
+                "families": by_family,
+                **shown,
+            }
+        )
+        return
+    _print_scores(families, total)
+    if unfinished:
+        report.note(f"{unfinished:,} replies did not end within {longest} tokens: counted as wrong")
+    _print_examples(examples)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The judged replies, how the questions were asked ("chat" or "continue"), and how many were too long to ask."""
+
+    replies: list[Reply]
+    mode: str
+    too_long: int
+
+
+def ask_demo(
+    found: ModelRef,
+    limit: int | None = None,
+    longest: int | None = None,
+    *,
+    backend: str = "torch",
+    device: str = "auto",
+    report: Reporter,
+) -> Asked:
+    """Put the questions of the built-in corpus to a model."""
+    from mmcli.data import demo
+    from mmcli.generate.conversation import is_chat_model
+    from mmcli.generate.evaluate import MAX_NEW_TOKENS, answer_questions, choose_questions, encode_questions
+    from mmcli.text.tokenizer import Tokenizer
+
+    longest = longest or MAX_NEW_TOKENS
     questions: Sequence[demo.Question] = demo.questions()
     if limit is not None:
         questions = choose_questions(questions, limit)
@@ -107,29 +151,14 @@ def _ask(
     how = "as messages" if chat else '"Question: ... Answer:" to continue, for it was only pretrained'
     report.note(f"{found.label}: {len(questions):,} questions, {how}")
     prompts = encode_questions(tokenizer, questions, chat=chat)
-    room = max(map(len, prompts)) + longest
-    engine = _open_engine(found, tokenizer, facts["backend"], device, room, report)
+    engine = _open_engine(found, tokenizer, backend, device, max(map(len, prompts)) + longest, report)
     too_long = sum(len(prompt) >= engine.max_len for prompt in prompts)
     if too_long:
         report.warn(
             f"{too_long:,} questions do not fit into the context of {engine.max_len:,} tokens: counted as wrong"
         )
     replies = answer_questions(engine, tokenizer, questions, prompts, chat=chat, max_new_tokens=longest, report=report)
-    families = scores(replies)
-    total = total_score(families)
-    unfinished = sum(not reply.ended for reply in replies) - too_long
-    examples = _examples(replies, show or 0)
-    if json:
-        by_family = {name: {key: _score(score) for key, score in each.items()} for name, each in families.items()}
-        counts = {"correct": total.correct, "questions": total.total, "unfinished": unfinished}
-        mode = {"suite": "demo", "mode": "chat" if chat else "continue"}
-        shown = {"examples": [_example(reply) for reply in examples]} if show is not None else {}
-        print_json({**facts, **mode, "score": total.share, **counts, "families": by_family, **shown})
-        return
-    _print_scores(families, total)
-    if unfinished:
-        report.note(f"{unfinished:,} replies did not end within {longest} tokens: counted as wrong")
-    _print_examples(examples)
+    return Asked(replies, "chat" if chat else "continue", too_long)
 
 
 def _open_engine(

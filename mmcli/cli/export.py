@@ -82,7 +82,7 @@ def _table(proof: Proof, size: int) -> list[str]:
         ("perplexity, torch", f"{proof.perplexity_torch:.4g}", f"{proof.perplexity_tokens} tokens, {proof.text}")
     )
     limit = PERPLEXITY_LIMIT[proof.dtype]
-    rise = f"{proof.perplexity_rise:+.2%}; limit +{limit:.1%}"
+    rise = f"{round(proof.perplexity_rise, 4) + 0.0:+.2%}; limit +{limit:.1%}"  # + 0.0: no minus before a zero
     lines.append(("perplexity, onnx", f"{proof.perplexity_onnx:.4g}", rise))
     lines.append(("tokenizer", f"{proof.round_trips} of {proof.round_trips}", "texts and conversations equal"))
     lines.append(("size", f"{size / 1e6:.1f} MB", proof.dtype))

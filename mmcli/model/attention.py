@@ -141,13 +141,15 @@ def _find_varlen() -> Callable[..., Any] | None:
     return varlen_attn if {"window_size", "enable_gqa"} <= set(inspect.signature(varlen_attn).parameters) else None
 
 
-VARLEN = _find_varlen()
+VARLEN: Callable[..., Any] | None = None  # looked up for the first batch on CUDA: the import takes seconds
 
 
 def _has_varlen(device: torch.device) -> bool:
-    if device.type != "cuda" or VARLEN is None:
+    global VARLEN
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < FLASH_CAPABILITY:
         return False
-    return torch.cuda.get_device_capability(device) >= FLASH_CAPABILITY
+    VARLEN = VARLEN or _find_varlen()
+    return VARLEN is not None
 
 
 def choose_kernel(

@@ -27,7 +27,7 @@ from mmcli.text.tokenizer import Tokenizer
 from mmcli.text.train import train_tokenizer
 from mmcli.train.config import TrainConfig
 
-MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 16384, "mps": 4096}
+MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 16384, "mps": 4096}  # at once, for a model 512 wide
 
 
 @dataclass(frozen=True)
@@ -177,11 +177,18 @@ def _check_agreement(model: ModelConfig, config: ModelConfig, parent: ModelRef, 
             raise UserError(what, "leave it out: the model keeps its shape; or train from zero without --from")
 
 
-def choose_micro_batch(train: TrainConfig, seq_len: int, device: torch.device, context: StageContext) -> int:
-    """Rows at once: as asked, else about as many tokens as this kind of device takes well; kept on resume."""
+def choose_micro_batch(
+    train: TrainConfig, model: ModelConfig, row_tokens: int, device: torch.device, context: StageContext
+) -> int:
+    """Units (rows, pairs) at once: as asked, else about as many tokens as the device takes well; kept on resume.
+
+    Args:
+        row_tokens: tokens of a unit.
+    """
     if train.micro_batch is not None:
         return min(train.micro_batch, train.batch_size)
-    rows = max(1, MICRO_BATCH_TOKENS.get(device.type, 1024) // seq_len)
+    at_512 = MICRO_BATCH_TOKENS.get(device.type, 1024)
+    rows = max(1, max(at_512, at_512 * 512 // model.dim) // row_tokens)
     return int(context.run.choose("micro_batch", lambda: min(rows, train.batch_size)))
 
 

@@ -30,6 +30,8 @@ def test_importing_the_command_line_loads_nothing_heavy() -> None:
         ["config", "show", "pretrain"],
         ["pretrain", "--help"],
         ["runs", "list"],
+        ["eval", "--help"],
+        ["data", "--help"],
         ["chat", "--help"],
         ["tokenizer", "--help"],
     ],

@@ -89,7 +89,7 @@ def test_logits_are_equal(kind: str, tmp_path: Path) -> None:
 
 
 def greedy_or_tied(model: Transformer, folder: Path, prompts: list[list[int]], new_tokens: int = 64) -> int:
-    """64 greedy tokens of each prompt, equal in both, or torch's logits of the two choices within 1e-4; ties counted."""
+    """64 greedy tokens of each prompt, equal or with torch's logits of the two choices within 1e-4: how many tie."""
     by_torch, by_onnx = engines(model, folder, slots=1)
     ties = 0
     for prompt in prompts:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
 import os
 import subprocess
 import sys
@@ -10,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from mmcli.cli import run
 from mmcli.plugins import installed
 
 ROOT = Path(__file__).parents[2]
@@ -36,11 +40,32 @@ class Site:
         module = package.replace("-", "_")
         self.add(package, {"mmcli.stages": {name: f"{module}:STAGE"}}, code, version)
 
-    def mmcli(self, *argv: str, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
+    def mmcli(self, *argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run mmcli in a process that sees these packages."""
         variables = {**os.environ, "PYTHONPATH": str(self.path), "OMP_NUM_THREADS": "1", **environment}
-        command = [sys.executable, "-m", "mmcli", *argv]
-        return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=timeout)
+        return subprocess.run([sys.executable, "-m", "mmcli", *argv], env=variables, capture_output=True, text=True)
+
+    def mmcli_here(self, *argv: str) -> subprocess.CompletedProcess[str]:
+        """The same in this very process, which has imported torch already."""
+        out, err = io.StringIO(), io.StringIO()
+        with self.visible(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = run(list(argv))
+        return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
+
+    @contextlib.contextmanager
+    def visible(self) -> Iterator[None]:
+        """Let this process see these packages; what it imports of them is forgotten at the end."""
+        sys.path.insert(0, str(self.path))
+        importlib.invalidate_caches()
+        installed.cache_clear()
+        try:
+            yield
+        finally:
+            sys.path.remove(str(self.path))
+            installed.cache_clear()
+            for name, module in list(sys.modules.items()):
+                if str(getattr(module, "__file__", None)).startswith(str(self.path)):
+                    del sys.modules[name]
 
 
 @pytest.fixture(scope="session")
@@ -61,18 +86,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 
 @pytest.fixture
-def see(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Site], None]]:
-    """Make the packages of a site visible in this very process, until the test ends."""
-    seen: list[str] = []
-
-    def look(site: Site) -> None:
-        monkeypatch.syspath_prepend(str(site.path))
-        installed.cache_clear()
-        seen.append(str(site.path))
-
-    yield look
-    monkeypatch.undo()
-    installed.cache_clear()
-    for name, module in list(sys.modules.items()):
-        if seen and str(getattr(module, "__file__", None)).startswith(tuple(seen)):
-            del sys.modules[name]
+def see() -> Iterator[Callable[[Site], None]]:
+    """Make the packages of a site visible in this process until the test ends."""
+    with contextlib.ExitStack() as stack:
+        yield lambda site: stack.enter_context(site.visible())

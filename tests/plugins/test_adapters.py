@@ -54,7 +54,7 @@ def test_it_says_what_trains(context: StageContext) -> None:
     adapt(model, "lora", ["rank=2", "targets=q"], seed=0, context=context)
     assert context.report.said == [
         f"adapter: lora, {2 * (16 + 16)} of {sum(p.numel() for p in model.parameters()):,} parameters train"
-    ]  # type: ignore[attr-defined]
+    ]
 
 
 def test_training_goes_on_from_a_checkpoint_of_the_additions_alone(context: StageContext) -> None:

@@ -34,11 +34,11 @@ def runs(real: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "new.txt").write_text(NEW)
     common = ["--seq-len", "64", "--batch-size", "8", "--micro-batch", "2", "--runs-dir", str(folder / "runs")]
     tiny = [word for setting in TINY for word in ("--set", setting)]
-    done = real.mmcli("pretrain", "--data", str(folder / "old.txt"), "--steps", "16", *tiny, *common)
+    done = real.mmcli_here("pretrain", "--data", str(folder / "old.txt"), "--steps", "16", *tiny, *common)
     assert done.returncode == 0, done.stderr
     often = ["--set", "train.checkpoint_every=4", "--set", "train.keep_checkpoints=9", "--set", "train.eval_every=4"]
     argv = ["continue", "--data", str(folder / "new.txt"), "--steps", "12", "--lr", "1e-3", *often, *common]
-    done = real.mmcli(*argv)
+    done = real.mmcli_here(*argv)
     assert done.returncode == 0, done.stderr
     assert "every step: 6 rows of new text, 2 of old" in done.stderr
     assert "held-out: loss " in done.stderr
@@ -67,7 +67,7 @@ def test_a_run_stopped_and_resumed_ends_in_the_same_bytes(real: Any, runs: Path,
         shutil.rmtree(stopped / late)
     info = json.loads((stopped / "run.json").read_text())
     (stopped / "run.json").write_text(json.dumps({**info, "state": "stopped"}))
-    done = real.mmcli("continue", "--resume", "--runs-dir", str(tmp_path / "runs"))
+    done = real.mmcli_here("continue", "--resume", "--runs-dir", str(tmp_path / "runs"))
     assert done.returncode == 0, done.stderr
     assert "resumed at step 4" in done.stderr
     assert losses(stopped) == losses(whole)

@@ -34,7 +34,7 @@ def folder(real: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["--steps", "8", *settings(TINY)],
         ["--steps", "6", "--from", "1", "--lr", "1e-2", "--name", "lora", *LORA, *settings(OFTEN)],
     ):
-        done = real.mmcli(*common, *argv)
+        done = real.mmcli_here(*common, *argv)
         assert done.returncode == 0, done.stderr
     assert "adapter: lora, " in done.stderr
     return folder
@@ -73,7 +73,7 @@ def test_a_resumed_run_ends_in_the_same_bytes(real: Any, folder: Path, tmp_path:
         shutil.rmtree(stopped / late)
     info = json.loads((stopped / "run.json").read_text())
     (stopped / "run.json").write_text(json.dumps({**info, "state": "stopped"}))
-    done = real.mmcli("resume", "2", "--runs-dir", str(tmp_path / "runs"))
+    done = real.mmcli_here("resume", "2", "--runs-dir", str(tmp_path / "runs"))
     assert done.returncode == 0, done.stderr
     assert "resumed at step 2" in done.stderr
     for name in (
@@ -94,7 +94,7 @@ def test_a_resumed_run_ends_in_the_same_bytes(real: Any, folder: Path, tmp_path:
 )
 def test_what_makes_no_sense_is_refused(real: Any, folder: Path, argv: list[str], said: str) -> None:
     before = sorted((folder / "runs").iterdir())
-    done = real.mmcli("pretrain", "--data", str(folder / "text.txt"), *argv, "--runs-dir", str(folder / "runs"))
+    done = real.mmcli_here("pretrain", "--data", str(folder / "text.txt"), *argv, "--runs-dir", str(folder / "runs"))
     assert done.returncode == 2
     assert said in done.stderr
     assert sorted((folder / "runs").iterdir()) == before

@@ -58,9 +58,9 @@ def test_a_stored_configuration_is_read_back() -> None:
 
 def task(name: str, evaluate: Callable[[Any], dict[str, float]] | None) -> Task:
     return Task(
-        model=SimpleNamespace(),  # type: ignore[arg-type]  # never run here
-        placement=SimpleNamespace(),  # type: ignore[arg-type]
-        batches=lambda model, step: [f"{name} {step}"],  # type: ignore[list-item,return-value]
+        model=SimpleNamespace(),  # never run here
+        placement=SimpleNamespace(),
+        batches=lambda model, step: [f"{name} {step}"],
         loss=lambda model, batch: batch,
         steps_per_epoch=3.0 if name == "new" else 5.0,
         flops_per_token=1.0,

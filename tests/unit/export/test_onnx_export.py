@@ -143,7 +143,7 @@ def test_a_fault_of_the_cache_alone_is_found(save: Save, tmp_path: Path, monkeyp
         return decode(self, slots, ids)
 
     monkeypatch.setattr(OnnxEngine, "decode", forgetful)
-    with pytest.raises(MmcliError, match="in decode .*the fault is in how the cache is kept"):
+    with pytest.raises(MmcliError, match=r"in decode .*the fault is in how the cache is kept"):
         export_onnx(save(), tmp_path / "out")
 
 
