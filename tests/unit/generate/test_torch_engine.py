@@ -12,11 +12,12 @@ from mmcli.errors import UserError
 from mmcli.generate.engine import PromptTooLong
 from mmcli.generate.generate import generate
 from mmcli.generate.sampler import SamplingConfig
-from mmcli.generate.torch_engine import TorchEngine, pick_device
+from mmcli.generate.torch_engine import TorchEngine
 from mmcli.model import cache as kv
 from mmcli.model.attention import AttnContext
 from mmcli.model.checkpoint import save_model
 from mmcli.model.config import ModelConfig
+from mmcli.model.device import choose_device
 from mmcli.model.transformer import Transformer
 from mmcli.text.train import train_tokenizer
 
@@ -187,12 +188,12 @@ def test_nonsense_is_refused() -> None:
     with pytest.raises(UserError, match="max_len = 0"):
         TorchEngine(make_model(), max_len=0)
     with pytest.raises(UserError, match='there is no device "warp"'):
-        pick_device("warp")
+        choose_device("warp")
 
 
 def test_a_device_that_is_not_here_is_refused() -> None:
     absent = "mps" if not torch.backends.mps.is_available() else "cuda:99"
     with pytest.raises(UserError, match=f'device "{absent}" cannot be used here'):
-        pick_device(absent)
-    assert pick_device("cpu").type == "cpu"
-    assert pick_device().type in ("cpu", "cuda", "mps")
+        choose_device(absent)
+    assert choose_device("cpu").type == "cpu"
+    assert choose_device().type in ("cpu", "cuda", "mps")
