@@ -33,6 +33,8 @@ COMMANDS = {
     "resume": Command("mmcli.cli.resume", "Go on with a run that was stopped.", TRAIN),
     "eval": Command("mmcli.cli.eval", "Score a model on held-out questions, or on a text.", USE),
     "chat": Command("mmcli.cli.chat", "Talk to a model, or let it continue a text.", USE),
+    "export": Command("mmcli.cli.export", "Write a model for other programs, proven to say the same.", USE),
+    "bench": Command("mmcli.cli.bench", "Tokens a second, time to the first token, memory.", LOOK),
     "params": Command("mmcli.cli.params", "Count parameters, memory and FLOPs exactly.", LOOK),
     "presets": Command("mmcli.cli.presets", "The model shapes that come with mmcli.", LOOK),
     "config": Command("mmcli.cli.config", "See a stage's configuration and where each value comes from.", LOOK),

@@ -38,7 +38,7 @@ COMMANDS = ["/reset", "/system", "/retry", "/save", "/help", "/exit"]
 @app.command()
 def chat(
     model: Annotated[str, typer.Argument(help="Run number or name, model folder, latest, or latest:STAGE.")] = "latest",
-    backend: Annotated[Literal["torch"], typer.Option(help="What runs the model.")] = "torch",
+    backend: Annotated[Literal["torch", "onnx"], typer.Option(help="What runs the model.")] = "torch",
     prompt: Annotated[str | None, typer.Option(help="Answer this and leave; else a pipe, else the keyboard.")] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     temperature: Annotated[float, typer.Option(help="0 always takes the most likely token; higher is freer.")] = 0.7,
@@ -77,7 +77,7 @@ def chat(
     found = find_model(model, runs_dir)
     loading = err().status(f"loading {found.label}") if interactive() else contextlib.nullcontext()
     with loading:
-        tokenizer, engine = _load(found, device)
+        tokenizer, engine = _load(found, backend, device)
         conversation = _converse(found, tokenizer, engine, system)
     conversation.sampling, conversation.max_new_tokens = sampling, max_new_tokens
     _note(_describe(found, tokenizer, backend, engine))
@@ -130,14 +130,15 @@ def _checked(text: str, where: str) -> str:
     return text
 
 
-def _load(found: ModelRef, device: str) -> tuple[Tokenizer, Engine]:
-    from mmcli.generate.torch_engine import TorchEngine
+def _load(found: ModelRef, backend: str, device: str) -> tuple[Tokenizer, Engine]:
+    from mmcli.cli.console import reporter
+    from mmcli.export.backend import load_engine
     from mmcli.text.tokenizer import Tokenizer
 
     if not (found.path / "config.json").is_file():
         raise UserError(f"{found.label} is a tokenizer without a model", "train one: mmcli pretrain")
     tokenizer = Tokenizer.load(found.path)
-    engine = TorchEngine.load(found.path, device=device)
+    engine = load_engine(found, backend, device=device, report=reporter())
     if tokenizer.vocab_size > engine.vocab_size:
         raise UserError(
             f"{found.path}: its tokenizer has {tokenizer.vocab_size:,} tokens, its model {engine.vocab_size:,}",

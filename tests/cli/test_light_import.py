@@ -30,7 +30,7 @@ def test_importing_the_command_line_loads_nothing_heavy() -> None:
         ["config", "show", "pretrain"],
         ["pretrain", "--help"],
         ["runs", "list"],
-        ["eval", "--help"],
+        ["eval", "--help"], ["export", "onnx", "--help"], ["bench", "--help"],
         ["data", "--help"],
         ["chat", "--help"],
         ["tokenizer", "--help"],
