@@ -57,6 +57,7 @@ def preview(
     Example: mmcli data preview conversations.jsonl --stage sft
     """
     from mmcli.cli.console import print_json
+    from mmcli.text.find import find_tokenizer
 
     if limit < 1:
         raise UserError(f"--limit {limit} shows nothing", "give 1 or more")
@@ -65,7 +66,7 @@ def preview(
     sources = _open(files, stage)
     if train_on is not None and (sources.kind != "chat" or packed):
         raise UserError("--train-on is for conversations, record by record", "leave it out")
-    loaded = _load_tokenizer(tokenizer, runs_dir)
+    loaded = find_tokenizer(tokenizer, runs_dir)
     if packed:
         rows = _packed_rows(sources, loaded, SEQ_LEN if seq_len is None else seq_len, limit)
         if json:
@@ -85,12 +86,6 @@ def _open(files: Sequence[str], stage: str | None) -> Sources:
     from mmcli.data.sources import open_sources
 
     return open_any(files) if stage is None else open_sources(files, kind=KINDS[stage])
-
-
-def _load_tokenizer(ref: str | None, runs_dir: Path) -> Tokenizer:
-    from mmcli.cli.tokenizer import _load
-
-    return _load(ref, runs_dir)
 
 
 def _records(sources: Sources, tokenizer: Tokenizer, limit: int, options: dict[str, Any]) -> list[dict[str, Any]]:
@@ -198,11 +193,12 @@ def check(
     """
     from mmcli.cli.console import print_json, reporter
     from mmcli.data.check import check_data
+    from mmcli.text.find import find_tokenizer
 
     if quarantine is not None and quarantine.exists():
         raise UserError(f"{quarantine} exists", "give --quarantine the name of a new file")
     sources = _open(files, stage)
-    loaded = _load_tokenizer(tokenizer, runs_dir)
+    loaded = find_tokenizer(tokenizer, runs_dir)
     report = reporter()
     report.note(f"data: {sources.describe}")
     found = check_data(sources, loaded, quarantine=quarantine, report=report)

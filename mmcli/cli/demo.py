@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer(context_settings=HELP)
 LABEL = "demo"
-STEPS = {"pretrain": 300, "sft": 150, "dpo": 40}
-PROMPTS = ("Once upon a time in ", "从前，在", "5 + 3 = ")
-QUESTIONS = ("Who are you?", "Where does Adam live?", "小梅住在哪里？", "7 + 6 = ?")
+VOCAB_SIZE = 2048  # the corpus is small: more tokens would glue names to their neighbours
+STEPS = {"pretrain": 800, "sft": 400, "dpo": 40}
+OPENINGS = ("Once upon a time in ", "从前，在", "Monday, Tuesday, ")
+QUESTIONS = ("Who are you?", "How much is 7 plus 6?", "小梅住在哪里？")
 
 
 @app.command()
@@ -26,11 +27,11 @@ def demo(
     pretrain_steps: Annotated[int, typer.Option(help="Optimizer steps of pretraining.", min=1)] = STEPS["pretrain"],
     sft_steps: Annotated[int, typer.Option(help="Optimizer steps of learning to answer.", min=1)] = STEPS["sft"],
     dpo_steps: Annotated[int, typer.Option(help="Optimizer steps of learning to prefer.", min=1)] = STEPS["dpo"],
-    limit: Annotated[int, typer.Option(help="Held-out questions of each family for the scores.", min=1)] = 60,
+    limit: Annotated[int, typer.Option(help="Held-out questions of each family for the scores.", min=1)] = 40,
     runs_dir: RunsDir = Path("runs"),
     json: AsJson = False,
 ) -> None:
-    """Go the whole way on the built-in corpus: tokenizer, pretrain, sft, dpo, scores and replies.
+    """Go the whole way on the built-in corpus: tokenizer, pretrain, sft, dpo, ONNX; with scores and replies.
 
     Stopped in the middle, it goes on where it was. Example: mmcli demo
     """
@@ -38,133 +39,133 @@ def demo(
     from mmcli.run import find_model
 
     report = reporter()
-    _tokenizer(runs_dir)
     steps = {"pretrain": pretrain_steps, "sft": sft_steps, "dpo": dpo_steps}
-    runs: dict[str, Run] = {}
+    runs = {"tokenizer": _tokenizer(runs_dir, report)}
     for stage, count in steps.items():
-        runs[stage] = _stage(stage, count, runs, runs_dir)
-    report.note("")
-    scores = {stage: _score(find_model(run.name, runs_dir), limit, report) for stage, run in runs.items()}
-    texts = _write(runs["pretrain"], PROMPTS), _write(runs["dpo"], QUESTIONS)
+        runs[stage] = _stage(stage, count, runs, runs_dir, report)
+    models = {stage: find_model(runs[stage].name, runs_dir) for stage in steps}
+    models["dpo, ONNX int8"] = _export(models["dpo"], report)
+    report.note("\n6. the held-out questions")
+    scores = {name: _score(model, limit, report) for name, model in models.items()}
+    continued = _write(models["pretrain"], OPENINGS, chat=False)
+    replies = _write(models["dpo, ONNX int8"], QUESTIONS, chat=True)
     if json:
-        print_json(
-            {
-                "runs": {stage: run.name for stage, run in runs.items()},
-                "scores": scores,
-                "continuations": texts[0],
-                "replies": texts[1],
-            }
-        )
+        names = {stage: run.name for stage, run in runs.items()}
+        print_json({"runs": names, "scores": scores, "continuations": continued, "replies": replies})
         return
-    _show(scores, *texts)
+    _show(scores, continued, replies)
 
 
-def _finished(stage: str, runs_dir: Path) -> tuple[Run | None, bool]:
-    """(the demo's newest run of this stage, is it finished)."""
+def _newest(stage: str, runs_dir: Path) -> tuple[Run | None, str]:
+    """The demo's newest run of a stage, and its state."""
     from mmcli.run import list_runs
 
     for run in reversed(list_runs(runs_dir)):
         if run.stage == stage and run.name.endswith(f"-{LABEL}"):
-            return run, run.info()["state"] == "finished"
-    return None, False
+            return run, str(run.info()["state"])
+    return None, ""
 
 
-def _tokenizer(runs_dir: Path) -> None:
-    from mmcli.cli.console import reporter
-    from mmcli.cli.tokenizer import train
+def _tokenizer(runs_dir: Path, report: Reporter) -> Run:
+    from mmcli.cli.tokenizer import train_run
 
-    run, finished = _finished("tokenizer", runs_dir)
-    if run is not None and finished:
-        reporter().note(f"done already: {run.name}")
-        return
-    reporter().note("1. a tokenizer, from the built-in corpus")
-    train(data=["demo"], vocab_size=6400, pretokenizer="qwen2", out=None, name=LABEL, runs_dir=runs_dir, json=False)
+    run, state = _newest("tokenizer", runs_dir)
+    if run is not None and state == "finished":
+        report.note(f"1. tokenizer: done, {run.name}")
+        return run
+    report.note("1. a tokenizer from the built-in corpus")
+    return train_run(["demo"], VOCAB_SIZE, runs_dir, LABEL, report)
 
 
-def _stage(stage: str, steps: int, before: dict[str, Run], runs_dir: Path) -> Run:
+def _stage(stage: str, steps: int, before: Mapping[str, Run], runs_dir: Path, report: Reporter) -> Run:
     """Run one stage of the demo, go on with it, or take it as done."""
-    from mmcli.cli.console import reporter
     from mmcli.cli.stages import load_stage
     from mmcli.cli.training import execute, resume_run, stage_layers
     from mmcli.config import Layer, resolve
 
-    run, finished = _finished(stage, runs_dir)
-    if run is not None and finished:
-        reporter().note(f"done already: {run.name}")
+    number = len(before) + 1
+    run, state = _newest(stage, runs_dir)
+    if run is not None and state == "finished":
+        report.note(f"{number}. {stage}: done, {run.name}")
         return run
-    number = list(STEPS).index(stage) + 2
-    reporter().note(f"\n{number}. {stage}")
-    if run is not None and (run.path / "config.toml").is_file() and run.info()["state"] != "running":
+    report.note(f"\n{number}. {stage}")
+    if run is not None and state != "running" and (run.path / "config.toml").is_file():
         return resume_run(run)
     loaded = load_stage(stage)
-    values: dict[str, Any] = {"train.steps": steps}
-    if stage == "pretrain":
-        values["data.tokenizer"] = _named("tokenizer", runs_dir)
-    else:
-        values["train.start_from"] = list(before.values())[-1].name
-    flags = [Layer("demo", values)]
-    preset = "tiny" if stage == "pretrain" else None
-    layers, preset = stage_layers(loaded, flags, config=None, set=[], preset=preset, runs_dir=runs_dir)
+    source = "data.tokenizer" if stage == "pretrain" else "train.start_from"
+    flags = [Layer("demo", {"train.steps": steps, source: list(before.values())[-1].name})]
+    layers, preset = stage_layers(loaded, flags, config=None, set=[], runs_dir=runs_dir)
     return execute(loaded, resolve(loaded.config, layers), runs_dir, name=LABEL, preset=preset)
 
 
-def _named(stage: str, runs_dir: Path) -> str:
-    run, _ = _finished(stage, runs_dir)
-    assert run is not None
-    return run.name
+def _export(model: ModelRef, report: Reporter) -> ModelRef:
+    """The proven int8 export of the last model."""
+    from mmcli.export.onnx_export import export_onnx
+    from mmcli.export.place import default_folder, find_export
+    from mmcli.run import ModelRef
+
+    folder = find_export(model, "int8")
+    if folder is not None:
+        report.note("5. export: done")
+    else:
+        report.note("\n5. export to ONNX, int8")
+        folder = default_folder(model, "int8")
+        proof = export_onnx(model.path, folder, dtype="int8", stage="dpo", report=report).proof
+        report.note(f"proven: perplexity {proof.perplexity_torch:.4g} in torch, {proof.perplexity_onnx:.4g} in ONNX")
+    return ModelRef(folder, None)
 
 
-def _score(found: ModelRef, limit: int, report: Reporter) -> dict[str, Any]:
-    """The held-out score of a run: of all questions, and by family."""
+def _score(model: ModelRef, limit: int, report: Reporter) -> dict[str, Any]:
+    """The held-out score of a model: of all questions, and by family."""
     from mmcli.cli.eval import ask_demo
     from mmcli.generate.evaluate import add_scores, scores, total_score
 
-    families = scores(ask_demo(found, limit, report=report).replies)
+    families = scores(ask_demo(model, limit, backend=_backend(model), report=report).replies)
     by_family = {name: add_scores(languages.values()).share for name, languages in families.items()}
     return {"score": total_score(families).share, "families": by_family}
 
 
-def _write(run: Run, prompts: Sequence[str]) -> list[dict[str, str]]:
-    """What the model of a run says to each prompt, greedily."""
+def _backend(model: ModelRef) -> str:
+    return "torch" if (model.path / "model.safetensors").is_file() else "onnx"
+
+
+def _write(model: ModelRef, prompts: Sequence[str], *, chat: bool) -> list[dict[str, str]]:
+    """What a model says to each prompt, greedily."""
+    from mmcli.export.backend import load_engine
     from mmcli.generate.conversation import Conversation
     from mmcli.generate.sampler import SamplingConfig
-    from mmcli.generate.torch_engine import TorchEngine
     from mmcli.text.tokenizer import Tokenizer
 
-    engine, tokenizer = TorchEngine.load(run.model), Tokenizer.load(run.model)
+    engine, tokenizer = load_engine(model, _backend(model)), Tokenizer.load(model.path)
+    sampling = SamplingConfig(temperature=0.0, repetition_penalty=1.1)
     said = []
     for prompt in prompts:
-        talk = Conversation(
-            engine,
-            tokenizer,
-            sampling=SamplingConfig(temperature=0.0, repetition_penalty=1.1),
-            max_new_tokens=60,
-            chat=run.stage != "pretrain",
-        )
+        talk = Conversation(engine, tokenizer, sampling=sampling, max_new_tokens=48, chat=chat)
         said.append({"prompt": prompt, "text": "".join(talk.reply(prompt))})
     return said
 
 
-def _show(scores: dict[str, Any], continued: list[dict[str, str]], replies: list[dict[str, str]]) -> None:
+def _show(
+    scores: Mapping[str, Any], continued: Sequence[Mapping[str, str]], replies: Sequence[Mapping[str, str]]
+) -> None:
     from rich.table import Table
 
     from mmcli.cli.console import one_line, out
 
     console = out()
-    families = sorted({family for score in scores.values() for family in score["families"]})
-    table = Table(title="held-out questions, share answered right", box=None, pad_edge=False, title_justify="left")
-    table.add_column("after")
-    for family in [*families, "all"]:
-        table.add_column(family, justify="right")
-    for stage, score in scores.items():
-        shares = [f"{score['families'][family]:.0%}" for family in families]
-        table.add_row(stage, *shares, f"{score['score']:.0%}")
-    console.print(table)
-    console.print("\nafter pretrain, it continues texts", style="bold")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("held-out questions answered right, after")
+    for name in scores:
+        table.add_column(name, justify="right")
+    families = next(iter(scores.values()))["families"]
+    for family in families:
+        table.add_row(family, *(f"{score['families'][family]:.0%}" for score in scores.values()))
+    table.add_row("together", *(f"{score['score']:.0%}" for score in scores.values()), style="bold")
+    console.print(table, soft_wrap=False)
+    console.print("\nafter pretrain, it continues texts (torch)", style="bold")
     for each in continued:
         console.print(one_line(each["prompt"] + each["text"], 240), markup=False)
-    console.print("\nafter dpo, it answers", style="bold")
+    console.print("\nafter dpo, it answers (ONNX Runtime, int8)", style="bold")
     for each in replies:
-        console.print(f"> {each['prompt']}", markup=False)
-        console.print(one_line(each["text"], 240), markup=False)
+        console.print(f"> {each['prompt']}\n{one_line(each['text'], 240)}", markup=False)
     console.print("\ntalk to it: mmcli chat", markup=False)

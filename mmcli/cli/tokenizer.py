@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from mmcli.data.sources import Sources
+    from mmcli.run import Run
+    from mmcli.stage import Reporter
     from mmcli.text.tokenizer import Tokenizer
 
 app = typer.Typer(
@@ -49,12 +51,37 @@ def train(
     Example: mmcli tokenizer train --data corpus.jsonl --vocab-size 6400
     """
     from mmcli.cli.console import print_json, reporter
-    from mmcli.text.train import train_tokenizer
 
     if out is not None and (out / "tokenizer.json").exists():
         raise UserError(f"{out} has a tokenizer already", "give another --out")
-    report = reporter()
-    sources = [_open(name) for name in data or ["demo"]]
+    tokenizer, facts, measured = _learn(data or ["demo"], vocab_size, pretokenizer, reporter())
+    if out is None:
+        folder = _save_run(tokenizer, runs_dir, name or str(tokenizer.vocab_size), facts).model
+    else:
+        folder = out
+        _save_to(tokenizer, out)
+    if json:
+        print_json({"path": str(folder), **facts})
+        return
+    typer.echo(
+        f"{folder}: {tokenizer.vocab_size:,} tokens, {measured['characters_per_token']:.2f} characters each "
+        f"in the first {measured['characters']:,} of the data"
+    )
+
+
+def train_run(data: list[str], vocab_size: int, runs_dir: Path, label: str, report: Reporter) -> Run:
+    """A new tokenizer run of that label."""
+    tokenizer, facts, _ = _learn(data, vocab_size, "qwen2", report)
+    return _save_run(tokenizer, runs_dir, label, facts)
+
+
+def _learn(
+    data: list[str], vocab_size: int, pretokenizer: str, report: Reporter
+) -> tuple[Tokenizer, dict[str, Any], dict[str, Any]]:
+    """(the tokenizer, what its run says of it, how it does on a sample)."""
+    from mmcli.text.train import train_tokenizer
+
+    sources = [_open(name) for name in data]
     described = ", ".join(source.describe for source in sources)
     report.note(f"data: {described}; vocabulary {vocab_size:,}; pre-tokenizer {pretokenizer}")
     corpus = _Corpus(sources)
@@ -70,34 +97,26 @@ def train(
         "rejected": corpus.rejected,
         "fingerprint": tokenizer.fingerprint,
         **{name: measured[name] for name in ("characters_per_token", "bytes_per_token")},
+        "data_fingerprints": [each.fingerprint for each in sources],
     }
-    fingerprints = [each.fingerprint for each in sources]
-    label = name or str(tokenizer.vocab_size)
-    folder = _save(tokenizer, out, runs_dir, label, {**facts, "data_fingerprints": fingerprints})
-    if json:
-        print_json({"path": str(folder), **facts})
-        return
-    typer.echo(
-        f"{folder}: {tokenizer.vocab_size:,} tokens, {measured['characters_per_token']:.2f} characters each "
-        f"in the first {measured['characters']:,} of the data"
-    )
+    return tokenizer, facts, measured
 
 
-def _save(tokenizer: Tokenizer, out: Path | None, runs_dir: Path, label: str, facts: dict[str, Any]) -> Path:
-    """Write the tokenizer to `out`, or into a new run; returns its folder."""
+def _save_to(tokenizer: Tokenizer, out: Path) -> None:
+    try:
+        tokenizer.save(out)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror}", "choose another --out") from None
+
+
+def _save_run(tokenizer: Tokenizer, runs_dir: Path, label: str, facts: dict[str, Any]) -> Run:
     from mmcli.run import Run, atomic_folder
 
-    if out is not None:
-        try:
-            tokenizer.save(out)
-        except OSError as error:
-            raise UserError(f"cannot write {out}: {error.strerror}", "choose another --out") from None
-        return out
     run = Run.create(runs_dir, stage="tokenizer", label=label)
     with atomic_folder(run.model) as folder:
         tokenizer.save(folder)
     run.update(state="finished", **facts)
-    return run.model
+    return run
 
 
 def _open(name: str) -> Sources:
@@ -173,10 +192,11 @@ def inspect(
     Example: mmcli tokenizer inspect "The cat sat." --ids
     """
     from mmcli.cli.console import print_json
+    from mmcli.text.find import find_tokenizer
     from mmcli.text.tokenizer import whole_characters
 
     text = whole_characters(_read(text, file))
-    loaded = _load(tokenizer, runs_dir)
+    loaded = find_tokenizer(tokenizer, runs_dir)
     encoded = _encode(loaded, text, form)
     measured = _measure(loaded, encoded, text)
     tokens = [_shown(loaded, id) for id in encoded]
@@ -207,19 +227,6 @@ def _read(text: str | None, file: Path | None) -> str:
     if not text:
         raise UserError("there is no text", 'write it like: mmcli tokenizer inspect "The cat sat."')
     return text
-
-
-def _load(ref: str | None, runs_dir: Path) -> Tokenizer:
-    """The tokenizer named, or that of the newest run that has one."""
-    from mmcli.run import find_model, list_runs
-    from mmcli.text.tokenizer import Tokenizer
-
-    if ref is not None:
-        return Tokenizer.load(Path(ref) if Path(ref).is_file() else find_model(ref, runs_dir).path)
-    for run in reversed(list_runs(runs_dir)):
-        if (run.model / "tokenizer.json").is_file():
-            return Tokenizer.load(run.model)
-    raise UserError(f"there is no tokenizer in {runs_dir}", "train one: mmcli tokenizer train; or give --tokenizer")
 
 
 def _encode(tokenizer: Tokenizer, text: str, form: str) -> list[int]:
@@ -280,7 +287,7 @@ def _print_line(tokens: list[_Token]) -> None:
     console = out()
     line = Text()
     for number, token in enumerate(tokens[:MAX_SHOWN]):
-        if number and console.color_system is None:
+        if number and (console.color_system is None or console.no_color):
             line.append("|")
         line.append_text(_styled(token, number))
         if token.raw.endswith(b"\n"):

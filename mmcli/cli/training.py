@@ -109,6 +109,7 @@ def execute(
     stage: Stage, resolved: Resolved[Any], runs_dir: Path, *, name: str | None, preset: str | None, json: bool = False
 ) -> Run:
     """Run a stage in a new run folder."""
+    stage_function(stage)  # a plugin that cannot be imported leaves no run behind
     run = Run.create(runs_dir, stage.name, name or preset or "run")
     run.update(preset=preset, sources=dict(resolved.sources))
     run.write_config(to_tables(resolved.config))

@@ -182,9 +182,9 @@ def _build(
     total = None if sources.demo else float(sources.size)
     try:
         with Intake(folder / REJECTED, strict=sources.strict) as intake:
-            for batch, done in _batches(sources, intake):
+            for batch, done in record_batches(sources, intake):
                 for record, result in zip(batch, encode(tokenizer, batch, options), strict=True):
-                    reason = _refusal(result)
+                    reason = refusal(result)
                     if reason is not None or not isinstance(result, EncodedRecord):
                         raw = json.dumps(record.value, ensure_ascii=False)
                         intake.reject(reject(record.file, record.line, reason or "", raw))
@@ -219,7 +219,7 @@ def _build(
             writer.close()
 
 
-def _refusal(result: object) -> str | None:
+def refusal(result: object) -> str | None:
     """Why an encoded record cannot be used, or None."""
     if not isinstance(result, EncodedRecord):
         return str(result)
@@ -230,7 +230,7 @@ def _refusal(result: object) -> str | None:
     return None
 
 
-def _batches(sources: Sources, intake: Intake) -> Iterator[tuple[list[Record], float]]:
+def record_batches(sources: Sources, intake: Intake) -> Iterator[tuple[list[Record], float]]:
     """Readable records in batches, with the bytes of files read so far; the others go to `intake`."""
     read, start = 0, 0
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmcli.data.cache import _batches, _refusal
+from mmcli.data.cache import record_batches, refusal
 from mmcli.data.encoders import ENCODERS, EncodedRecord
 from mmcli.data.intake import Intake, Tally
 from mmcli.data.lines import reject
@@ -92,10 +92,10 @@ def check_data(
     trained = text_bytes = 0
     intake = _Listing(quarantine)
     with intake:
-        for batch, done in _batches(sources, intake):
+        for batch, done in record_batches(sources, intake):
             kinds.update(kind_of(record.value) for record in batch)
             for record, result in zip(batch, encode(tokenizer, batch, {}), strict=True):
-                reason = _refusal(result)
+                reason = refusal(result)
                 if not isinstance(result, EncodedRecord) or reason is not None:
                     raw = json.dumps(record.value, ensure_ascii=False)
                     intake.reject(reject(record.file, record.line, str(reason), raw))

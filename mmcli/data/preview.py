@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmcli.data.batches import Batch, evaluation_batches
-from mmcli.data.cache import TokenCache, _refusal
+from mmcli.data.cache import TokenCache, refusal
 from mmcli.data.encoders import ENCODERS, EncodedRecord
 from mmcli.data.intake import Tally
 from mmcli.data.lines import OnBytes
@@ -78,7 +78,7 @@ def read_examples(sources: Sources, tokenizer: Tokenizer, **options: Any) -> Ite
             yield item
             continue
         result = encode(tokenizer, [item], options)[0]
-        reason = _refusal(result)
+        reason = refusal(result)
         if isinstance(result, EncodedRecord) and reason is None:
             yield Example(item, tuple(sequences_of(result)))
         else:

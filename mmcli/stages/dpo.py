@@ -6,6 +6,7 @@ model stays in memory, and a resumed run reads them back.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,6 @@ from mmcli.data.sources import open_sources
 from mmcli.errors import UserError
 from mmcli.model.checkpoint import load_model
 from mmcli.model.config import ModelConfig
-from mmcli.model.count import training_flops_per_token
 from mmcli.model.transformer import Transformer
 from mmcli.run import find_model
 from mmcli.stage import StageContext
@@ -32,6 +32,7 @@ from mmcli.stages import DpoConfig
 from mmcli.stages.setup import Start, choose_micro_batch, prepare_start, save_into
 from mmcli.stages.tokens import open_cache
 from mmcli.text.tokenizer import Tokenizer
+from mmcli.train.adapters import training_flops
 from mmcli.train.device import Placement, choose_placement, make_deterministic
 from mmcli.train.loop import Task, train
 from mmcli.train.preference import PairBatch, preference_loss, sequence_logps
@@ -90,7 +91,7 @@ def _open_pairs(config: DpoConfig, tokenizer: Tokenizer, context: StageContext) 
     data = config.data
     cache = open_cache("preference", data.sources, data, tokenizer, context)
     if data.val is not None:
-        val_cache = open_cache("preference", data.val, data, tokenizer, context)
+        val_cache = open_cache("preference", data.val, data, tokenizer, context, part="val")
         kept, held = Selection.whole(cache), Selection.whole(val_cache)
     else:
         val_cache = cache
@@ -142,10 +143,11 @@ def _prepare_reference(
     chosen = [(training, batches.row_numbers(step)) for step in range(steps)]
     if held_out is not None:
         chosen.append((held_out, np.arange(len(held_out.rows))))
-    for part, which in chosen:
-        _fill(part, which, model, micro_batch, placement)
-        done += len(which)
-        context.report.progress("reference", done, total, "pairs")
+    with start.adapter.reference(start.model) if start.adapter is not None else contextlib.nullcontext():
+        for part, which in chosen:
+            _fill(part, which, model, micro_batch, placement)
+            done += len(which)
+            context.report.progress("reference", done, total, "pairs")
     _write(path, {name: part.reference_N2 for name, part in parts.items()})
 
 
@@ -201,7 +203,7 @@ def _task(
         batches=step_batches,
         loss=loss,
         steps_per_epoch=batches.steps_per_epoch,
-        flops_per_token=training_flops_per_token(shape, config.data.seq_len),
+        flops_per_token=training_flops(start.model, config.data.seq_len),
         save_model=lambda folder: save_into(folder, start, context),
         evaluate=evaluate if held_out is not None else None,
         loss_name="dpo_loss",

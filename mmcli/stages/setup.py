@@ -22,9 +22,11 @@ from mmcli.model.config import ModelConfig
 from mmcli.model.hf_config import read_model_config
 from mmcli.model.transformer import Transformer
 from mmcli.run import ModelRef, atomic_folder, find_model
-from mmcli.stage import StageContext
+from mmcli.stage import StageContext, Transform
+from mmcli.text.find import find_tokenizer
 from mmcli.text.tokenizer import Tokenizer
 from mmcli.text.train import train_tokenizer
+from mmcli.train.adapters import adapt
 from mmcli.train.config import TrainConfig
 
 MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 16384, "mps": 4096}  # at once, for a model 512 wide
@@ -37,6 +39,7 @@ class Start:
     tokenizer: Tokenizer
     model: Transformer
     parent: ModelRef | None
+    adapter: Transform | None = None  # applied to the model; only its parts train
 
 
 def prepare_start(
@@ -74,7 +77,18 @@ def prepare_start(
         what = f"data.seq_len = {data.seq_len} is longer than the model's max_seq_len = {config.max_seq_len}"
         raise UserError(what, f"give --seq-len {config.max_seq_len} or less")
     built.checkpoint_layers = train.activation_checkpointing
-    return Start(tokenizer, built, parent)
+    return Start(tokenizer, built, parent, _apply_adapter(built, parent, train, context))
+
+
+def _apply_adapter(
+    model: Transformer, parent: ModelRef | None, train: TrainConfig, context: StageContext
+) -> Transform | None:
+    if train.adapter is None:
+        return None
+    if parent is None:
+        what = f"--adapter {train.adapter} on a new model would leave its weights as they were drawn"
+        raise UserError(what, "adapt a trained one: --from latest")
+    return adapt(model, train.adapter, train.adapter_set, seed=train.seed, context=context)
 
 
 def _choose_parent(train: TrainConfig, context: StageContext) -> ModelRef | None:
@@ -105,13 +119,13 @@ def _choose_tokenizer(vocab_size: int, data: DataConfig, parent: ModelRef | None
     if parent is not None:
         tokenizer = Tokenizer.load(parent.path)
         if data.tokenizer is not None:
-            named = load_tokenizer(data.tokenizer, runs_dir)
+            named = find_tokenizer(data.tokenizer, runs_dir)
             if named.fingerprint != tokenizer.fingerprint:
                 what = f"--tokenizer {data.tokenizer} is not the tokenizer that {parent.label} was trained with"
                 raise UserError(what, "leave --tokenizer out: the model's own is used")
         return tokenizer
     if data.tokenizer is not None:
-        return load_tokenizer(data.tokenizer, runs_dir)
+        return find_tokenizer(data.tokenizer, runs_dir)
     try:
         latest = find_model("latest:tokenizer", runs_dir)
     except UserError:
@@ -120,16 +134,6 @@ def _choose_tokenizer(vocab_size: int, data: DataConfig, parent: ModelRef | None
         return train_tokenizer(texts, vocab_size=vocab_size, report=report)
     report.note(f"tokenizer: {latest.label}")
     return Tokenizer.load(latest.path)
-
-
-def load_tokenizer(ref: str, runs_dir: Path) -> Tokenizer:
-    """The tokenizer of a run, a folder or a tokenizer.json.
-
-    Raises:
-        UserError: there is none.
-    """
-    path = Path(ref)
-    return Tokenizer.load(path if path.is_file() else find_model(ref, runs_dir).path)
 
 
 def read_texts(sources: Sources) -> Iterator[str]:
@@ -195,7 +199,12 @@ def choose_micro_batch(
 def save_into(folder: Path, start: Start, context: StageContext) -> None:
     """Fill `folder` with the model as others read it; its config.json says which stage made it."""
     facts = {"Trained by": f"mmcli {context.run.stage}", "Run": context.run.name}
-    save_model(folder, start.model, start.model.config, start.tokenizer, extra=facts)
+    model = start.model
+    if start.adapter is not None:
+        with atomic_folder(context.run.path / "adapter") as own:
+            start.adapter.save(own, model)
+        model = start.adapter.merge(model)
+    save_model(folder, model, model.config, start.tokenizer, extra=facts)
     path = folder / "config.json"
     config = {**json.loads(path.read_text(encoding="utf-8")), "mmcli_stage": context.run.stage}
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

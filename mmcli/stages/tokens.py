@@ -16,10 +16,10 @@ from mmcli.data.packing import Rows, pack_cache
 from mmcli.data.records import Kind
 from mmcli.data.selection import Selection, split_documents
 from mmcli.data.sources import open_sources
-from mmcli.model.count import training_flops_per_token
 from mmcli.stage import StageContext
 from mmcli.stages.setup import Start, choose_micro_batch, save_into
 from mmcli.text.tokenizer import Tokenizer
+from mmcli.train.adapters import training_flops
 from mmcli.train.config import TrainConfig
 from mmcli.train.device import Placement
 from mmcli.train.lm import TokenBatch, evaluate_tokens, language_model_loss
@@ -40,16 +40,27 @@ class TokenRows:
 
 
 def open_cache(
-    kind: Kind, names: Sequence[str], data: DataConfig, tokenizer: Tokenizer, context: StageContext, **options: Any
+    kind: Kind,
+    names: Sequence[str],
+    data: DataConfig,
+    tokenizer: Tokenizer,
+    context: StageContext,
+    *,
+    part: str = "",
+    **options: Any,
 ) -> TokenCache:
     """The token cache of what `names` names, built if it is not there yet; what was rejected is said.
+
+    Args:
+        part: which of a run's data it is; each part has its own quarantine file.
+        options: of the encoder (see `mmcli.data.encoders`).
 
     Raises:
         UserError: a missing or unreadable source, or no record that can be used.
     """
     sources = open_sources(names, kind=kind, strict=data.strict)
     context.report.note(f"data: {sources.describe}")
-    quarantine = context.run.path / "quarantine.jsonl"
+    quarantine = context.run.path / (f"quarantine-{part}.jsonl" if part else "quarantine.jsonl")
     folder = context.run.path.parent / CACHE
     cache = TokenCache.build_or_open(
         folder, sources, tokenizer, options=options, report=context.report, quarantine=quarantine
@@ -62,16 +73,23 @@ def open_cache(
 
 
 def open_rows(
-    kind: Kind, data: DataConfig, train: TrainConfig, tokenizer: Tokenizer, context: StageContext, **options: Any
+    kind: Kind,
+    data: DataConfig,
+    train: TrainConfig,
+    tokenizer: Tokenizer,
+    context: StageContext,
+    *,
+    part: str = "",
+    **options: Any,
 ) -> TokenRows:
     """Rows to train on and rows held out.
 
     Raises:
         UserError: the data cannot be used (see `open_cache`), or nothing is left to train on.
     """
-    cache = open_cache(kind, data.sources, data, tokenizer, context, **options)
+    cache = open_cache(kind, data.sources, data, tokenizer, context, part=part, **options)
     if data.val is not None:
-        val_cache = open_cache(kind, data.val, data, tokenizer, context, **options)
+        val_cache = open_cache(kind, data.val, data, tokenizer, context, part=f"{part}val", **options)
         kept, held = Selection.whole(cache), Selection.whole(val_cache)
     else:
         val_cache = cache
@@ -123,7 +141,7 @@ def token_task(
         batches=step_batches,
         loss=lambda model, batch: language_model_loss(model, batch, config),
         steps_per_epoch=batches.steps_per_epoch,
-        flops_per_token=training_flops_per_token(config, rows.train.seq_len),
+        flops_per_token=training_flops(start.model, rows.train.seq_len),
         save_model=lambda folder: save_into(folder, start, context),
         evaluate=evaluate if rows.val is not None else None,
         sample=sample,

@@ -36,6 +36,8 @@ class TrainConfig:
     """How long, how much at once, on what, and how often to look and to save."""
 
     start_from: str | None = option(None, "model to start from: run, folder or latest:STAGE", flag="--from")
+    adapter: str | None = option(None, "train only an adapter, such as lora; none: all weights", flag="--adapter")
+    adapter_set: tuple[str, ...] = option((), "a value of the adapter, such as rank=16", flag="--adapter-set")
     steps: int | None = option(None, "optimizer steps; none: by --epochs", flag="--steps")
     epochs: float = option(1.0, "passes over the data", flag="--epochs")
     budget: str | None = option(None, "time to train, such as 20m or 1h30m", flag="--budget")
@@ -56,6 +58,9 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(name, f"train.{name} = {value} is below {least}", f"give {least} or more")
+        if self.adapter_set and self.adapter is None:
+            what = f"train.adapter_set = {self.adapter_set[0]} without an adapter"
+            raise ConfigError("adapter_set", what, "name it: --adapter lora")
         if self.keep_checkpoints < 1:
             what = f"train.keep_checkpoints = {self.keep_checkpoints} is below 1"
             raise ConfigError("keep_checkpoints", what, "give 1 or more; resume needs one")

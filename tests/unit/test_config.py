@@ -168,7 +168,8 @@ def test_what_the_config_itself_refuses_names_the_layer_that_set_it() -> None:
      ("quiet=true", "quiet", True), ("quiet=True", "quiet", True), ("name=None", "name", None),
      ("name=none", "name", None), ("name=7", "name", "7"), ("name=007", "name", "007"), ("label=a b", "label", "a b"),
      ("label=", "label", ""), ("name=2024-01-01", "name", "2024-01-01"), ("optim.kind=cosine", "optim.kind", "cosine"),
-     ('files=["a", "b"]', "files", ("a", "b")), ("files=a.txt", "files", ("a.txt",)), ("held_out=none", "held_out", None),
+     ('files=["a", "b"]', "files", ("a", "b")), ("files=a.txt", "files", ("a.txt",)),
+     ("held_out=none", "held_out", None),
      ("optim.limit=none", "optim.limit", None), ("optim.limit=3", "optim.limit", 3)],
 )  # fmt: skip
 def test_a_typed_value_is_read_by_the_type_of_its_key(typed: str, key: str, value: Any) -> None:

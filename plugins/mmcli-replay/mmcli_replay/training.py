@@ -71,6 +71,6 @@ def _open_old(config: ContinueConfig, start: Start, context: StageContext) -> To
     context.run.choose("replay", lambda: old.data["sources"])
     values = {**old.data, "seq_len": config.data.seq_len, "strict": config.data.strict}
     data = resolve(DataConfig, [Layer("the replayed text", values)]).config
-    rows = open_rows("text", data, replace(config.train, seed=old.seed), start.tokenizer, context)
+    rows = open_rows("text", data, replace(config.train, seed=old.seed), start.tokenizer, context, part="old")
     context.run.update(replay=context.run.info()["data"])  # "data" will be that of the new text
     return rows
