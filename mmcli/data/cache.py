@@ -25,7 +25,7 @@ from mmcli.data.sources import Sources
 from mmcli.stage import Reporter, Silent
 from mmcli.text.tokenizer import Tokenizer
 
-FORMAT = 1
+FORMAT = 2
 BATCH_RECORDS = 1024  # records encoded together, or fewer once this many bytes of files were read:
 BATCH_BYTES = 4 * 2**20
 
@@ -45,6 +45,8 @@ class TokenCache:
         tokens, text_bytes: totals; `text_bytes` counts UTF-8 bytes of the text behind the tokens.
         pad_id: what fills rows.
         tally: how many records were kept and rejected when the cache was made.
+        parts: [P] int64, sequences of each part of the sources (each `--data`), in order.
+        mixture: (name, share of the tokens) of each part, where weights were given. Not part of the key.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -69,6 +71,8 @@ class TokenCache:
         self.text_bytes: int = meta["text_bytes"]
         self.pad_id: int = meta["pad_id"]
         self.tally = Tally(**meta["tally"])
+        self.parts: np.ndarray = np.array(meta["parts"], dtype=np.int64)
+        self.mixture: tuple[tuple[str, float], ...] | None = None
         self._ids = np.memmap(folder / TOKENS, dtype=meta["dtype"], mode="r")
         self._trained = np.memmap(folder / TRAINED, dtype=np.uint8, mode="r") if self.masked else None
         self._offsets = np.memmap(folder / OFFSETS, dtype=np.int64, mode="r")
@@ -141,6 +145,7 @@ class TokenCache:
         _copy_rejected(place, quarantine)
         if sources.strict and cache.tally.rejected:
             raise refused_by_strict(cache.tally.first[0])
+        cache.mixture = sources.mixture
         return cache
 
 
@@ -179,10 +184,11 @@ def _build(
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
     writer: CacheWriter | None = None
     text_bytes, per_record = 0, 1
-    total = None if sources.demo else float(sources.size)
+    parts = [0] * len(sources.parts)
+    total = sources.total
     try:
         with Intake(folder / REJECTED, strict=sources.strict) as intake:
-            for batch, done in record_batches(sources, intake):
+            for part, batch, done in record_batches(sources, intake):
                 for record, result in zip(batch, encode(tokenizer, batch, options), strict=True):
                     reason = refusal(result)
                     if reason is not None or not isinstance(result, EncodedRecord):
@@ -195,6 +201,7 @@ def _build(
                     masks = result.trained if result.trained is not None else [None] * per_record
                     for ids, trained in zip(result.ids, masks, strict=True):
                         writer.append(ids, trained)
+                    parts[part] += per_record
                     text_bytes += result.text_bytes
                     intake.keep(record.file)
                 if done != total:  # the end is told once all is written
@@ -202,7 +209,8 @@ def _build(
             intake.check(sources.named)
         sources.check_unchanged()
         assert writer is not None  # `check` refuses data with nothing kept
-        report.progress("encode", float(sources.size), float(sources.size), "B")
+        if total is not None:
+            report.progress("encode", total, total, "B")
         rest = {
             "dtype": dtype.name,
             "masked": (folder / TRAINED).exists(),
@@ -211,6 +219,7 @@ def _build(
             "tokens": writer.tokens,
             "text_bytes": text_bytes,
             "pad_id": tokenizer.pad_id,
+            "parts": parts,
             "tally": intake.tally.to_json(),
         }
         writer.finish({**meta, **rest})
@@ -230,22 +239,23 @@ def refusal(result: object) -> str | None:
     return None
 
 
-def record_batches(sources: Sources, intake: Intake) -> Iterator[tuple[list[Record], float]]:
-    """Readable records in batches, with the bytes of files read so far; the others go to `intake`."""
-    read, start = 0, 0
+def record_batches(sources: Sources, intake: Intake) -> Iterator[tuple[int, list[Record], float]]:
+    """(part, readable records of it, bytes of files read so far), batch by batch; other records go to `intake`."""
+    read, start, current = 0, 0, 0
 
     def on_bytes(count: int) -> None:
         nonlocal read
         read += count
 
     batch: list[Record] = []
-    for item in sources.records(on_bytes):
-        if not isinstance(item, Record):
-            intake.reject(item)
-            continue
-        batch.append(item)
-        if len(batch) >= BATCH_RECORDS or read - start >= BATCH_BYTES:
-            yield batch, float(read)
+    for part, item in sources.numbered(on_bytes):
+        if batch and (part != current or len(batch) >= BATCH_RECORDS or read - start >= BATCH_BYTES):
+            yield current, batch, float(read)
             batch, start = [], read
+        current = part
+        if isinstance(item, Record):
+            batch.append(item)
+        else:
+            intake.reject(item)
     if batch:
-        yield batch, float(read)
+        yield current, batch, float(read)

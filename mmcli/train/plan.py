@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mmcli.stage import StageContext
+from mmcli.stage import Reporter, StageContext
 from mmcli.train.config import TrainConfig
 from mmcli.train.device import can_compile
 
@@ -47,7 +47,7 @@ def make_plan(task: Task, config: TrainConfig, context: StageContext, probe: Cal
     step_seconds = float(run.choose("step_seconds", lambda: round(probe(), 4)))
     steps = int(run.choose("steps", lambda: _choose_steps(task, config, step_seconds)))
     seconds = steps * step_seconds
-    compiled = bool(run.choose("compile", lambda: _choose_compile(task, config, seconds)))
+    compiled = bool(run.choose("compile", lambda: _choose_compile(task, config, seconds, report)))
     _compare_machine(context)
     epochs = steps / task.steps_per_epoch
     report.note(f"{steps:,} steps ({epochs:.2g} epochs), about {_words(seconds)}" + (", compiled" if compiled else ""))
@@ -72,10 +72,15 @@ def _choose_steps(task: Task, config: TrainConfig, step_seconds: float) -> int:
     return min(fitting, wanted) if config.steps is not None else fitting
 
 
-def _choose_compile(task: Task, config: TrainConfig, seconds: float) -> bool:
+def _choose_compile(task: Task, config: TrainConfig, seconds: float, report: Reporter) -> bool:
     if config.compile != "auto":
         return config.compile == "on"
-    return seconds > COMPILE_PAYS_SECONDS and can_compile(task.placement.device)
+    if seconds <= COMPILE_PAYS_SECONDS:
+        return False
+    if not can_compile(task.placement.device):
+        report.note("not compiled: torch.compile needs a C++ compiler (g++ or clang++) on the CPU, Triton on CUDA")
+        return False
+    return True
 
 
 def _compare_machine(context: StageContext) -> None:
