@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 app = typer.Typer(context_settings=HELP)
 LABEL = "demo"
 VOCAB_SIZE = 2048  # the corpus is small: more tokens would glue names to their neighbours
-STEPS = {"pretrain": 800, "sft": 400, "dpo": 40}
+STEPS = {"pretrain": 1600, "sft": 600, "dpo": 60}
 OPENINGS = ("Once upon a time in ", "从前，在", "Monday, Tuesday, ")
 QUESTIONS = ("Who are you?", "How much is 7 plus 6?", "小梅住在哪里？")
 

@@ -15,7 +15,7 @@ SHAPES = {  # dim, layers, heads, kv heads, FFN width, vocabulary
     "moe": (640, 8, 8, 2, 1728, 6400),
     "base-1024": (1024, 16, 16, 4, 2752, 6400),
     "moe-1024": (1024, 16, 16, 4, 2752, 6400),
-    "tiny": (192, 4, 6, 2, 512, 6400),
+    "tiny": (128, 4, 4, 2, 384, 6400),
     "minimind3": (768, 8, 8, 4, 2432, 6400),
     "minimind3-moe": (768, 8, 8, 4, 2432, 6400),
     "gpt2": (768, 12, 12, 12, 3072, 50257),
@@ -87,8 +87,8 @@ def test_every_preset_fits_the_pretrain_stage(name: str) -> None:
 def test_tiny_and_small_train_with_their_own_settings() -> None:
     from mmcli.stages import PretrainConfig
 
-    for name, lr, seq_len in (("tiny", 2e-3, 256), ("small", 5e-4, 512), ("moe", 5e-4, 512)):
+    for name, lr, seq_len, rows in (("tiny", 4e-3, 256, 8), ("small", 5e-4, 512, 32), ("moe", 5e-4, 512, 32)):
         resolved = resolve(PretrainConfig, preset_layers(name, "pretrain"))
         found = resolved.config
-        assert (found.optim.lr, found.data.seq_len, found.train.batch_size) == (lr, seq_len, 32)
+        assert (found.optim.lr, found.data.seq_len, found.train.batch_size) == (lr, seq_len, rows)
         assert resolved.chosen("optim.lr") and resolved.chosen("data.seq_len") and resolved.chosen("train.batch_size")

@@ -1,0 +1,76 @@
+"""What the step benchmarks share: a training step of a model of ours, turns, medians, memory of a process."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from mmcli.data.batches import Batch
+from mmcli.model.config import ModelConfig
+from mmcli.model.transformer import Transformer
+from mmcli.train.config import OptimConfig
+from mmcli.train.lm import TokenBatch, language_model_loss
+from mmcli.train.optim import build_optimizer
+
+THREADS = 2
+
+
+def random_ids(rows: int, tokens: int, vocab_size: int) -> np.ndarray:
+    """[rows, tokens + 1] random token ids."""
+    return np.random.default_rng(0).integers(0, vocab_size, (rows, tokens + 1))
+
+
+def our_step(config: ModelConfig, ids: np.ndarray, *, micro_batch: int, compiled: bool = True) -> Callable[[], None]:
+    """A function that does one training step (forward, backward, clip, AdamW) on these rows, as the loop does."""
+    model = Transformer(config)
+    optimizer = build_optimizer(model, OptimConfig())
+    forward = torch.compile(model, dynamic=False) if compiled else model
+    batches = []
+    for first in range(0, len(ids), micro_batch):
+        part = ids[first : first + micro_batch]
+        positions = np.tile(np.arange(part.shape[1] - 1), (len(part), 1))
+        batch = Batch(part[:, :-1].copy(), part[:, 1:].copy(), positions, np.zeros_like(positions))
+        batches.append(TokenBatch.from_batch(batch, config, torch.device("cpu")))
+    targets = float(sum(batch.counts["loss"] for batch in batches))
+
+    def step() -> None:
+        for batch in batches:
+            terms = language_model_loss(forward, batch, config).terms
+            total = terms["loss"].sum / targets
+            if "balance" in terms:
+                total = total + config.aux_loss_alpha * terms["balance"].sum / len(ids)
+            total.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def in_turn(steps: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each step, the steps taking turns, after two warm-up calls each."""
+    for step in steps.values():
+        step()
+        step()
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(repeats):
+        for name, step in steps.items():
+            started = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def median_ratio(one: list[float], other: list[float]) -> float:
+    """Median over the turns of one / other."""
+    return statistics.median(a / b for a, b in zip(one, other, strict=True))
+
+
+def peak_memory_mib() -> float:
+    """Largest resident size of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
