@@ -32,6 +32,7 @@ COMMANDS = {
     "tokenizer": Command("mmcli.cli.tokenizer", "Train a tokenizer; see how it cuts a text.", TRAIN),
     "resume": Command("mmcli.cli.resume", "Go on with a run that was stopped.", TRAIN),
     "eval": Command("mmcli.cli.eval", "Score a model on held-out questions, or on a text.", USE),
+    "import": Command("mmcli.cli.importing", "Take over a model that was trained elsewhere.", TRAIN),
     "chat": Command("mmcli.cli.chat", "Talk to a model, or let it continue a text.", USE),
     "export": Command("mmcli.cli.export", "Write a model for other programs, proven to say the same.", USE),
     "bench": Command("mmcli.cli.bench", "Tokens a second, time to the first token, memory.", LOOK),

@@ -20,7 +20,13 @@ if TYPE_CHECKING:
     from mmcli.text.tokenizer import Tokenizer
 
 app = typer.Typer(no_args_is_help=True, context_settings=HELP, help="See data as a model will; check a data file.")
-Files = Annotated[list[str], typer.Argument(help="Files, folders, globs, or demo.", show_default=False)]
+Files = Annotated[
+    list[str],
+    typer.Argument(help="Files, folders, globs, hf:OWNER/NAME, or demo; all with :WEIGHT or none.", show_default=False),
+]
+Columns = Annotated[
+    list[str] | None, typer.Option(help="FIELD=COLUMN: what the data calls a field, as text=body; may be repeated.")
+]
 StageOption = Annotated[
     Literal["pretrain", "sft", "dpo"] | None, typer.Option(help="What it is for. Default: what the data holds.")
 ]
@@ -40,6 +46,7 @@ LISTED = 20  # rejected records shown; --json has more, a quarantine file all
 def preview(
     files: Files,
     stage: StageOption = None,
+    columns: Columns = None,
     tokenizer: TokenizerOption = None,
     limit: Annotated[int, typer.Option(help="Records, or rows, to show.")] = 3,
     train_on: Annotated[
@@ -63,7 +70,7 @@ def preview(
         raise UserError(f"--limit {limit} shows nothing", "give 1 or more")
     if seq_len is not None and not packed:
         raise UserError("--seq-len is the length of packed rows", "add --packed, or leave it out")
-    sources = _open(files, stage)
+    sources = _open(files, stage, columns or [])
     if train_on is not None and (sources.kind != "chat" or packed):
         raise UserError("--train-on is for conversations, record by record", "leave it out")
     loaded = find_tokenizer(tokenizer, runs_dir)
@@ -81,11 +88,13 @@ def preview(
         _print_records(records, loaded)
 
 
-def _open(files: Sequence[str], stage: str | None) -> Sources:
+def _open(files: Sequence[str], stage: str | None, columns: Sequence[str]) -> Sources:
     from mmcli.data.preview import open_any
     from mmcli.data.sources import open_sources
 
-    return open_any(files) if stage is None else open_sources(files, kind=KINDS[stage])
+    if stage is None:
+        return open_any(files, columns=columns)
+    return open_sources(files, kind=KINDS[stage], columns=columns)
 
 
 def _records(sources: Sources, tokenizer: Tokenizer, limit: int, options: dict[str, Any]) -> list[dict[str, Any]]:
@@ -182,6 +191,7 @@ def _print_rows(packed: PackedRows, tokenizer: Tokenizer) -> None:
 def check(
     files: Files,
     stage: StageOption = None,
+    columns: Columns = None,
     tokenizer: TokenizerOption = None,
     quarantine: Annotated[Path | None, typer.Option(help="Write the rejected records to this file (JSONL).")] = None,
     runs_dir: RunsDir = Path("runs"),
@@ -197,7 +207,7 @@ def check(
 
     if quarantine is not None and quarantine.exists():
         raise UserError(f"{quarantine} exists", "give --quarantine the name of a new file")
-    sources = _open(files, stage)
+    sources = _open(files, stage, columns or [])
     loaded = find_tokenizer(tokenizer, runs_dir)
     report = reporter()
     report.note(f"data: {sources.describe}")
@@ -226,6 +236,8 @@ def _as_json(found: DataCheck, stage: str, quarantine: Path | None) -> dict[str,
         "trained_tokens": found.trained,
         "text_bytes": found.text_bytes,
         "lengths": _percentiles(found),
+        "mixture": found.mixture
+        and [{"name": name, "tokens": count, "epoch_tokens": used} for name, used, count in found.mixture],
         "histogram": [{"from": low, "to": high, "sequences": count} for low, high, count in found.histogram()],
         "rejections": [{"file": each.file, "line": each.line, "reason": each.reason} for each in found.rejections],
         "quarantine": None if quarantine is None else str(quarantine),
@@ -251,6 +263,11 @@ def _print_check(found: DataCheck, stage: str, quarantine: Path | None) -> None:
         share = found.trained / found.tokens
         detail(f"{found.tokens:,} tokens, {found.trained:,} trained ({share:.0%}), of {found.text_bytes:,} bytes")
         detail("lengths in tokens: " + ", ".join(f"{name} {n:,}" for name, n in _percentiles(found).items()))
+        if found.mixture is not None:
+            from mmcli.data.mixture import describe_mixture
+
+            names, taken, tokens = zip(*found.mixture, strict=True)
+            detail(describe_mixture(names, taken, tokens))
         print_histogram(found.histogram())
     if tally.rejected:
         heading("rejected")

@@ -276,6 +276,7 @@ def _measure(
     tokenizer = Tokenizer.load(found.path)
     chat = is_chat_model(found.path, tokenizer, stage=found.run.stage if found.run else None)
     sources = open_any(data, ("chat", "text") if chat else ("text", "chat"))
+    sources.refuse_weights("the loss of a text")
     window = _window(found, seq_len)
     report.note(f"{found.label}: the loss of {sources.describe}, {_what(sources)}, in windows of {window:,} tokens")
     with tempfile.TemporaryDirectory(prefix="mmcli-", ignore_cleanup_errors=True) as folder:

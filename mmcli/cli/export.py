@@ -57,6 +57,52 @@ def onnx(
         report.note(f"talk to it without torch: mmcli chat {made.folder} --backend onnx")
 
 
+@app.command("hf")
+def huggingface(
+    model: Model = "latest",
+    dtype: Annotated[Literal["fp32", "bf16", "fp16"] | None, typer.Option(help="Default: as it is stored.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write; default: RUN/export/hf or hf-DTYPE.")] = None,
+    json: AsJson = False,
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """For transformers and what reads its folders: read back and compared before it is kept.
+
+    Example: mmcli export hf latest:sft --dtype bf16
+    """
+    import dataclasses
+
+    from mmcli.cli.console import print_json, reporter
+    from mmcli.run import find_model
+
+    found = find_model(model, runs_dir)
+    if not (found.path / "config.json").is_file():
+        raise UserError(f"{found.label} is a tokenizer without a model", "train one: mmcli pretrain")
+    place = (found.run.path / "export" if found.run else found.path) / (f"hf-{dtype}" if dtype else "hf")
+    folder = out if out is not None else place
+    report = reporter()
+    report.note(f"exporting {found.label} to {folder}")
+    from mmcli.export.huggingface import export_huggingface
+
+    stage = found.run.stage if found.run else None
+    made = export_huggingface(found.path, folder, dtype=dtype, stage=stage)
+    if json:
+        facts = {**dataclasses.asdict(made), "folder": str(made.folder), "perplexity_rise": made.perplexity_rise}
+        print_json({"model": found.label, **facts})
+        return
+    lines = {
+        "weights": f"{made.dtype}, {made.bytes / 1e6:.1f} MB, equal when read back",
+        "tokenizer": f"{made.round_trips} of {made.round_trips} texts and conversations equal",
+        "perplexity": f"{round(made.perplexity_rise, 4) + 0.0:+.2%}, loss {made.loss_after:.4g} on built-in documents",
+        "model type": made.model_type,
+    }
+    typer.echo("\n".join(f"{name:<18} {value}" for name, value in lines.items()))
+    typer.echo(f"\nproven: {made.folder}")
+    if made.model_type == "minimind":
+        report.note(
+            "transformers has no MiniMind: this is the layout of the released MiniMind2-MoE, for MiniMind's code"
+        )
+
+
 def _document(found: ModelRef, made: Export) -> dict[str, Any]:
     import dataclasses
 

@@ -1,22 +1,22 @@
-"""`mmcli tokenizer`: train a tokenizer, or see how one cuts a text."""
+"""`mmcli tokenizer`: train a tokenizer, see how one cuts a text, measure one or two on data."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from mmcli.cli.corpus import Corpus, open_text_data
 from mmcli.cli.options import HELP, AsJson, RunsDir
+from mmcli.cli.tokenizer_eval import evaluate
 from mmcli.errors import UserError
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from mmcli.data.sources import Sources
     from mmcli.run import Run
     from mmcli.stage import Reporter
     from mmcli.text.tokenizer import Tokenizer
@@ -24,10 +24,9 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     context_settings=HELP,
-    help="Train a tokenizer; see how it cuts a text.",
+    help="Train a tokenizer; see how it cuts a text; measure one, or two side by side.",
 )
-NOT_TEXT = ("role", "from", "id", "type", "weight")  # fields of conversations that hold no language
-SAMPLE = 200_000  # characters of the data on which the finished tokenizer is measured
+app.command("eval")(evaluate)
 MAX_SHOWN = 2_000  # tokens; --json has all
 STYLES = ("black on cyan", "black on green")
 CONTROL_STYLE = "bold white on red"
@@ -81,10 +80,10 @@ def _learn(
     """(the tokenizer, what its run says of it, how it does on a sample)."""
     from mmcli.text.train import train_tokenizer
 
-    sources = [_open(name) for name in data]
+    sources = [open_text_data(name) for name in data]
     described = ", ".join(source.describe for source in sources)
     report.note(f"data: {described}; vocabulary {vocab_size:,}; pre-tokenizer {pretokenizer}")
-    corpus = _Corpus(sources)
+    corpus = Corpus(sources)
     tokenizer = train_tokenizer(corpus, vocab_size=vocab_size, pretokenizer=pretokenizer, report=report)
     if corpus.rejected:
         report.warn(f"{corpus.rejected:,} records could not be read; the first: {corpus.first_rejected}")
@@ -117,58 +116,6 @@ def _save_run(tokenizer: Tokenizer, runs_dir: Path, label: str, facts: dict[str,
         tokenizer.save(folder)
     run.update(state="finished", **facts)
     return run
-
-
-def _open(name: str) -> Sources:
-    """The data that `name` names, of whatever kind."""
-    from mmcli.data.sources import open_sources
-
-    try:
-        return open_sources([name], kind="text")
-    except UserError as refusal:
-        for kind in ("chat", "preference"):
-            try:
-                return open_sources([name], kind=kind)
-            except UserError:
-                continue
-        raise refusal
-
-
-class _Corpus:
-    """The texts of all records, read once; counts what it meets and keeps a sample."""
-
-    def __init__(self, sources: Iterable[Sources]) -> None:
-        self._sources = sources
-        self.records = self.rejected = 0
-        self.first_rejected = ""
-        self.sample = ""
-
-    def __iter__(self) -> Iterator[str]:
-        from mmcli.data.records import Rejected
-
-        for sources in self._sources:
-            for record in sources.records():
-                if isinstance(record, Rejected):
-                    self.first_rejected = self.first_rejected or f"{record.file}:{record.line}: {record.reason}"
-                    self.rejected += 1
-                    continue
-                self.records += 1
-                for text in texts_of(record.value):
-                    self.sample += text[: SAMPLE - len(self.sample)]
-                    yield text
-
-
-def texts_of(value: Any) -> Iterator[str]:
-    """Every text in a record of any kind: the strings in it, without roles and ids."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            if key not in NOT_TEXT:
-                yield from texts_of(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from texts_of(item)
 
 
 @app.command()

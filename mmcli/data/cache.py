@@ -11,13 +11,15 @@ import json
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mmcli.data.cache_writer import HASHES, META, OFFSETS, REJECTED, TOKENS, TRAINED, CacheWriter, building, publish
-from mmcli.data.encoders import ENCODERS, Encode, EncodedRecord
+from mmcli.data.conversations import RecordError
+from mmcli.data.encoders import ENCODERS, Encode, EncodedRecord, encode_documents
 from mmcli.data.intake import Intake, Tally, refused_by_strict
 from mmcli.data.lines import reject
 from mmcli.data.records import Record
@@ -180,7 +182,7 @@ def _build(
     meta: dict[str, Any],
     report: Reporter,
 ) -> None:
-    """Encode everything into `folder`; flat in memory, since at most a batch of records is held."""
+    """Encode everything into `folder`; flat in memory, since at most three batches of records are held."""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
     writer: CacheWriter | None = None
     text_bytes, per_record = 0, 1
@@ -188,8 +190,9 @@ def _build(
     total = sources.total
     try:
         with Intake(folder / REJECTED, strict=sources.strict) as intake:
-            for part, batch, done in record_batches(sources, intake):
-                for record, result in zip(batch, encode(tokenizer, batch, options), strict=True):
+            batches = record_batches(sources, intake)
+            for part, batch, done, results in _encoded(batches, tokenizer, encode, options):
+                for record, result in zip(batch, results, strict=True):
                     reason = refusal(result)
                     if reason is not None or not isinstance(result, EncodedRecord):
                         raw = json.dumps(record.value, ensure_ascii=False)
@@ -204,13 +207,15 @@ def _build(
                     parts[part] += per_record
                     text_bytes += result.text_bytes
                     intake.keep(record.file)
-                if done != total:  # the end is told once all is written
+                if total is None:
+                    report.progress("encode", intake.tally.total, None, "records")
+                elif done != total:  # the end is told once all is written
                     report.progress("encode", done, total, "B")
             intake.check(sources.named)
         sources.check_unchanged()
         assert writer is not None  # `check` refuses data with nothing kept
-        if total is not None:
-            report.progress("encode", total, total, "B")
+        end, unit = (total, "B") if total is not None else (intake.tally.total, "records")
+        report.progress("encode", end, end, unit)
         rest = {
             "dtype": dtype.name,
             "masked": (folder / TRAINED).exists(),
@@ -226,6 +231,27 @@ def _build(
     finally:
         if writer is not None:
             writer.close()
+
+
+def _encoded(
+    batches: Iterator[tuple[int, list[Record], float]], tokenizer: Tokenizer, encode: Encode, options: Mapping[str, Any]
+) -> Iterator[tuple[int, list[Record], float, list[EncodedRecord | RecordError]]]:
+    """Each batch with its results. Texts are encoded by a thread while the batch before is written and the next one is
+    read: the encoder works outside of Python's lock. Chat templates do not, and are rendered here.
+    """
+    if encode is not encode_documents:
+        for part, batch, done in batches:
+            yield part, batch, done, encode(tokenizer, batch, options)
+        return
+    with ThreadPoolExecutor(1, "encode") as thread:
+        held: tuple[int, list[Record], float, Future[list[EncodedRecord | RecordError]]] | None = None
+        for part, batch, done in batches:
+            ahead = (part, batch, done, thread.submit(encode, tokenizer, batch, options))
+            if held is not None:
+                yield *held[:3], held[3].result()
+            held = ahead
+        if held is not None:
+            yield *held[:3], held[3].result()
 
 
 def refusal(result: object) -> str | None:

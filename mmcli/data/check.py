@@ -15,6 +15,7 @@ from mmcli.data.cache import record_batches, refusal
 from mmcli.data.encoders import ENCODERS, EncodedRecord
 from mmcli.data.intake import Intake, Tally
 from mmcli.data.lines import reject
+from mmcli.data.mixture import token_targets
 from mmcli.data.preview import TokenSequence, sequences_of
 from mmcli.data.records import Rejected, kind_of
 from mmcli.data.sources import Sources
@@ -37,6 +38,7 @@ class DataCheck:
         trained: tokens that the model learns to write.
         text_bytes: UTF-8 bytes of the text behind the tokens.
         duplicates: kept records with the very tokens of an earlier one.
+        mixture: (name, tokens that an epoch takes, tokens) of each part of the data; None: there are no weights.
         unusable: why a training refuses this data as a whole; None: it does not.
     """
 
@@ -47,6 +49,7 @@ class DataCheck:
     trained: int
     text_bytes: int
     duplicates: int
+    mixture: list[tuple[str, int, int]] | None
     unusable: UserError | None
 
     @property
@@ -86,13 +89,14 @@ def check_data(
     Raises:
         UserError: the tokenizer has no usable chat template where one is needed.
     """
-    report, encode = report or Silent(), ENCODERS[sources.kind]
+    report, encode, total = report or Silent(), ENCODERS[sources.kind], sources.total
     kinds = Counter[str]()
     lengths, hashes = array("q"), array("Q")  # 8 bytes a value, however large the data is
     trained = text_bytes = 0
+    part_tokens = [0] * len(sources.parts)
     intake = _Listing(quarantine)
     with intake:
-        for batch, done in record_batches(sources, intake):
+        for part, batch, done in record_batches(sources, intake):
             kinds.update(kind_of(record.value) for record in batch)
             for record, result in zip(batch, encode(tokenizer, batch, {}), strict=True):
                 reason = refusal(result)
@@ -103,15 +107,25 @@ def check_data(
                 intake.keep(record.file)
                 sequences = list(sequences_of(result))
                 lengths.extend(len(sequence.ids) for sequence in sequences)
+                part_tokens[part] += sum(len(sequence.ids) for sequence in sequences)
                 hashes.append(_hash(sequences))
                 trained += sum(sum(sequence.trained) for sequence in sequences)
                 text_bytes += result.text_bytes
-            if not sources.size:  # the built-in corpus
+            if total is None:
                 report.progress("check", intake.tally.total, None, "records")
-            elif done < sources.size:  # the end is told once
-                report.progress("check", done, sources.size, "B")
-    total, unit = (sources.size, "B") if sources.size else (intake.tally.total, "records")
-    report.progress("check", total, total, unit)
+            elif done < total:  # the end is told once
+                report.progress("check", done, total, "B")
+    end, unit = (total, "B") if total is not None else (intake.tally.total, "records")
+    report.progress("check", end, end, unit)
+    unusable, mixture = _unusable(intake, sources), None
+    if sources.mixture is not None and unusable is None:
+        try:
+            targets = token_targets(part_tokens, sources.mixture)
+        except UserError as error:
+            unusable = error
+        else:
+            names = [name for name, _ in sources.mixture]
+            mixture = list(zip(names, targets, part_tokens, strict=True))
     order = {file: number for number, file in enumerate(intake.first_by_file)}
     return DataCheck(
         tally=intake.tally,
@@ -121,7 +135,8 @@ def check_data(
         trained=trained,
         text_bytes=text_bytes,
         duplicates=len(hashes) - len(np.unique(np.array(hashes, dtype=np.uint64))),
-        unusable=_unusable(intake, sources),
+        mixture=mixture,
+        unusable=unusable,
     )
 
 

@@ -30,9 +30,7 @@ def parse_columns(columns: Sequence[str]) -> tuple[tuple[str, str], ...]:
     return tuple(pairs.items())
 
 
-def renamed(
-    items: Iterable[Record | Rejected], columns: Sequence[tuple[str, str]]
-) -> Iterator[Record | Rejected]:
+def renamed(items: Iterable[Record | Rejected], columns: Sequence[tuple[str, str]]) -> Iterator[Record | Rejected]:
     """The records under the names that a stage knows."""
     for item in items:
         if isinstance(item, Record):

@@ -11,7 +11,10 @@ from mmcli.config import ConfigError, option
 class DataConfig:
     """Where the text comes from and how it becomes rows."""
 
-    sources: tuple[str, ...] = option(("demo",), "files, folders, globs, or demo, the built-in corpus", flag="--data")
+    sources: tuple[str, ...] = option(
+        ("demo",), "files, folders, globs, hf:OWNER/NAME, or demo; each with :WEIGHT or none", flag="--data"
+    )
+    columns: tuple[str, ...] | None = option(None, "fields under other names: text=body; none: as is", flag="--columns")
     val: tuple[str, ...] | None = option(None, "held-out files; none: a part of --data", flag="--val")
     val_fraction: float = option(0.01, "share of the documents held out when there is no --val")
     val_tokens: int = option(65536, "tokens of the held-out part that a validation reads, at most")

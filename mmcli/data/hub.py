@@ -101,7 +101,9 @@ def find_commit(repo: str, revision: str | None) -> str:
         raise UserError(f"hf:{repo} has no revision {revision}", "give a branch, a tag or a commit of it") from None
     except Exception as error:  # the library lets through whatever its transport raises
         what = f"hf:{repo}: the Hugging Face hub cannot be reached ({_short(error)})"
-        raise UserError(what, "connect to the internet; or download its files elsewhere and give --data those") from None
+        raise UserError(
+            what, "connect to the internet; or download its files elsewhere and give --data those"
+        ) from None
 
 
 def _short(error: Exception) -> str:

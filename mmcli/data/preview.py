@@ -6,7 +6,7 @@ import itertools
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from mmcli.data.batches import Batch, evaluation_batches
 from mmcli.data.cache import TokenCache, refusal
 from mmcli.data.encoders import ENCODERS, EncodedRecord
 from mmcli.data.intake import Tally
-from mmcli.data.lines import OnBytes
 from mmcli.data.packing import Rows, pack_cache
 from mmcli.data.records import Kind, Record, Rejected, kind_of
+from mmcli.data.selection import Selection
 from mmcli.data.sources import PEEK, Sources, open_sources
 from mmcli.errors import UserError
 from mmcli.text.tokenizer import Tokenizer
@@ -24,11 +24,14 @@ from mmcli.text.tokenizer import Tokenizer
 SIGNS = {"\n": "⏎", "\t": "⇥"}
 
 
-def open_any(data: Sequence[str], kinds: Sequence[Kind] = ("text", "chat", "preference")) -> Sources:
+def open_any(
+    data: Sequence[str], kinds: Sequence[Kind] = ("text", "chat", "preference"), *, columns: Sequence[str] = ()
+) -> Sources:
     """The data that `data` names, of the kind that its first records are.
 
     Args:
         kinds: the kinds that will do; the first of them where the data has several (`demo`) or cannot be told.
+        columns: see `open_sources`.
 
     Raises:
         UserError: see `open_sources`; the data is of none of these kinds.
@@ -36,14 +39,14 @@ def open_any(data: Sequence[str], kinds: Sequence[Kind] = ("text", "chat", "pref
     refusals: list[UserError] = []
     for kind in kinds:
         try:
-            sources = open_sources(data, kind=kind)
+            sources = open_sources(data, kind=kind, columns=columns)
         except UserError as refusal:
             refusals.append(refusal)
             continue
         first = [item for item in itertools.islice(sources.records(), PEEK) if isinstance(item, Record)]
         found = Counter(kind_of(item.value) for item in first)
         best = max(kinds, key=lambda each: found[each])
-        return open_sources(data, kind=best) if found[best] else sources
+        return replace(sources, kind=best) if found[best] else sources
     raise refusals[0]
 
 
@@ -93,16 +96,6 @@ def sequences_of(record: EncodedRecord) -> Iterator[TokenSequence]:
 
 
 @dataclass(frozen=True)
-class _FirstRecords(Sources):
-    """The beginning of some data: its first `most` records."""
-
-    most: int = 0
-
-    def records(self, on_bytes: OnBytes | None = None) -> Iterator[Record | Rejected]:
-        return itertools.islice(super().records(on_bytes), self.most)
-
-
-@dataclass(frozen=True)
 class PackedRow:
     """One row as the model reads it, [1, T] arrays, and (document, start, tokens) of each of its segments."""
 
@@ -127,10 +120,9 @@ def read_rows(sources: Sources, tokenizer: Tokenizer, *, seq_len: int, most: int
     """
     if sources.kind == "preference":
         raise UserError("preference pairs are not packed into rows", "leave --packed out")
-    first = _FirstRecords(sources.files, sources.demo, sources.kind, sources.strict, sources.seed, most)
     with tempfile.TemporaryDirectory(prefix="mmcli-", ignore_cleanup_errors=True) as folder:
-        cache = TokenCache.build_or_open(Path(folder), first, tokenizer)
-        packing = pack_cache(cache, seq_len)
+        cache = TokenCache.build_or_open(Path(folder), sources.first(most), tokenizer)
+        packing = pack_cache(cache, seq_len, selection=Selection.whole(cache).mixed(cache))
         batches = itertools.islice(evaluation_batches(cache, packing, micro_batch=1), limit)
         rows = [PackedRow(batch, packing.pieces(row)) for row, batch in enumerate(batches)]
         return PackedRows(rows, packing, cache.tally)

@@ -130,14 +130,14 @@ class Sources:
         """Refuse weights where they mean nothing.
 
         Args:
-            where: what reads the data, as in "learning a tokenizer".
+            where: what takes the data, as in "a tokenizer".
 
         Raises:
             UserError: weights were given.
         """
         if self.mixture is not None:
             name, _ = self.mixture[0]
-            raise UserError(f"{name} has a weight, and {where} reads all of its data", f"give it as {name}")
+            raise UserError(f"{name} has a weight, but {where} takes all of the data", f"give it as {name}")
 
 
 def open_sources(

@@ -44,7 +44,7 @@ def is_chat_model(folder: Path, tokenizer: Tokenizer, *, stage: str | None = Non
     """
     if tokenizer.chat_template is None:
         return False
-    if stage is None:
+    if stage is None or stage == "import":
         try:
             stage = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("mmcli_stage")
         except (OSError, ValueError, AttributeError):

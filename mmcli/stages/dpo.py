@@ -21,7 +21,6 @@ from mmcli.data.cache import TokenCache
 from mmcli.data.packing import Rows
 from mmcli.data.pairs import make_pair_batch, pair_lengths, pair_rows
 from mmcli.data.selection import Selection, split_documents
-from mmcli.data.sources import open_sources
 from mmcli.errors import UserError
 from mmcli.model.checkpoint import load_model
 from mmcli.model.config import ModelConfig
@@ -29,7 +28,7 @@ from mmcli.model.transformer import Transformer
 from mmcli.run import find_model
 from mmcli.stage import StageContext
 from mmcli.stages import DpoConfig
-from mmcli.stages.setup import Start, choose_micro_batch, prepare_start, save_into
+from mmcli.stages.setup import Start, choose_micro_batch, open_data, prepare_start, save_into
 from mmcli.stages.tokens import open_cache
 from mmcli.text.tokenizer import Tokenizer
 from mmcli.train.adapters import training_flops
@@ -68,7 +67,7 @@ def run(config: DpoConfig, context: StageContext) -> dict[str, Any]:
     """Train on preference pairs; the totals of the run."""
     make_deterministic()
     placement = choose_placement(config.train.device, config.train.precision)
-    open_sources(config.data.sources, kind="preference")  # refuse what is not there before anything is made
+    open_data("preference", config.data)  # refuse what is not there before anything is made
     start = prepare_start(None, config.data, config.train, context, placement.device)
     training, held_out = _open_pairs(config, start.tokenizer, context)
     micro_batch = choose_micro_batch(
@@ -92,10 +91,13 @@ def _open_pairs(config: DpoConfig, tokenizer: Tokenizer, context: StageContext) 
     cache = open_cache("preference", data.sources, data, tokenizer, context)
     if data.val is not None:
         val_cache = open_cache("preference", data.val, data, tokenizer, context, part="val")
-        kept, held = Selection.whole(cache), Selection.whole(val_cache)
+        kept = Selection.whole(cache).mixed(cache, config.train.seed)
+        held = Selection.whole(val_cache).mixed(val_cache, config.train.seed)
     else:
         val_cache = cache
         kept, held = split_documents(cache, data.val_fraction, config.train.seed, max_tokens=data.val_tokens)
+    if line := kept.describe_mixture(cache):
+        context.report.note(line)
     rows = pair_rows(cache, kept, data.seq_len)
     val = pair_rows(val_cache, held, data.seq_len) if len(held) else None
     line = f"{len(rows):,} pairs"

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmcli.data.sources import open_sources
 from mmcli.stage import StageContext
 from mmcli.stages import PretrainConfig
 from mmcli.stages.samples import continuations
-from mmcli.stages.setup import prepare_start
+from mmcli.stages.setup import open_data, prepare_start
 from mmcli.stages.tokens import open_rows, token_task
 from mmcli.train.device import choose_placement, make_deterministic
 from mmcli.train.loop import train
@@ -20,7 +19,7 @@ def run(config: PretrainConfig, context: StageContext) -> dict[str, Any]:
     """Train on plain text; the totals of the run."""
     make_deterministic()
     placement = choose_placement(config.train.device, config.train.precision)
-    open_sources(config.data.sources)  # refuse what is not there before anything is made
+    open_data("text", config.data)  # refuse what is not there before anything is made
     start = prepare_start(config.model, config.data, config.train, context, placement.device)
     rows = open_rows("text", config.data, config.train, start.tokenizer, context)
     sample = continuations(start, rows, config.train.seed, prompt_tokens=PROMPT_TOKENS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from mmcli.config import to_tables
 from mmcli.data.config import DataConfig
 from mmcli.data.intake import Intake
-from mmcli.data.records import RecordError, Rejected, as_text
+from mmcli.data.records import Kind, RecordError, Rejected, as_text
 from mmcli.data.sources import Sources, open_sources
 from mmcli.errors import UserError
 from mmcli.model.checkpoint import load_model, save_model
@@ -130,10 +130,19 @@ def _choose_tokenizer(vocab_size: int, data: DataConfig, parent: ModelRef | None
         latest = find_model("latest:tokenizer", runs_dir)
     except UserError:
         report.note("no tokenizer yet: training one on this data")
-        texts = read_texts(open_sources(data.sources, strict=data.strict))
+        texts = read_texts(open_data("text", data))
         return train_tokenizer(texts, vocab_size=vocab_size, report=report)
     report.note(f"tokenizer: {latest.label}")
     return Tokenizer.load(latest.path)
+
+
+def open_data(kind: Kind, data: DataConfig, names: Sequence[str] | None = None) -> Sources:
+    """The sources that a stage's data names (or `names`, read in the same way); this looks at files, and reads none.
+
+    Raises:
+        UserError: nothing there, or data of another kind.
+    """
+    return open_sources(names or data.sources, kind=kind, strict=data.strict, columns=data.columns or ())
 
 
 def read_texts(sources: Sources) -> Iterator[str]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmcli.data.sources import open_sources
 from mmcli.stage import StageContext
 from mmcli.stages import SftConfig
 from mmcli.stages.samples import continuations
-from mmcli.stages.setup import prepare_start
+from mmcli.stages.setup import open_data, prepare_start
 from mmcli.stages.tokens import open_rows, token_task
 from mmcli.train.device import choose_placement, make_deterministic
 from mmcli.train.loop import train
@@ -18,7 +17,7 @@ def run(config: SftConfig, context: StageContext) -> dict[str, Any]:
     """Train on conversations; the totals of the run."""
     make_deterministic()
     placement = choose_placement(config.train.device, config.train.precision)
-    open_sources(config.data.sources, kind="chat")  # refuse what is not there before anything is made
+    open_data("chat", config.data)  # refuse what is not there before anything is made
     start = prepare_start(None, config.data, config.train, context, placement.device)
     rows = open_rows("chat", config.data, config.train, start.tokenizer, context, train_on=config.train_on)
     sample = continuations(start, rows, config.train.seed, prompt_tokens=None)

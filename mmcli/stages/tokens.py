@@ -15,9 +15,8 @@ from mmcli.data.config import DataConfig
 from mmcli.data.packing import Rows, pack_cache
 from mmcli.data.records import Kind
 from mmcli.data.selection import Selection, split_documents
-from mmcli.data.sources import open_sources
 from mmcli.stage import StageContext
-from mmcli.stages.setup import Start, choose_micro_batch, save_into
+from mmcli.stages.setup import Start, choose_micro_batch, open_data, save_into
 from mmcli.text.tokenizer import Tokenizer
 from mmcli.train.adapters import training_flops
 from mmcli.train.config import TrainConfig
@@ -58,7 +57,7 @@ def open_cache(
     Raises:
         UserError: a missing or unreadable source, or no record that can be used.
     """
-    sources = open_sources(names, kind=kind, strict=data.strict)
+    sources = open_data(kind, data, names)
     context.report.note(f"data: {sources.describe}")
     quarantine = context.run.path / (f"quarantine-{part}.jsonl" if part else "quarantine.jsonl")
     folder = context.run.path.parent / CACHE
@@ -90,10 +89,13 @@ def open_rows(
     cache = open_cache(kind, data.sources, data, tokenizer, context, part=part, **options)
     if data.val is not None:
         val_cache = open_cache(kind, data.val, data, tokenizer, context, part=f"{part}val", **options)
-        kept, held = Selection.whole(cache), Selection.whole(val_cache)
+        kept = Selection.whole(cache).mixed(cache, train.seed)
+        held = Selection.whole(val_cache).mixed(val_cache, train.seed)
     else:
         val_cache = cache
         kept, held = split_documents(cache, data.val_fraction, train.seed, max_tokens=data.val_tokens)
+    if line := kept.describe_mixture(cache):
+        context.report.note(line)
     rows = pack_cache(cache, data.seq_len, selection=kept, seed=train.seed)
     val = pack_cache(val_cache, data.seq_len, selection=held, seed=train.seed) if len(held) else None
     context.report.note(rows.describe() + (f"; held out: {held.tokens:,} tokens" if val else ""))

@@ -11,6 +11,9 @@ from typing import Any
 
 # Bytes that occur in UTF-8 text; a vocabulary may lack the others and still encode every text.
 UTF8_BYTES = frozenset(range(256)) - {0xC0, 0xC1, *range(0xF5, 0x100)}
+# Bytes of characters that texts do without: ASCII controls but tab and line ends, and planes 4 to 16 (unassigned, or
+# for private use). A tokenizer may lack them (SmolLM2 does); text is then encoded with U+FFFD in their place.
+RARE_BYTES = (frozenset({*range(0x20), 0x7F}) - {0x09, 0x0A, 0x0D}) | {0xF1, 0xF2, 0xF3, 0xF4}
 
 
 @functools.cache
@@ -30,12 +33,24 @@ def why_not_byte_level(definition: Mapping[str, Any]) -> str | None:
         return "it has no ByteLevel pre-tokenizer (SentencePiece style)"
     if model.get("end_of_word_suffix") or model.get("continuing_subword_prefix"):
         return "its BPE marks the ends or the insides of words"
-    missing = sorted(byte for symbol, byte in byte_alphabet().items() if byte in UTF8_BYTES - _bytes_in(model["vocab"]))
+    missing = sorted(UTF8_BYTES - RARE_BYTES - _bytes_in(model["vocab"]))
     return f"its vocabulary lacks {len(missing)} bytes of UTF-8 (the first is 0x{missing[0]:02X})" if missing else None
 
 
 def _bytes_in(vocab: Mapping[str, int]) -> set[int]:
     return {byte for symbol, byte in byte_alphabet().items() if symbol in vocab}
+
+
+def unwritable_characters(vocab: Mapping[str, int]) -> str:
+    """The rare characters that this vocabulary cannot write, as the inside of a regex class; "" if it writes all."""
+    parts = []
+    for byte in sorted(RARE_BYTES - _bytes_in(vocab)):
+        if byte < 0x80:
+            parts.append(chr(byte))
+        else:  # the first of four bytes: 2^18 characters
+            first = (byte & 0x07) << 18
+            parts.append(f"{chr(first)}-{chr(min(first + (1 << 18), 0x110000) - 1)}")
+    return "".join(parts)
 
 
 def _uses_byte_level(part: Any) -> bool:
@@ -57,8 +72,9 @@ def is_control(token: Mapping[str, Any]) -> bool:
 def plain_definition(definition: Mapping[str, Any], controls: Collection[str]) -> dict[str, Any]:
     """The tokenizer.json for text: no `controls`, no post-processor, no truncation, padding or dropout.
 
-    The controls' ids stay reserved. Where BPE could still spell one out of its vocabulary (through merges, or by
-    `ignore_merges`, which looks whole words up), the entry and the merges that need it are taken out.
+    Characters that the vocabulary cannot write become U+FFFD. The controls' ids stay reserved. Where BPE could still
+    spell one out of its vocabulary (through merges, or by `ignore_merges`, which looks whole words up), the entry and
+    the merges that need it are taken out.
     """
     model = {**definition["model"], "unk_token": None, "dropout": None}
     merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
@@ -70,6 +86,14 @@ def plain_definition(definition: Mapping[str, Any], controls: Collection[str]) -
             if not (left + right in controls or left in controls or right in controls)
         ]
     added = [token for token in definition.get("added_tokens") or [] if token["content"] not in controls]
+    unwritable = unwritable_characters(model["vocab"])
+    if unwritable:
+        replace = {"type": "Replace", "pattern": {"Regex": f"[{unwritable}]"}, "content": "\ufffd"}
+        own = definition.get("normalizer")
+        definition = {
+            **definition,
+            "normalizer": {"type": "Sequence", "normalizers": [replace, *([own] if own else [])]},
+        }
     off = {"post_processor": None, "truncation": None, "padding": None}
     return {**definition, **off, "model": model, "added_tokens": added}
 

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 from rich.cells import cell_len
 from typer.testing import CliRunner, Result
 
@@ -272,3 +274,18 @@ def test_looking_at_data_loads_no_torch(runs_dir: Path, texts: str, chats: str) 
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False"]
+
+
+def test_columns_parquet_and_weights(tmp_path: Path, runs_dir: Path) -> None:
+    texts = write(tmp_path, "texts.jsonl", *[{"body": line * 3} for line in LINES])
+    rows = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist([{"body": line} for line in LINES]), rows)
+    found = invoke(runs_dir, "preview", str(rows), "--columns", "text=body", "--json")
+    assert [record["line"] for record in json.loads(found.stdout)] == [1, 2, 3]
+    checked = invoke(runs_dir, "check", f"{texts}:0.5", f"{rows}:0.5", "--columns", "text=body", "--json")
+    mixture = json.loads(checked.stdout)["mixture"]
+    assert [each["name"] for each in mixture] == [texts, str(rows)]
+    assert mixture[0]["epoch_tokens"] == mixture[1]["epoch_tokens"] == mixture[1]["tokens"] < mixture[0]["tokens"]
+    shown = invoke(runs_dir, "check", f"{texts}:0.5", f"{rows}:0.5", "--columns", "text=body")
+    assert "an epoch has: " in shown.stdout and "(50.0%)" in shown.stdout
+    assert "no field bodi" in refused(invoke(runs_dir, "check", texts, "--columns", "text=bodi")).what

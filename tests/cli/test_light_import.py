@@ -31,6 +31,8 @@ def test_importing_the_command_line_loads_nothing_heavy() -> None:
         ["pretrain", "--help"],
         ["runs", "list"],
         ["eval", "--help"],
+        ["import", "--help"],
+        ["export", "hf", "--help"],
         ["export", "onnx", "--help"],
         ["bench", "--help"],
         ["data", "--help"],

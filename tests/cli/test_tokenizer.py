@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 
 from mmcli.cli import run
 from mmcli.run import list_runs
@@ -200,7 +201,7 @@ def test_inspect_refuses(here: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("train", "inspect"):
+    for command in ("train", "inspect", "eval"):
         assert run(["tokenizer", command, "--help"]) == 0
         assert f"Example: mmcli tokenizer {command}" in " ".join(capsys.readouterr().out.split())
 
@@ -210,3 +211,58 @@ def test_nothing_heavy_is_imported_for_help() -> None:
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "typer" in modules
     assert not {"tokenizers", "jinja2", "numpy", "torch", "rich"} & set(modules)
+
+
+def test_eval_measures_two_tokenizers_on_the_same_text(
+    here: Path, trained: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["tokenizer", "train", "--data", "corpus.txt", "--vocab-size", "300", "--out", "small"]) == 0
+    capsys.readouterr()
+    held_out = ["The dog sat.", "今天天气很好，", 'not learned: "£5" 🙂']
+    (here / "held.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in [*held_out, "x\0"]))
+    small = Tokenizer.load(here / "small")
+    result = as_json(capsys, "eval", "held.jsonl", "--against", "small/tokenizer.json")
+    characters, size = sum(map(len, held_out)), sum(len(text.encode()) for text in held_out)
+    assert [result[name] for name in ("records", "rejected", "characters", "bytes")] == [3, 1, characters, size]
+    for facts, loaded, name in zip(
+        result["tokenizers"], (trained, small), ("newest", "small/tokenizer.json"), strict=True
+    ):
+        ids = [id for text in held_out for id in loaded.encode_text(text)]
+        assert facts == {
+            "tokenizer": name,
+            "vocab_size": loaded.vocab_size,
+            "tokens": len(ids),
+            "characters_per_token": characters / len(ids),
+            "bytes_per_token": size / len(ids),
+            "tokens_used": len(set(ids)),
+        }
+    assert run(["tokenizer", "eval", "held.jsonl", "--tokenizer", "small", "--against", "1"]) == 0
+    captured = capsys.readouterr()
+    assert "tokenizer  vocabulary  tokens  characters/token  bytes/token   used" in captured.out
+    assert f"{characters:,} characters, {size:,} bytes; " in captured.out
+    assert "fewer characters a token than 1" in captured.out
+    assert "held.jsonl:4" in captured.err
+
+
+def test_eval_takes_any_byte_level_tokenizer_and_any_data(
+    here: Path, trained: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    learner = tokenizers.ByteLevelBPETokenizer()
+    learner.train_from_iterator(LINES, vocab_size=320, show_progress=False)
+    learner.save("foreign.json")
+    (here / "chat.jsonl").write_text(json.dumps({"instruction": "The cat?", "output": "sat"}) + "\n")
+    found = as_json(capsys, "eval", "chat.jsonl", "corpus.txt", "--tokenizer", "foreign.json")
+    texts = ["The cat?", "sat", *LINES]
+    assert found["tokenizers"][0]["tokens"] == sum(len(learner.encode(text).ids) for text in texts)
+    assert found["characters"] == sum(map(len, texts))
+
+
+def test_eval_refuses_what_it_cannot_measure(
+    here: Path, trained: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "none.txt" in refused(capsys, "eval", "none.txt")
+    assert "has a weight" in refused(capsys, "eval", "corpus.txt:0.5")
+    assert "none.json" in refused(capsys, "eval", "corpus.txt", "--against", "none.json")
+    (here / "numbers.jsonl").write_text('{"text": "", "id": 5}\n')
+    assert "no text to measure on" in refused(capsys, "eval", "numbers.jsonl")
+    assert "has a weight" in refused(capsys, "train", "--data", "corpus.txt:0.5")

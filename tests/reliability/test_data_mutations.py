@@ -74,24 +74,28 @@ def tokenizer() -> Tokenizer:
     return train_tokenizer(["a text to learn from"], vocab_size=300)
 
 
-def test_two_thousand_mutated_lines(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_ten_thousand_mutated_lines(tmp_path: Path, tokenizer: Tokenizer) -> None:
     pick = random.Random(5)
-    lines = [mutated(json.dumps(VALUES[0], ensure_ascii=pick.random() < 0.5).encode(), pick) for _ in range(2000)]
+    lines = [mutated(json.dumps(VALUES[0], ensure_ascii=pick.random() < 0.5).encode(), pick) for _ in range(10_000)]
     good = b'{"text": "fine"}'
     path, quarantine = tmp_path / "a.jsonl", tmp_path / "rejected.jsonl"
     path.write_bytes(b"\n".join([good, *lines, good]) + b"\n")
     cache = TokenCache.build_or_open(tmp_path / "cache", open_sources([str(path)]), tokenizer, quarantine=quarantine)
     tally = cache.tally
     blank = sum(not line.decode("utf-8", "replace").strip() for line in lines)
-    assert tally.total == 2002 - blank
+    assert tally.total == 10_002 - blank
     assert tally.kept == len(cache)
-    assert tally.kept > 200
-    assert tally.rejected > 1000
+    assert tally.kept > 1000
+    assert tally.rejected > 5000
     assert sum(tally.reasons.values()) == tally.rejected
     entries = [json.loads(line) for line in quarantine.read_text().splitlines()]
     assert len(entries) == tally.rejected
+    places = {item.line for item in open_sources([str(path)]).records()}
+    assert places == {
+        number for number, line in enumerate([good, *lines, good], 1) if line.decode("utf-8", "replace").strip()
+    }
     assert max(Counter(entry["line"] for entry in entries).values()) == 1
-    assert all(entry["file"] == str(path) and entry["reason"] and 2 <= entry["line"] <= 2001 for entry in entries)
+    assert all(entry["file"] == str(path) and entry["reason"] and 2 <= entry["line"] <= 10_001 for entry in entries)
 
 
 @pytest.mark.parametrize("indent", [None, 1])

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mmcli.data.parts import split_weight
 from mmcli.errors import UserError
 from mmcli.run import ModelRef, Run, find_run
 
@@ -37,7 +38,7 @@ def old_text(parent: ModelRef) -> OldText:
 
 
 def _sources(config: dict[str, Any]) -> Iterator[str]:
-    yield from config["data"]["sources"]
+    yield from (split_weight(each)[0] for each in config["data"]["sources"])
     replay = config.get("replay", "none")
     yield from [] if replay == "none" else replay
 

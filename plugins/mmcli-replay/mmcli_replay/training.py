@@ -10,10 +10,9 @@ from torch import nn
 
 from mmcli.config import Layer, resolve
 from mmcli.data.config import DataConfig
-from mmcli.data.sources import open_sources
 from mmcli.stage import StageContext
 from mmcli.stages.samples import continuations
-from mmcli.stages.setup import Start, prepare_start
+from mmcli.stages.setup import Start, open_data, prepare_start
 from mmcli.stages.tokens import TokenRows, open_rows, token_task
 from mmcli.train.device import choose_placement, make_deterministic
 from mmcli.train.loop import StepBatch, Task, train
@@ -31,7 +30,7 @@ def run(config: ContinueConfig, context: StageContext) -> dict[str, Any]:
     """
     make_deterministic()
     placement = choose_placement(config.train.device, config.train.precision)
-    open_sources(config.data.sources)  # refuse what is not there before anything is made
+    open_data("text", config.data)  # refuse what is not there before anything is made
     start = prepare_start(None, config.data, config.train, context, placement.device)
     old_rows = _open_old(config, start, context)
     new_rows = open_rows("text", config.data, config.train, start.tokenizer, context)

@@ -252,3 +252,32 @@ def test_loser_of_two_builders_uses_the_winners_cache(data: Path, tokenizer: Tok
     cache = build(data, tokenizer, encode=race)
     assert inode(cache) == inode(built[0])
     assert [path.name for path in (data.parent / "cache").iterdir()] == [cache.key]
+
+
+def test_batches_that_are_encoded_ahead_keep_their_order(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [f"the fox {number} " + "jumps " * (number % 5) for number in range(50)]
+    values: list[Any] = [{"text": text} for text in texts]
+    values[20:20] = ["{", {"text": " "}]
+    path = jsonl(tmp_path / "a.jsonl", values)
+    whole = build(path, tokenizer)
+    monkeypatch.setattr("mmcli.data.cache.BATCH_RECORDS", 3)
+    (tmp_path / "again").mkdir()
+    small = build(jsonl(tmp_path / "again" / "a.jsonl", values), tokenizer)
+    assert small.folder != whole.folder
+    assert [small.ids(i).tolist() for i in range(len(small))] == [tokenizer.encode_document(text) for text in texts]
+    assert small.tally.reasons == whole.tally.reasons and small.text_bytes == whole.text_bytes
+    assert small.parts.tolist() == [50]
+
+
+def test_an_error_of_the_encoder_is_the_builders(
+    data: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(texts: Sequence[str]) -> list[list[int]]:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(tokenizer, "encode_texts", broken)
+    with pytest.raises(MemoryError, match="no room"):
+        build(data, tokenizer)
+    assert list((data.parent / "cache").iterdir()) == []

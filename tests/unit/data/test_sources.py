@@ -110,7 +110,7 @@ def test_file_that_is_not_what_its_ending_says(tmp_path: Path, ending: str) -> N
         ("program.py", "x = 1", "is of no known format"),
         ("noending", "x", "is of no known format"),
         ("*.txt", None, "matches no file"),
-        ("hf:someone/data", None, "are not read yet"),
+        ("hf:someone", None, "names no data set"),
     ],
 )
 def test_names_that_give_no_data(tmp_path: Path, name: str, content: str | None, says: str) -> None:

@@ -137,7 +137,7 @@ def test_elements_do_not_depend_on_the_chunks() -> None:
 
 def test_too_long_lines_and_elements_are_not_held(read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mmcli.data.structured, "MAX_LINE", 100)
-    monkeypatch.setattr("mmcli.data.sources.MAX_LINE", 100)
+    monkeypatch.setattr("mmcli.data.files.MAX_LINE", 100)
     long, short = {"text": "x" * 1000}, {"text": "y"}
     content = "".join(json.dumps(row) + "\n" for row in (short, long, short))
     records, rejected = both(read(content, "a.jsonl"))
