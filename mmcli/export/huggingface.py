@@ -84,7 +84,7 @@ def export_huggingface(source: Path, out: Path, *, dtype: HfDtype | None = None,
         save_model(beside, model, config, tokenizer, extra={"Exported by": "mmcli export hf"})
         generation = source / GENERATION
         settings = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {}
-        keep_generation(beside, tokenizer, settings)
+        keep_generation(beside, settings)
         if stage is not None:
             path = beside / "config.json"
             document = {**json.loads(path.read_text(encoding="utf-8")), "mmcli_stage": stage}

@@ -53,7 +53,9 @@ def save_model(
     tensors = disk_tensors(model.state_dict(), config, hf_config["model_type"])
     save_file({name: each.cpu() for name, each in tensors.items()}, folder / WEIGHTS, metadata={"format": "pt"})
     _write_json(folder / "config.json", hf_config)
-    generation = {f"{name}_token_id": ids[f"{name}_id"] for name in ("bos", "eos", "pad")}
+    generation: dict[str, Any] = {f"{name}_token_id": ids[f"{name}_id"] for name in ("bos", "eos", "pad")}
+    if len(tokenizer.definition.more_eos_ids) > 1:  # a model with several ends of a turn (Llama 3) keeps them all
+        generation["eos_token_id"] = list(tokenizer.definition.more_eos_ids)
     _write_json(
         folder / "generation_config.json", {key: value for key, value in generation.items() if value is not None}
     )

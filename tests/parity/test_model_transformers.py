@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -73,6 +74,8 @@ class Ids:
     """What `save_model` asks of a tokenizer."""
 
     bos_id, eos_id, pad_id = 0, 1, 1
+
+    definition = SimpleNamespace(more_eos_ids=())
 
     def save(self, folder: Path) -> None:
         (folder / "tokenizer.json").write_text("{}", encoding="utf-8")

@@ -95,20 +95,16 @@ def save_imported(folder: Path, found: Imported) -> None:
     """Write a model folder as mmcli's own are, with every id that ends a reply and the source's generation settings."""
     facts = {"Imported from": f"{found.source.name} ({found.kind})"}
     save_model(folder, found.model, found.model.config, found.tokenizer, extra=facts)
-    keep_generation(folder, found.tokenizer, found.generation)
+    keep_generation(folder, found.generation)
     if found.stage is not None:
         path = folder / "config.json"
         _write_json(path, {**_read_json(path), "mmcli_stage": found.stage})
 
 
-def keep_generation(folder: Path, tokenizer: Tokenizer, settings: Mapping[str, Any]) -> None:
+def keep_generation(folder: Path, settings: Mapping[str, Any]) -> None:
     """Bring what generation_config.json of the source said into that of `folder`; its own ids stand."""
     path = folder / GENERATION
-    document = {**settings, **_read_json(path)}
-    more = tokenizer.definition.more_eos_ids
-    if len(more) > 1:
-        document["eos_token_id"] = list(more)
-    _write_json(path, document)
+    _write_json(path, {**settings, **_read_json(path)})
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,6 +41,8 @@ class Ids:
     bos_id: int | None = 0
     eos_id: int | None = 2
     pad_id = 0
+
+    definition = SimpleNamespace(more_eos_ids=())
 
     def save(self, folder: Path) -> None:
         (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
