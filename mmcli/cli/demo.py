@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 app = typer.Typer(context_settings=HELP)
 LABEL = "demo"
 VOCAB_SIZE = 2048  # the corpus is small: more tokens would glue names to their neighbours
-STEPS = {"pretrain": 1600, "sft": 600, "dpo": 60}
+STEPS = {"pretrain": 1600, "sft": 800, "dpo": 60}
 OPENINGS = ("Once upon a time in ", "从前，在", "Monday, Tuesday, ")
 QUESTIONS = ("Who are you?", "How much is 7 plus 6?", "小梅住在哪里？")
 
@@ -137,7 +137,8 @@ def _write(model: ModelRef, prompts: Sequence[str], *, chat: bool) -> list[dict[
     from mmcli.text.tokenizer import Tokenizer
 
     engine, tokenizer = load_engine(model, _backend(model)), Tokenizer.load(model.path)
-    sampling = SamplingConfig(temperature=0.0, repetition_penalty=1.1)
+    # A small model's continuation runs in circles; an answer such as "7 + 7 = 14" has to repeat.
+    sampling = SamplingConfig(temperature=0.0, repetition_penalty=1.0 if chat else 1.1)
     said = []
     for prompt in prompts:
         talk = Conversation(engine, tokenizer, sampling=sampling, max_new_tokens=48, chat=chat)
