@@ -208,5 +208,6 @@ def _task(
         flops_per_token=training_flops(start.model, config.data.seq_len),
         save_model=lambda folder: save_into(folder, start, context),
         evaluate=evaluate if held_out is not None else None,
+        evaluation_tokens=held_out.rows.tokens if held_out is not None else 0,
         loss_name="dpo_loss",
     )

@@ -146,6 +146,7 @@ def token_task(
         flops_per_token=training_flops(start.model, rows.train.seq_len),
         save_model=lambda folder: save_into(folder, start, context),
         evaluate=evaluate if rows.val is not None else None,
+        evaluation_tokens=rows.val.tokens if rows.val is not None else 0,
         sample=sample,
     )
 

@@ -53,6 +53,7 @@ class Task:
     flops_per_token: float  # of training: forward and backward
     save_model: Callable[[Path], None]  # fills a folder with the model as others read it
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None
+    evaluation_tokens: int = 0  # that one evaluation reads
     sample: Callable[[nn.Module, int], list[tuple[str, str]]] | None = None  # (prompt, continuation)
     loss_name: str = "loss"  # the term that is shown
 
@@ -100,8 +101,8 @@ class _Training:
         self.progress = found
         self.report.note(f"resumed at step {found.step}")
 
-    def _probe(self) -> float:
-        """Seconds of one optimizer step, from forward and backward of one micro-batch; weights stay as they are."""
+    def _probe(self) -> tuple[float, int]:
+        """(seconds, tokens) of an optimizer step, from forward and backward of one micro-batch; weights stay."""
         batches = self.task.batches(self.model, self.progress.step)
         seconds = []
         for _ in range(3):
@@ -110,7 +111,8 @@ class _Training:
             self._wait()
             seconds.append(time.perf_counter() - started)
         self.optimizer.zero_grad(set_to_none=True)
-        return min(seconds[1:]) * sum(batch.tokens for batch in batches) / max(1, batches[0].tokens)
+        tokens = sum(batch.tokens for batch in batches)
+        return min(seconds[1:]) * tokens / max(1, batches[0].tokens), tokens
 
     def _wait(self) -> None:
         if self.task.placement.device.type == "cuda":

@@ -41,10 +41,11 @@ class Plan:
         return waited_seconds > (FIRST_CHECKPOINT_SECONDS if first else CHECKPOINT_SECONDS)
 
 
-def make_plan(task: Task, config: TrainConfig, context: StageContext, probe: Callable[[], float]) -> Plan:
-    """The plan of a training, said in one line; `probe` gives the seconds of one eager step."""
+def make_plan(task: Task, config: TrainConfig, context: StageContext, probe: Callable[[], tuple[float, int]]) -> Plan:
+    """The plan of a training, said in one line; `probe` gives the seconds and the tokens of one eager step."""
     run, report = context.run, context.report
-    step_seconds = float(run.choose("step_seconds", lambda: round(probe(), 4)))
+    measured = run.choose("measured", lambda: dict(zip(("step_seconds", "step_tokens"), probe(), strict=True)))
+    step_seconds, step_tokens = float(measured["step_seconds"]), int(measured["step_tokens"])
     steps = int(run.choose("steps", lambda: _choose_steps(task, config, step_seconds)))
     seconds = steps * step_seconds
     compiled = bool(run.choose("compile", lambda: _choose_compile(task, config, seconds, report)))
@@ -56,7 +57,7 @@ def make_plan(task: Task, config: TrainConfig, context: StageContext, probe: Cal
     return Plan(
         steps=steps,
         compile=compiled,
-        eval_every=config.eval_every or max(1, math.ceil(steps / 10)),
+        eval_every=int(run.choose("eval_every", lambda: _choose_eval_every(task, config, steps, step_tokens))),
         sample_every=config.sample_every or max(1, math.ceil(steps / 4)),
         checkpoint_every=config.checkpoint_every,
         budget_seconds=config.budget_seconds,
@@ -70,6 +71,14 @@ def _choose_steps(task: Task, config: TrainConfig, step_seconds: float) -> int:
     # A twentieth of the budget is left for validation and saving.
     fitting = max(1, int(0.95 * config.budget_seconds / step_seconds))
     return min(fitting, wanted) if config.steps is not None else fitting
+
+
+def _choose_eval_every(task: Task, config: TrainConfig, steps: int, step_tokens: int) -> int:
+    """Ten validations in all, fewer where they would take more than a tenth of the time (a forward pass is a third)."""
+    if config.eval_every is not None:
+        return config.eval_every
+    fitting = 0.1 * steps * step_tokens / max(1.0, task.evaluation_tokens / 3.0)
+    return max(1, math.ceil(steps / max(1.0, min(10.0, fitting))))
 
 
 def _choose_compile(task: Task, config: TrainConfig, seconds: float, report: Reporter) -> bool:

@@ -56,7 +56,8 @@ def mixed(new: Task, old: Task) -> Task:
         return values
 
     held_out = new.evaluate is not None or old.evaluate is not None
-    return replace(new, batches=batches, evaluate=evaluate if held_out else None)
+    tokens = new.evaluation_tokens + old.evaluation_tokens
+    return replace(new, batches=batches, evaluate=evaluate if held_out else None, evaluation_tokens=tokens)
 
 
 def _open_old(config: ContinueConfig, start: Start, context: StageContext) -> TokenRows:

@@ -117,5 +117,5 @@ def test_a_budget_sets_the_steps(tmp_path: Path) -> None:
     where = context(tmp_path)
     totals = train(task(12), OptimConfig(), TrainConfig(budget="1s"), where)
     chosen = where.run.read_config("resolved.toml")
-    assert chosen["steps"] == pytest.approx(0.95 / chosen["step_seconds"], abs=1)
+    assert chosen["steps"] == pytest.approx(0.95 / chosen["measured"]["step_seconds"], abs=1)
     assert totals["steps_done"] <= chosen["steps"]
