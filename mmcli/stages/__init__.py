@@ -70,7 +70,7 @@ SFT = Stage(
 class DpoOptim(OptimConfig):
     """AdamW for small corrections."""
 
-    lr: float = option(1e-5, "peak learning rate", flag="--lr")
+    lr: float = option(5e-6, "peak learning rate", flag="--lr")
     weight_decay: float = option(0.0, "decoupled decay of matrices (not of norms and biases)")
 
 
