@@ -91,7 +91,7 @@ def test_help_and_other_commands_work_and_load_no_plugin(site: Any, tmp_path: Pa
     assert "p-taker" not in shown.stdout
     other = site.mmcli("config", "show", "pretrain", "--json", LOADED=str(log))
     assert other.returncode == 0, other.stderr
-    assert json.loads(other.stdout)["config"]["model"]["dim"] == 192
+    assert json.loads(other.stdout)["config"]["model"]["dim"] == 128  # of tiny
     assert not log.exists()
 
 

@@ -31,7 +31,7 @@ def folder(real: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     common = ["pretrain", "--data", str(folder / "text.txt"), "--seq-len", "64", "--batch-size", "4"]
     common += ["--runs-dir", str(folder / "runs")]
     for argv in (
-        ["--steps", "8", *settings(TINY)],
+        ["--steps", "8", "--lr", "2e-3", *settings(TINY)],
         ["--steps", "6", "--from", "1", "--lr", "1e-2", "--name", "lora", *LORA, *settings(OFTEN)],
     ):
         done = real.mmcli_here(*common, *argv)
