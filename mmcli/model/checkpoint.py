@@ -78,9 +78,10 @@ def load_model(folder: Path, *, device: torch.device | str = "cpu", dtype: torch
     with ExitStack() as stack:
         files = _open_weights(folder, stack)
         _drop_tied_head(folder, files, config, model_type)
-        _check_shapes(
-            folder, wanted, {name: torch.Size(file.get_slice(name).get_shape()) for name, file in files.items()}
-        )
+        misfits = describe_misfits(wanted, {name: file.get_slice(name).get_shape() for name, file in files.items()})
+        if misfits:
+            what = f"the weights of {folder} do not fit its config.json; {misfits}"
+            raise UserError(what, "restore the folder: its two files are of different models")
         state: dict[str, Tensor] = {}
         for stored in layout(skeleton, config, model_type):
             parts = [files[name].get_tensor(name).to(device, dtype, copy=True) for name in stored.disk]
@@ -130,14 +131,15 @@ def _drop_tied_head(folder: Path, files: dict[str, Any], config: ModelConfig, mo
     del files[head]
 
 
-def _check_shapes(folder: Path, wanted: Mapping[str, torch.Size], found: Mapping[str, torch.Size]) -> None:
+def describe_misfits(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> str:
+    """What is missing, unexpected or of another shape among the tensors `found`, by name; empty if all fit."""
     problems = {
         "missing": [name for name in wanted if name not in found],
         "unexpected": [name for name in found if name not in wanted],
         "of another shape": [
             f"{name} {list(found[name])} instead of {list(shape)}"
             for name, shape in wanted.items()
-            if name in found and found[name] != shape
+            if name in found and tuple(found[name]) != tuple(shape)
         ],
     }
     lines = []
@@ -145,9 +147,7 @@ def _check_shapes(folder: Path, wanted: Mapping[str, torch.Size], found: Mapping
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
         if names:
             lines.append(f"{problem}: {', '.join(names[:SHOWN])}{more}")
-    if lines:
-        what = f"the weights of {folder} do not fit its config.json; {'; '.join(lines)}"
-        raise UserError(what, "restore the folder: its two files are of different models")
+    return "; ".join(lines)
 
 
 def _write_json(path: Path, document: Mapping[str, Any]) -> None:

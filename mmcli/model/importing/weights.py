@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mmcli.errors import UserError
-from mmcli.model.checkpoint import SHOWN, disk_tensors
+from mmcli.model.checkpoint import SHOWN, describe_misfits, disk_tensors
 from mmcli.model.config import ModelConfig
 from mmcli.model.hf_names import layout, to_memory
 from mmcli.model.transformer import Transformer
@@ -188,7 +188,10 @@ def build_model(weights: Weights, config: ModelConfig, model_type: str) -> Trans
     skeleton = model.state_dict()
     weights = _drop_tied_head(weights, config, model_type)
     wanted = {name: tuple(each.shape) for name, each in disk_tensors(skeleton, config, model_type).items()}
-    _refuse_misfits(weights, wanted)
+    misfits = describe_misfits(wanted, {name: entry.shape for name, entry in weights.entries.items()})
+    if misfits:
+        what = f"the tensors of {weights.where} do not fit the model that it describes; {misfits}"
+        raise UserError(what, "the model has parts that mmcli does not know, or its files are of different models")
     dtype = weights.dtype()
     state: dict[str, Tensor] = {}
     for stored in layout(skeleton, config, model_type):
@@ -207,24 +210,3 @@ def _drop_tied_head(weights: Weights, config: ModelConfig, model_type: str) -> W
         what = f"{weights.where}: {HEAD} differs from {embedding}, but the two are said to be one (tied)"
         raise UserError(what, "set tie_word_embeddings to false in config.json")
     return weights.without([HEAD])
-
-
-def _refuse_misfits(weights: Weights, wanted: dict[str, tuple[int, ...]]) -> None:
-    found = {name: entry.shape for name, entry in weights.entries.items()}
-    problems = {
-        "missing": [name for name in wanted if name not in found],
-        "unexpected": [name for name in found if name not in wanted],
-        "of another shape": [
-            f"{name} {list(found[name])} instead of {list(shape)}"
-            for name, shape in wanted.items()
-            if found.get(name, shape) != shape
-        ],
-    }
-    lines = []
-    for problem, names in problems.items():
-        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        if names:
-            lines.append(f"{problem}: {', '.join(names[:SHOWN])}{more}")
-    if lines:
-        what = f"the tensors of {weights.where} do not fit the model that it describes; {'; '.join(lines)}"
-        raise UserError(what, "the model has parts that mmcli does not know, or its files are of different models")
