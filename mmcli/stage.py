@@ -105,6 +105,9 @@ class Reporter(Protocol):
     def sample(self, prompt: str, text: str) -> None:
         """A text that the model wrote during training."""
 
+    def close(self) -> None:
+        """End a line that is still being redrawn: what follows is printed below it."""
+
 
 class Silent:
     """A reporter that says nothing."""
@@ -114,6 +117,7 @@ class Silent:
     def progress(self, task: str, done: float, total: float | None, unit: str) -> None: ...
     def step(self, values: Mapping[str, Any]) -> None: ...
     def sample(self, prompt: str, text: str) -> None: ...
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)

@@ -143,6 +143,9 @@ class PlainReporter:
     def sample(self, prompt: str, text: str) -> None:
         self._line(f"sample: {one_line(prompt + text)}")
 
+    def close(self) -> None:
+        """Nothing: every line is whole."""
+
 
 def one_line(text: str, width: int = 200) -> str:
     """A text on one line, cut after `width` characters."""

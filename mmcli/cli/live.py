@@ -27,17 +27,18 @@ class LiveReporter:
         else:
             self._live.update(text)
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """End the live line."""
         if self._live is not None:
             self._live.stop()
             self._live = None
 
     def note(self, text: str) -> None:
-        self._close()
+        self.close()
         self._console.print(text, markup=False)
 
     def warn(self, text: str) -> None:
-        self._close()
+        self.close()
         self._console.print(Text.assemble(("warning: ", "yellow"), text))
 
     def progress(self, task: str, done: float, total: float | None, unit: str) -> None:
@@ -48,17 +49,17 @@ class LiveReporter:
         filled = round(share * 24)
         self._show(f"{task}  {'━' * filled}{'─' * (24 - filled)}  {share:4.0%}  {amount(done)}/{amount(total)} {unit}")
         if done >= total:
-            self._close()
+            self.close()
 
     def step(self, values: Mapping[str, Any]) -> None:
         final = values.get("step") == values.get("steps")
         if values.get("val_loss") is not None or final:
-            self._close()
+            self.close()
             self._console.print(step_line(values), markup=False, no_wrap=True, overflow="ellipsis")
         else:
             self._show(step_line(values))
 
     def sample(self, prompt: str, text: str) -> None:
-        self._close()
+        self.close()
         shown = one_line(prompt + text, 400)
         self._console.print(Text.assemble(("sample: ", "dim"), shown))

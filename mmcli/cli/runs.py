@@ -21,8 +21,8 @@ def _row(run: Any) -> dict[str, Any]:
         "stage": run.stage,
         "state": info["state"],
         "steps": info.get("steps_done"),
-        "loss": last.get("loss"),
-        "val_loss": last.get("val_loss"),
+        "loss": last.get("loss", last.get("dpo_loss")),
+        "val_loss": last.get("val_loss", last.get("val_dpo_loss")),
         "started": info.get("started"),
         "has_model": (run.model / "config.json").is_file(),
     }

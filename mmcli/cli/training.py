@@ -147,6 +147,8 @@ def _work(stage: Stage, resolved: Resolved[Any], run: Run, *, resume: bool, json
             state = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
             run.update(state=state, reason=reason)
         raise
+    finally:
+        report.close()
     run.update(**{"state": "finished", **result})
     if json:
         print_json({"run": run.name, "path": str(run.path), **run.info()})
