@@ -8,28 +8,26 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from torch import nn
 
 from mmcli.data.batches import Batches
 from mmcli.data.cache import TokenCache
 from mmcli.data.packing import Rows
 from mmcli.data.pairs import make_pair_batch, pair_lengths, pair_rows
-from mmcli.data.selection import Selection, split_documents
 from mmcli.errors import UserError
 from mmcli.model.checkpoint import load_model
 from mmcli.model.config import ModelConfig
 from mmcli.model.transformer import Transformer
-from mmcli.run import find_model
+from mmcli.run import find_model, write_atomic
 from mmcli.stage import StageContext
 from mmcli.stages import DpoConfig
 from mmcli.stages.setup import Start, choose_micro_batch, open_data, prepare_start, save_into
-from mmcli.stages.tokens import open_cache
+from mmcli.stages.tokens import open_parts
 from mmcli.text.tokenizer import Tokenizer
 from mmcli.train.adapters import training_flops
 from mmcli.train.device import Placement, choose_placement, make_deterministic
@@ -45,7 +43,7 @@ class Pairs:
 
     cache: TokenCache
     rows: Rows
-    reference_N2: np.ndarray  # float32, filled by `fill_reference`
+    reference_N2: np.ndarray  # float32, filled by `fill`
 
     @classmethod
     def of(cls, cache: TokenCache, rows: Rows) -> Pairs:
@@ -53,14 +51,25 @@ class Pairs:
 
     def micro_batches(self, which: np.ndarray, size: int, config: ModelConfig, device: torch.device) -> list[PairBatch]:
         """These pairs, `size` at once, pairs of like length together."""
+        return [self._batch(part, config, device) for part in self.parts(which, size)]
+
+    def parts(self, which: np.ndarray, size: int) -> list[np.ndarray]:
+        """The numbers of these pairs in the micro-batches in which they are met."""
         which = which[np.argsort(pair_lengths(self.rows)[which], kind="stable")]
-        parts = [which[first : first + size] for first in range(0, len(which), size)]
-        return [
-            PairBatch.from_batch(
-                make_pair_batch(self.cache, self.rows, part), torch.from_numpy(self.reference_N2[part]), config, device
-            )
-            for part in parts
-        ]
+        return [which[first : first + size] for first in range(0, len(which), size)]
+
+    def _batch(self, part: np.ndarray, config: ModelConfig, device: torch.device) -> PairBatch:
+        rows = make_pair_batch(self.cache, self.rows, part)
+        return PairBatch.from_batch(rows, torch.from_numpy(self.reference_N2[part]), config, device)
+
+    @torch.no_grad()
+    def fill(self, which: np.ndarray, size: int, model: Transformer, placement: Placement) -> None:
+        """Compute the reference of these pairs with `model`, in the very micro-batches in which training meets them."""
+        model.eval()
+        for part in self.parts(which, size):
+            with placement.autocast():
+                logps_P2, _ = sequence_logps(model, self._batch(part, model.config, placement.device))
+            self.reference_N2[part] = logps_P2.float().cpu().numpy()
 
 
 def run(config: DpoConfig, context: StageContext) -> dict[str, Any]:
@@ -88,16 +97,7 @@ def run(config: DpoConfig, context: StageContext) -> dict[str, Any]:
 def _open_pairs(config: DpoConfig, tokenizer: Tokenizer, context: StageContext) -> tuple[Pairs, Pairs | None]:
     """The pairs to train on, and those held out."""
     data = config.data
-    cache = open_cache("preference", data.sources, data, tokenizer, context)
-    if data.val is not None:
-        val_cache = open_cache("preference", data.val, data, tokenizer, context, part="val")
-        kept = Selection.whole(cache).mixed(cache, config.train.seed)
-        held = Selection.whole(val_cache).mixed(val_cache, config.train.seed)
-    else:
-        val_cache = cache
-        kept, held = split_documents(cache, data.val_fraction, config.train.seed, max_tokens=data.val_tokens)
-    if line := kept.describe_mixture(cache):
-        context.report.note(line)
+    cache, kept, val_cache, held = open_parts("preference", data, config.train.seed, tokenizer, context)
     rows = pair_rows(cache, kept, data.seq_len)
     val = pair_rows(val_cache, held, data.seq_len) if len(held) else None
     line = f"{len(rows):,} pairs"
@@ -147,29 +147,10 @@ def _prepare_reference(
         chosen.append((held_out, np.arange(len(held_out.rows))))
     with start.adapter.reference(start.model) if start.adapter is not None else contextlib.nullcontext():
         for part, which in chosen:
-            _fill(part, which, model, micro_batch, placement)
+            part.fill(which, micro_batch, model, placement)
             done += len(which)
             context.report.progress("reference", done, total, "pairs")
-    _write(path, {name: part.reference_N2 for name, part in parts.items()})
-
-
-def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    beside = path.with_name("." + path.name)
-    save_file(arrays, beside)
-    beside.rename(path)
-
-
-@torch.no_grad()
-def _fill(part: Pairs, which: np.ndarray, model: Transformer, micro_batch: int, placement: Placement) -> None:
-    """Compute the reference of the pairs `which`, in the very micro-batches in which training meets them."""
-    model.eval()
-    ordered = which[np.argsort(pair_lengths(part.rows)[which], kind="stable")]
-    at = 0
-    for batch in part.micro_batches(which, micro_batch, model.config, placement.device):
-        with placement.autocast():
-            logps_P2, _ = sequence_logps(model, batch)
-        part.reference_N2[ordered[at : at + len(logps_P2)]] = logps_P2.float().cpu().numpy()
-        at += len(logps_P2)
+    write_atomic(path, save({name: part.reference_N2 for name, part in parts.items()}))
 
 
 def _task(

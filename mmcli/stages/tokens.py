@@ -71,6 +71,26 @@ def open_cache(
     return cache
 
 
+def open_parts(
+    kind: Kind, data: DataConfig, seed: int, tokenizer: Tokenizer, context: StageContext, part: str = "", **options: Any
+) -> tuple[TokenCache, Selection, TokenCache, Selection]:
+    """(cache, what is trained on, cache, what is held out): the files of `--val`, or a part of the data.
+
+    Raises:
+        UserError: the data cannot be used (see `open_cache`).
+    """
+    cache = open_cache(kind, data.sources, data, tokenizer, context, part=part, **options)
+    if data.val is not None:
+        val_cache = open_cache(kind, data.val, data, tokenizer, context, part=f"{part}val", **options)
+        kept, held = Selection.whole(cache).mixed(cache, seed), Selection.whole(val_cache).mixed(val_cache, seed)
+    else:
+        val_cache = cache
+        kept, held = split_documents(cache, data.val_fraction, seed, max_tokens=data.val_tokens)
+    if line := kept.describe_mixture(cache):
+        context.report.note(line)
+    return cache, kept, val_cache, held
+
+
 def open_rows(
     kind: Kind,
     data: DataConfig,
@@ -86,16 +106,7 @@ def open_rows(
     Raises:
         UserError: the data cannot be used (see `open_cache`), or nothing is left to train on.
     """
-    cache = open_cache(kind, data.sources, data, tokenizer, context, part=part, **options)
-    if data.val is not None:
-        val_cache = open_cache(kind, data.val, data, tokenizer, context, part=f"{part}val", **options)
-        kept = Selection.whole(cache).mixed(cache, train.seed)
-        held = Selection.whole(val_cache).mixed(val_cache, train.seed)
-    else:
-        val_cache = cache
-        kept, held = split_documents(cache, data.val_fraction, train.seed, max_tokens=data.val_tokens)
-    if line := kept.describe_mixture(cache):
-        context.report.note(line)
+    cache, kept, val_cache, held = open_parts(kind, data, train.seed, tokenizer, context, part, **options)
     rows = pack_cache(cache, data.seq_len, selection=kept, seed=train.seed)
     val = pack_cache(val_cache, data.seq_len, selection=held, seed=train.seed) if len(held) else None
     context.report.note(rows.describe() + (f"; held out: {held.tokens:,} tokens" if val else ""))
