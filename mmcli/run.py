@@ -273,6 +273,18 @@ def find_model(ref: str, runs_dir: Path) -> ModelRef:
     return ModelRef(run.model, run)
 
 
+def find_language_model(ref: str, runs_dir: Path) -> ModelRef:
+    """The model a person named (see `find_model`), which must be more than a tokenizer.
+
+    Raises:
+        UserError: there is none, or it is a tokenizer.
+    """
+    found = find_model(ref, runs_dir)
+    if not (found.path / "config.json").is_file():
+        raise UserError(f"{found.label} is a tokenizer without a model", "train one: mmcli pretrain")
+    return found
+
+
 def _how_to_get(stage: str) -> str:
     return "train one: mmcli tokenizer train" if stage == "tokenizer" else f"train one: mmcli {stage or 'pretrain'}"
 

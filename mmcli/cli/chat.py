@@ -58,7 +58,7 @@ def chat(
     """
     from mmcli.cli.console import err, interactive, print_json
     from mmcli.generate.sampler import SamplingConfig
-    from mmcli.run import find_model
+    from mmcli.run import find_language_model
 
     sampling = SamplingConfig(
         temperature=temperature,
@@ -74,7 +74,7 @@ def chat(
     text = None if at_keyboard else _one_prompt(prompt)
     if json and text is None:
         raise UserError("--json answers one prompt, and there is none", "give --prompt TEXT, or pipe a text in")
-    found = find_model(model, runs_dir)
+    found = find_language_model(model, runs_dir)
     loading = err().status(f"loading {found.label}") if interactive() else contextlib.nullcontext()
     with loading:
         tokenizer, engine = _load(found, backend, device)
@@ -135,8 +135,6 @@ def _load(found: ModelRef, backend: str, device: str) -> tuple[Tokenizer, Engine
     from mmcli.export.backend import load_engine
     from mmcli.text.tokenizer import Tokenizer
 
-    if not (found.path / "config.json").is_file():
-        raise UserError(f"{found.label} is a tokenizer without a model", "train one: mmcli pretrain")
     tokenizer = Tokenizer.load(found.path)
     engine = load_engine(found, backend, device=device, report=reporter())
     if tokenizer.vocab_size > engine.vocab_size:

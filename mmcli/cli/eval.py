@@ -48,7 +48,7 @@ def evaluate(
     Example: mmcli eval latest:sft --limit 20 --show 3; mmcli eval 7 --data held-out.jsonl
     """
     from mmcli.cli.console import reporter
-    from mmcli.run import find_model
+    from mmcli.run import find_language_model
 
     if data is None:
         if seq_len is not None:
@@ -59,9 +59,7 @@ def evaluate(
                 raise UserError(f"--{name} is for questions, --data for the loss of a text", "give one of the two")
         if backend != "torch":
             raise UserError(f"--backend {backend} answers questions; the loss of a text is torch's", "leave it out")
-    found = find_model(model, runs_dir)
-    if not (found.path / "config.json").is_file():
-        raise UserError(f"{found.label} is a tokenizer without a model", "train one: mmcli pretrain")
+    found = find_language_model(model, runs_dir)
     facts = {"model": found.label, "backend": backend}
     report = reporter()
     if data is None:

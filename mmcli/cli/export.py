@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from mmcli.cli.options import HELP, AsJson, RunsDir
-from mmcli.errors import UserError
 
 if TYPE_CHECKING:
     from mmcli.export.onnx_export import Export
@@ -38,11 +37,9 @@ def onnx(
     """
     from mmcli.cli.console import print_json, reporter
     from mmcli.export.place import default_folder
-    from mmcli.run import find_model
+    from mmcli.run import find_language_model
 
-    found = find_model(model, runs_dir)
-    if not (found.path / "config.json").is_file():
-        raise UserError(f"{found.label} is a tokenizer without a model", "train one: mmcli pretrain")
+    found = find_language_model(model, runs_dir)
     folder = out if out is not None else default_folder(found, dtype)
     report = reporter()
     report.note(f"exporting {found.label} to {folder}")
@@ -72,11 +69,9 @@ def huggingface(
     import dataclasses
 
     from mmcli.cli.console import print_json, reporter
-    from mmcli.run import find_model
+    from mmcli.run import find_language_model
 
-    found = find_model(model, runs_dir)
-    if not (found.path / "config.json").is_file():
-        raise UserError(f"{found.label} is a tokenizer without a model", "train one: mmcli pretrain")
+    found = find_language_model(model, runs_dir)
     place = (found.run.path / "export" if found.run else found.path) / (f"hf-{dtype}" if dtype else "hf")
     folder = out if out is not None else place
     report = reporter()
