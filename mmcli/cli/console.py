@@ -91,10 +91,12 @@ def step_line(values: Mapping[str, Any]) -> str:
         parts.append(f"bpb {values['val_bits_per_byte']:.3f}")
     if values.get("tokens_per_second"):
         parts.append(f"{amount(values['tokens_per_second'])} tok/s")
-    if values.get("mfu"):
+    load = values.get("expert_load")
+    if load and values.get("val_loss") is None:
+        spread = f"experts {min(load) * 100:.0f}-{max(load):.0%}"
+        parts.append(f"{spread} H{values['expert_entropy']:.2f} drop {values['expert_dropped']:.2g}")
+    elif values.get("mfu"):
         parts.append(f"mfu {values['mfu']:.0%}")
-    if values.get("expert_load"):
-        parts.append("experts " + "/".join(f"{share:.0%}"[:-1] for share in values["expert_load"]))
     if values.get("eta_seconds") is not None:
         parts.append(f"eta {duration(values['eta_seconds'])}")
     return "  ".join(parts)

@@ -13,7 +13,7 @@ from mmcli.data.batches import Batch
 from mmcli.errors import UserError
 from mmcli.generate.bench import check_repeats, peak_memory_bytes
 from mmcli.model.transformer import Transformer
-from mmcli.train.device import Placement
+from mmcli.train.device import Placement, keep_freed_memory
 from mmcli.train.lm import TokenBatch, language_model_loss
 
 
@@ -43,6 +43,7 @@ def bench_train(
     if batch_size < 1 or not 2 <= seq_len <= longest:
         what = f"{batch_size} rows of {seq_len} tokens for a model with a context of {longest:,}"
         raise UserError(what, f"give 1 row or more, of 2 up to {longest} tokens")
+    keep_freed_memory()
     model = model.to(placement.device).train()
     tokens = TokenBatch.from_batch(
         _random_rows(model.config.vocab_size, batch_size, seq_len), model.config, placement.device

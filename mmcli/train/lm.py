@@ -58,6 +58,8 @@ def language_model_loss(model: Any, batch: TokenBatch, config: ModelConfig) -> L
         entropy = -(share_LE * share_LE.clamp(min=1e-9).log()).sum(dim=1).mean() / math.log(share_LE.shape[1])
         metrics["expert_load"] = Term(share_LE.mean(dim=0) * batch.tokens, batch.tokens)
         metrics["expert_entropy"] = Term(entropy * batch.tokens, batch.tokens)  # 1: perfectly even
+        chosen = batch.tokens * config.num_experts_per_tok * stats.load_LE.shape[0]
+        metrics["expert_dropped"] = Term((chosen - stats.load_LE.sum()) * (batch.tokens / chosen), batch.tokens)
     return LossOutput(terms, metrics)
 
 

@@ -21,7 +21,7 @@ from mmcli.run import atomic_folder
 from mmcli.stage import LossOutput, StageContext, Term
 from mmcli.train.checkpoint import Progress, load_newest, save_checkpoint
 from mmcli.train.config import OptimConfig, TrainConfig
-from mmcli.train.device import Placement, measure_peak_flops, seed_step
+from mmcli.train.device import Placement, keep_freed_memory, measure_peak_flops, seed_step
 from mmcli.train.metrics import MetricsFile
 from mmcli.train.optim import build_optimizer
 from mmcli.train.plan import Plan, make_plan
@@ -81,6 +81,7 @@ class _Training:
         self.saved_at: int | None = None
 
     def run(self) -> dict[str, Any]:
+        keep_freed_memory()
         if self.context.resume:
             self._load()
         plan = make_plan(self.task, self.config, self.context, self._probe)

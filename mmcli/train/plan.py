@@ -49,7 +49,7 @@ def make_plan(task: Task, config: TrainConfig, context: StageContext, probe: Cal
     steps = int(run.choose("steps", lambda: _choose_steps(task, config, step_seconds)))
     seconds = steps * step_seconds
     compiled = bool(run.choose("compile", lambda: _choose_compile(task, config, seconds, report)))
-    _compare_machine(context)
+    _compare_machine(task, context)
     epochs = steps / task.steps_per_epoch
     report.note(f"{steps:,} steps ({epochs:.2g} epochs), about {_words(seconds)}" + (", compiled" if compiled else ""))
     if seconds > LONG_SECONDS and config.budget is None:
@@ -92,9 +92,13 @@ def _choose_compile(task: Task, config: TrainConfig, seconds: float, report: Rep
     return True
 
 
-def _compare_machine(context: StageContext) -> None:
+def _compare_machine(task: Task, context: StageContext) -> None:
     """Say where a resumed run cannot be bit-exact."""
-    now = {"threads": str(torch.get_num_threads()), "torch": torch.__version__}
+    now = {
+        "threads": str(torch.get_num_threads()),
+        "torch": torch.__version__,
+        "precision": task.placement.precision,
+    }
     for key, value in now.items():
         before = context.run.choose(key, functools.partial(str, value))
         if before != value:

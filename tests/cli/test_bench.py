@@ -97,7 +97,7 @@ def test_the_figures_are_what_the_clock_says(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_train_of_a_preset_and_of_a_model(runs: str) -> None:
-    shape = ["--batch-size", "2", "--seq-len", "16", "--repeats", "1", "--device", "cpu"]
+    shape = ["--batch-size", "2", "--seq-len", "16", "--repeats", "1", "--device", "cpu", "--precision", "fp32"]
     result = measured("train", "--preset", "tiny", *shape)
     assert (result["model"], result["precision"], result["batch_size"], result["seq_len"]) == ("tiny", "fp32", 2, 16)
     assert result["loss"] == pytest.approx(math.log(6400), abs=0.5)

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from mmcli.cli.console import step_line
+from mmcli.data.batches import Batch
+from mmcli.model.config import ModelConfig
+from mmcli.model.transformer import Transformer
+from mmcli.train.lm import TokenBatch, language_model_loss
+
+CONFIG = ModelConfig(dim=16, hidden_dim=24, n_heads=2, n_kv_heads=1, n_layers=2, vocab_size=32, use_moe=True)
+
+
+def padded_batch() -> TokenBatch:
+    ids = np.random.default_rng(0).integers(0, 32, (2, 12))
+    labels, segments = ids.copy(), np.zeros_like(ids)
+    labels[1, 5:], segments[1, 5:] = -100, -1
+    positions = np.tile(np.arange(12), (2, 1))
+    return TokenBatch.from_batch(Batch(ids, labels, positions, segments), CONFIG, torch.device("cpu"))
+
+
+def test_what_the_routers_did_is_counted_over_real_tokens() -> None:
+    model, batch = Transformer(CONFIG), padded_batch()
+    _, stats = model(batch.ids_BT, batch.ctx)
+    assert stats is not None and stats.load_LE.sum(dim=1).tolist() == [17 * 2, 17 * 2]
+    metrics = {name: term.sum / term.count for name, term in language_model_loss(model, batch, CONFIG).metrics.items()}
+    share_LE = stats.load_LE / 34
+    entropy = -(share_LE * share_LE.clamp(min=1e-9).log()).sum(dim=1).mean() / math.log(4)
+    torch.testing.assert_close(metrics["expert_load"], share_LE.mean(dim=0))
+    torch.testing.assert_close(metrics["expert_entropy"], entropy)
+    assert float(metrics["expert_dropped"]) == 0.0
+
+
+def test_choices_that_no_expert_computed_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mmcli.model import moe
+
+    computed = moe.balance_loss
+
+    def lossy(*arguments: object) -> tuple[torch.Tensor, torch.Tensor]:
+        balance, load_E = computed(*arguments)  # type: ignore[arg-type]  # whatever it takes
+        return balance, load_E // 2
+
+    monkeypatch.setattr(moe, "balance_loss", lossy)
+    term = language_model_loss(Transformer(CONFIG), padded_batch(), CONFIG).metrics["expert_dropped"]
+    assert 0.5 <= float(term.sum / term.count) < 0.6
+
+
+def test_the_line_of_a_step_with_many_experts_fits() -> None:
+    values = {"step": 31_000, "steps": 80_000, "loss": 1.853, "tokens_per_second": 9_999.0, "mfu": 0.45}
+    routers = {"expert_load": [1 / 64] * 64, "expert_entropy": 1.0, "expert_dropped": 0.0}
+    line = step_line({**values, **routers, "eta_seconds": 86_000.0})
+    assert "experts 2-2% H1.00 drop 0" in line and len(line) <= 80
