@@ -40,7 +40,7 @@ class ModelConfig:
     norm: Literal["rmsnorm", "layernorm"] = option("rmsnorm", "kind of norm")
     position: Literal["rope", "learned"] = option("rope", "rotary, or a learned position table (GPT-2)")
     rotary_fraction: float = option(1.0, "share of a head that is rotated (Phi: 0.5)")
-    rope_scaling: Literal["none", "linear", "yarn"] = option("none", "how rotary is stretched past its trained length")
+    rope_scaling: Literal["none", "linear", "yarn", "llama3"] = option("none", "how rotary is stretched")
     rope_factor: float = option(1.0, "how far rotary is stretched")
     rope_original_seq_len: int | None = option(None, 'context before stretching; "none": max_seq_len / rope_factor')
     sliding_window: int | None = option(None, 'a token sees this many tokens, itself included; "none": all')
@@ -88,7 +88,7 @@ class ModelConfig:
             raise ConfigError("rotary_fraction", what, "give a share such as 0.5, at most 1")
         if self.rope_factor != 1.0 and self.rope_scaling == "none":
             what = f"model.rope_factor = {self.rope_factor} without rope_scaling changes nothing"
-            raise ConfigError("rope_factor", what, 'set model.rope_scaling to "linear" or "yarn"')
+            raise ConfigError("rope_factor", what, 'set model.rope_scaling to "linear", "yarn" or "llama3"')
         if self.use_moe and self.bias:
             what = "model.bias = true with model.use_moe = true: experts have no biases"
             raise ConfigError("bias", what, "set one of them to false")
@@ -102,6 +102,11 @@ class ModelConfig:
     def rotary_dim(self) -> int:
         """Features of a head that are rotated."""
         return int(self.d_head * self.rotary_fraction)
+
+    @property
+    def original_seq_len(self) -> int:
+        """The context in tokens that the model was trained on before rotary was stretched."""
+        return self.rope_original_seq_len or int(self.max_seq_len / self.rope_factor)
 
     @property
     def gated(self) -> bool:

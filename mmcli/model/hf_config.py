@@ -36,6 +36,8 @@ DROPOUTS = {
     "gpt2": ("resid_pdrop", "embd_pdrop", "attn_pdrop"),
     "phi": ("resid_pdrop", "embd_pdrop", "attention_dropout"),
 }
+YARN = {"beta_fast": 32.0, "beta_slow": 1.0, "mscale": None, "mscale_all_dim": None, "truncate": True}
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 NOT_COMPARED = {"architectures", "bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype", "mmcli"}
 
 
@@ -87,16 +89,12 @@ def _write_rope(config: ModelConfig, family: Family) -> dict[str, Any]:
     scaling: dict[str, Any] | None = None
     if config.rope_scaling != "none":
         scaling = {"rope_type": config.rope_scaling, "factor": config.rope_factor}
-    if config.rope_scaling == "yarn":
-        scaling = {**(scaling or {}), "original_max_position_embeddings": _original_length(config)}
+    if config.rope_scaling in ("yarn", "llama3"):
+        scaling = {**(scaling or {}), "original_max_position_embeddings": config.original_seq_len}
+    if config.rope_scaling == "llama3":
+        scaling = {**(scaling or {}), **LLAMA3}
     parameters = {"rope_theta": config.rope_theta, **(scaling or {"rope_type": "default"}), **partial}
     return {"rope_theta": config.rope_theta, "rope_scaling": scaling, "rope_parameters": parameters, **partial}
-
-
-def _original_length(config: ModelConfig) -> int:
-    if config.rope_original_seq_len is not None:
-        return config.rope_original_seq_len
-    return int(config.max_seq_len / config.rope_factor)
 
 
 def read_model_config(folder: Path) -> ModelConfig:
@@ -277,27 +275,24 @@ def _read_rope(fields: dict[str, Any], family: Family, max_seq_len: int, path: P
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if kind == "default":
         return values
-    if kind not in ("linear", "yarn"):
-        raise _unsupported(path, "rope_type", kind, 'rope_type "default", "linear" or "yarn"')
+    if kind not in ("linear", "yarn", "llama3"):
+        raise _unsupported(path, "rope_type", kind, 'rope_type "default", "linear", "yarn" or "llama3"')
     factor = _number(parameters.get("factor"), "rope_scaling.factor", path)
     if factor < 1:
         raise _unsupported(path, "rope_scaling.factor", factor, "a factor of 1 or more")
     values |= {"rope_scaling": kind, "rope_factor": factor}
-    if kind == "yarn":
-        values["rope_original_seq_len"] = _read_yarn(parameters, factor, max_seq_len, path)
+    if kind != "linear":
+        fixed = LLAMA3 if kind == "llama3" else {**YARN, "attention_factor": 0.1 * math.log(factor) + 1.0}
+        _check_fixed(parameters, fixed, path)
+        given = parameters.get("original_max_position_embeddings") or max_seq_len
+        length = int(_number(given, "original_max_position_embeddings", path))
+        values["rope_original_seq_len"] = None if length == int(max_seq_len / factor) else length
     return values
 
 
-def _read_yarn(parameters: dict[str, Any], factor: float, max_seq_len: int, path: Path) -> int | None:
-    """The trained context of a YaRN model, None where max_seq_len / factor says it (arXiv:2309.00071)."""
-    usual = {"beta_fast": 32.0, "beta_slow": 1.0, "mscale": None, "mscale_all_dim": None, "truncate": True}
-    usual["attention_factor"] = 0.1 * math.log(factor) + 1.0
-    for name, value in usual.items():
+def _check_fixed(parameters: dict[str, Any], fixed: dict[str, Any], path: Path) -> None:
+    """Refuse a rotary parameter with another value than the one that mmcli computes with."""
+    for name, value in fixed.items():
         found = parameters.get(name)
-        if found is None:
-            continue
-        if value is None or not math.isclose(_number(found, name, path), value, rel_tol=1e-6):
+        if found is not None and (value is None or not math.isclose(_number(found, name, path), value, rel_tol=1e-6)):
             raise _unsupported(path, f"rope_scaling.{name}", found, f"{name} = {json.dumps(value)}")
-    given = parameters.get("original_max_position_embeddings") or max_seq_len
-    length = int(_number(given, "original_max_position_embeddings", path))
-    return None if length == int(max_seq_len / factor) else length

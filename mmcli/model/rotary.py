@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from mmcli.model.config import ModelConfig
 
 YARN_BETA_FAST, YARN_BETA_SLOW = 32, 1  # turns within the trained context: keep above, interpolate below
+LLAMA3_HIGH, LLAMA3_LOW = 4.0, 1.0  # the same of Llama 3.1
 
 
 def rotary_frequencies(config: ModelConfig) -> tuple[Tensor, float]:
     """(angle per position of each rotated pair [rotary_dim / 2] in fp32, factor on the tables).
 
     "linear" divides every angle by `rope_factor`; "yarn" (Peng et al. 2023, arXiv:2309.00071, sections 3.2 to 3.4)
-    keeps fast pairs, divides slow ones, ramps between, and scales the tables by 0.1 ln(factor) + 1.
+    keeps fast pairs, divides slow ones, ramps between over the pairs, and scales the tables by 0.1 ln(factor) + 1;
+    "llama3" (Llama 3.1, arXiv:2407.21783, section 3.4.2) ramps over the turns and scales nothing.
     """
     n_features = config.rotary_dim
     exponent = torch.arange(0, n_features, 2, dtype=torch.float32, device="cpu") / n_features
@@ -27,15 +29,14 @@ def rotary_frequencies(config: ModelConfig) -> tuple[Tensor, float]:
         return frequencies, 1.0
     if config.rope_scaling == "linear":
         return frequencies / config.rope_factor, 1.0
-    keep = 1.0 - _yarn_ramp(config)
     stretched = 1.0 / (config.rope_factor * pair_period)
+    if config.rope_scaling == "llama3":
+        turns = config.original_seq_len * frequencies / (2 * math.pi)
+        keep = ((turns - LLAMA3_LOW) / (LLAMA3_HIGH - LLAMA3_LOW)).clamp(0.0, 1.0)
+        return stretched * (1.0 - keep) + frequencies * keep, 1.0
+    keep = 1.0 - _yarn_ramp(config)
     factor = 0.1 * math.log(config.rope_factor) + 1.0 if config.rope_factor > 1.0 else 1.0
     return stretched * (1.0 - keep) + frequencies * keep, factor
-
-
-def original_seq_len(config: ModelConfig) -> int:
-    """The context in tokens that the model was trained on before rotary was stretched."""
-    return config.rope_original_seq_len or int(config.max_seq_len / config.rope_factor)
 
 
 def _yarn_ramp(config: ModelConfig) -> Tensor:
@@ -44,7 +45,7 @@ def _yarn_ramp(config: ModelConfig) -> Tensor:
 
     def pair_of(turns: int) -> float:
         """The pair that turns `turns` times within the trained context."""
-        length = original_seq_len(config)
+        length = config.original_seq_len
         return n_features * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(config.rope_theta))
 
     low = float(max(math.floor(pair_of(YARN_BETA_FAST)), 0))

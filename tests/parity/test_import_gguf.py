@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -22,8 +23,10 @@ from mmcli.generate.generate import Generation
 from mmcli.generate.sampler import SamplingConfig
 from mmcli.generate.torch_engine import TorchEngine
 from mmcli.model.attention import AttnContext
+from mmcli.model.config import ModelConfig
 from mmcli.model.importing.gguf_tokenizer import PRETOKENIZERS, gguf_tokenizer
 from mmcli.model.importing.read import read_model, save_imported
+from mmcli.model.rotary import rotary_frequencies
 from mmcli.text.chat import encode_chat, stop_ids
 from mmcli.text.tokenizer import Tokenizer
 from mmcli.text.train import train_tokenizer
@@ -100,6 +103,9 @@ def write(tmp_path: Path, trained: Tokenizer) -> Write:
             if architecture == "qwen3":
                 shapes |= {f"blk.{n}.attn_q_norm": (head_dim,), f"blk.{n}.attn_k_norm": (head_dim,)}
         for name, shape in {**shapes, **extra}.items():
+            if isinstance(shape, np.ndarray):
+                writer.add_tensor(f"{name}.weight", shape)
+                continue
             values = (made.normal(size=shape) * 0.15 + len(shape) % 2).astype(np.float32)
             if quant is None or len(shape) == 1:
                 writer.add_tensor(f"{name}.weight", values)
@@ -193,7 +199,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         r"llama\.rope\.scaling\.type = 'longrope' is not supported",
     ),
     "no layers": ({"block_count": None}, r"has no llama\.block_count"),
-    "llama 3.1": ({"tensors": {"rope_freqs": (8,)}}, r"rope_freqs\.weight"),
+    "other rotary factors": ({"tensors": {"rope_freqs": (8,)}}, r"rope_freqs\.weight stretches rotary otherwise"),
+    "another head's factors": ({"tensors": {"rope_freqs": (5,)}}, r"rope_freqs\.weight stretches rotary otherwise"),
     "unknown tensor": ({"tensors": {"blk.0.attn_sinks": (8,)}}, r"unexpected: blk\.0\.attn_sinks\.weight"),
     "a split": ({"split.count": 2}, r"split\.count = 2"),
     "wrong shape": ({"feed_forward_length": 90}, r"mlp\.gate_proj\.weight \[96, 64\] instead of \[90, 64\]"),
@@ -225,6 +232,15 @@ def test_rotary_scaling_is_read(write: Write) -> None:
     yarn = {"type": "yarn", "factor": 4.0, "original_context_length": 64}
     config = read_model(write(**{f"llama.rope.scaling.{key}": value for key, value in yarn.items()})).model.config
     assert (config.rope_scaling, config.rope_factor, config.rope_original_seq_len) == ("yarn", 4.0, 64)
+
+
+def test_the_rotary_factors_of_llama_3_are_read(write: Write) -> None:
+    config = ModelConfig(dim=D, n_heads=H, rope_theta=5e4, max_seq_len=128)
+    llama3 = dataclasses.replace(config, rope_scaling="llama3", rope_factor=32.0, rope_original_seq_len=8192)
+    factors = rotary_frequencies(config)[0] / rotary_frequencies(llama3)[0]
+    assert factors.min() == 1.0 and factors.max() == pytest.approx(32.0)
+    found = read_model(write(tensors={"rope_freqs": factors.numpy()})).model.config
+    assert (found.rope_scaling, found.rope_factor, found.rope_original_seq_len) == ("llama3", 32.0, 8192)
 
 
 def test_damaged_files_are_refused(write: Write) -> None:

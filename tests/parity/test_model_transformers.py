@@ -49,6 +49,10 @@ CONFIGS = {
     ),
     "llama linear": lambda: hf.llama.LlamaConfig(**GATED, **rope("linear", factor=3.0)),
     "llama yarn": lambda: hf.llama.LlamaConfig(**GATED, **YARN),
+    "llama 3": lambda: hf.llama.LlamaConfig(
+        **{**GATED, "head_dim": 64},
+        **rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=1024),
+    ),
     "mistral window": lambda: hf.mistral.MistralConfig(**GATED, sliding_window=5),
     "qwen3": lambda: hf.qwen3.Qwen3Config(**GATED, head_dim=16),
     "qwen3 yarn, window": lambda: hf.qwen3.Qwen3Config(

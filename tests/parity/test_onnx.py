@@ -32,6 +32,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "heads of 8": {"n_heads": 8},
     "heads of 24, qk-norm": {"head_dim": 24, "qk_norm": True},
     "partly rotated": {"rotary_fraction": 0.5},
+    "llama 3 rotary": {"rope_scaling": "llama3", "rope_factor": 4.0},
     "yarn": {"rope_scaling": "yarn", "rope_factor": 4.0},
     "linear": {"rope_scaling": "linear", "rope_factor": 2.0},
     "moe": {"use_moe": True},

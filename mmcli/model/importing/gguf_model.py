@@ -5,6 +5,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmcli.config import Layer, resolve
+from mmcli.config import ConfigError, Layer, resolve
 from mmcli.errors import UserError
 from mmcli.model.config import ModelConfig
 from mmcli.model.importing.weights import Entry, Weights, build_model, to_halves
+from mmcli.model.rotary import rotary_frequencies
 from mmcli.model.transformer import Transformer
 
 ARCHITECTURES = ("llama", "qwen3")
@@ -40,6 +42,8 @@ READ = {
     "rope.freq_base", "rope.dimension_count", "rope.scaling.type", "rope.scaling.factor",
     "rope.scaling.original_context_length",
 }  # fmt: skip
+ROTARY_FACTORS = "rope_freqs.weight"
+LLAMA3_SEQ_LEN = 8192  # what Llama 3 was trained on before it was stretched
 HARMLESS = {"vocab_size", "rope.scaling.finetuned"}
 OTHER_FILE = f"mmcli reads GGUF models of {' and '.join(ARCHITECTURES)}"
 
@@ -100,7 +104,7 @@ def build_gguf_model(file: GgufFile) -> Transformer:
         UserError: an architecture, a field or a tensor that mmcli does not know, by name.
     """
     config = read_gguf_config(file)
-    weights = file.weights.renamed(_new_name)
+    weights = file.weights.without([ROTARY_FACTORS]).renamed(_new_name)
     if file.fields["general.architecture"] == "llama":  # its q and k are stored with rotary pairs side by side
         weights = to_halves(weights, config)
     return build_model(weights, config, "qwen3" if config.qk_norm else "llama")
@@ -128,9 +132,6 @@ def read_gguf_config(file: GgufFile) -> ModelConfig:
     for key in own:
         if key not in READ | HARMLESS:
             raise _unsupported(file, prefix + key, "mmcli does not know what this field changes")
-    if "rope_freqs.weight" in file.weights.entries:
-        what = f"{file.path} has the tensor rope_freqs.weight: rotary stretched as in Llama 3.1 is not supported"
-        raise UserError(what, OTHER_FILE)
 
     def need(key: str) -> int:
         value = own.get(key)
@@ -163,7 +164,26 @@ def read_gguf_config(file: GgufFile) -> ModelConfig:
         "qk_norm": architecture == "qwen3",
         **_read_rope(file, own, prefix),
     }
-    return resolve(ModelConfig, [Layer(str(file.path), values)]).config
+    config = resolve(ModelConfig, [Layer(str(file.path), values)]).config
+    return _read_rotary_factors(file, config) if ROTARY_FACTORS in file.weights.entries else config
+
+
+def _read_rotary_factors(file: GgufFile, config: ModelConfig) -> ModelConfig:
+    """The config whose rotary is stretched as in Llama 3.1, which GGUF files say by a divisor for each pair."""
+    factors = file.weights.entries[ROTARY_FACTORS].read()
+    factor = _short(float(factors.max()))
+    try:
+        stretched = dataclasses.replace(
+            config, rope_scaling="llama3", rope_factor=factor, rope_original_seq_len=LLAMA3_SEQ_LEN
+        )
+        expected = rotary_frequencies(config)[0] / rotary_frequencies(stretched)[0]
+        same = factors.shape == expected.shape and torch.allclose(factors, expected, rtol=1e-4)
+    except ConfigError:
+        same = False
+    if not same:
+        what = f"{file.path}: {ROTARY_FACTORS} stretches rotary otherwise than Llama 3.1 does, which is not supported"
+        raise UserError(what, OTHER_FILE)
+    return stretched
 
 
 def _read_rope(file: GgufFile, own: Mapping[str, Any], prefix: str) -> dict[str, Any]:

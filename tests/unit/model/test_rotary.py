@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmcli.model.config import ModelConfig
-from mmcli.model.rotary import Rotary, original_seq_len, rotary_frequencies, rotate
+from mmcli.model.rotary import Rotary, rotary_frequencies, rotate
 
 
 def test_rotation_is_by_position_times_frequency() -> None:
@@ -54,7 +54,7 @@ def test_yarn_keeps_fast_pairs_stretches_slow_ones_and_sharpens() -> None:
     plain = ModelConfig(dim=128, n_heads=1, n_kv_heads=1, rope_theta=1e4)
     values = {"rope_scaling": "yarn", "rope_factor": 4.0, "max_seq_len": 8192}
     stretched = ModelConfig(dim=128, n_heads=1, n_kv_heads=1, rope_theta=1e4, **values)
-    assert original_seq_len(stretched) == 2048
+    assert stretched.original_seq_len == 2048
     before, after = rotary_frequencies(plain)[0], rotary_frequencies(stretched)
     ratio = before / after[0]
     turns = 2048 * before / (2 * math.pi)
