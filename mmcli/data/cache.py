@@ -7,29 +7,35 @@ options and the format. Names and times of files are not part of it: edited text
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import secrets
 import shutil
+import time
+from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mmcli.data.cache_writer import HASHES, META, OFFSETS, REJECTED, TOKENS, TRAINED, CacheWriter, building, publish
-from mmcli.data.conversations import RecordError
-from mmcli.data.encoders import ENCODERS, Encode, EncodedRecord, encode_documents
+from mmcli.data.encoders import ENCODERS, Encode, EncodedRecord
+from mmcli.data.file_hashes import FileHashes
 from mmcli.data.intake import Intake, Tally, refused_by_strict
 from mmcli.data.lines import reject
 from mmcli.data.records import Record
 from mmcli.data.sources import Sources
+from mmcli.data.workers import EncoderPool, Results, usable_cores
 from mmcli.stage import Reporter, Silent
 from mmcli.text.tokenizer import Tokenizer
 
 FORMAT = 2
+HASHES_OF_FILES = "files.json"  # beside the caches
 BATCH_RECORDS = 1024  # records encoded together, or fewer once this many bytes of files were read:
 BATCH_BYTES = 4 * 2**20
+ALONE_SECONDS = 1.0  # of encoding before other processes are started for it
 
 
 class DamagedCacheError(Exception):
@@ -127,7 +133,7 @@ class TokenCache:
         encode, options = encode or ENCODERS[sources.kind], dict(options or {})
         ingredients = {
             "format": FORMAT,
-            "data": sources.fingerprint,
+            "data": sources.fingerprint_by(FileHashes(cache_dir / HASHES_OF_FILES)),
             "tokenizer": tokenizer.fingerprint,
             "kind": sources.kind,
             "encode": f"{encode.__module__}.{encode.__qualname__}",
@@ -182,7 +188,7 @@ def _build(
     meta: dict[str, Any],
     report: Reporter,
 ) -> None:
-    """Encode everything into `folder`; flat in memory, since at most three batches of records are held."""
+    """Encode everything into `folder`; flat in memory, since a few batches of records are held for each core."""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
     writer: CacheWriter | None = None
     text_bytes, per_record = 0, 1
@@ -235,23 +241,28 @@ def _build(
 
 def _encoded(
     batches: Iterator[tuple[int, list[Record], float]], tokenizer: Tokenizer, encode: Encode, options: Mapping[str, Any]
-) -> Iterator[tuple[int, list[Record], float, list[EncodedRecord | RecordError]]]:
-    """Each batch with its results. Texts are encoded by a thread while the batch before is written and the next one is
-    read: the encoder works outside of Python's lock. Chat templates do not, and are rendered here.
-    """
-    if encode is not encode_documents:
-        for part, batch, done in batches:
-            yield part, batch, done, encode(tokenizer, batch, options)
-        return
-    with ThreadPoolExecutor(1, "encode") as thread:
-        held: tuple[int, list[Record], float, Future[list[EncodedRecord | RecordError]]] | None = None
-        for part, batch, done in batches:
-            ahead = (part, batch, done, thread.submit(encode, tokenizer, batch, options))
-            if held is not None:
-                yield *held[:3], held[3].result()
-            held = ahead
-        if held is not None:
-            yield *held[:3], held[3].result()
+) -> Iterator[tuple[int, list[Record], float, Results]]:
+    """Each batch with its results, in order: encoded here at first, by a process a core once that takes a while."""
+    kind = next((kind for kind, known in ENCODERS.items() if known is encode), None)
+    cores = usable_cores()
+    started = time.perf_counter()
+    for part, batch, done in batches:
+        yield part, batch, done, encode(tokenizer, batch, options)
+        if kind is not None and cores > 1 and time.perf_counter() - started > ALONE_SECONDS:
+            yield from _encoded_by_workers(batches, EncoderPool(kind, tokenizer, options, workers=cores))
+
+
+def _encoded_by_workers(
+    batches: Iterator[tuple[int, list[Record], float]], pool: EncoderPool
+) -> Iterator[tuple[int, list[Record], float, Results]]:
+    with pool:
+        ahead: deque[tuple[int, list[Record], float, Future[Results]]] = deque()
+        for item in itertools.chain(batches, [None]):
+            if item is not None:
+                ahead.append((*item, pool.submit(item[1])))
+            while len(ahead) > (pool.workers + 1 if item is not None else 0):
+                part, batch, done, results = ahead.popleft()
+                yield part, batch, done, results.result()
 
 
 def refusal(result: object) -> str | None:

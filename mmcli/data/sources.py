@@ -7,12 +7,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from mmcli.data.columns import parse_columns, renamed
+from mmcli.data.file_hashes import hash_file
 from mmcli.data.files import SUPPORTED, DataFile, read_file
 from mmcli.data.lines import OnBytes
 from mmcli.data.parts import DEMO, Part, describe_files, describe_part, open_part
@@ -52,6 +54,10 @@ class Sources:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over how each part is read and its content, in order; names, times and weights do not matter."""
+        return self.fingerprint_by(hash_file)
+
+    def fingerprint_by(self, content_of: Callable[[Path], str]) -> str:
+        """The fingerprint, with the SHA-256 (hex) of each file's bytes as `content_of` gives it."""
         digest = hashlib.sha256(f"reading {READING} {self.columns} {self.most}\n".encode())
         for part in self.parts:
             digest.update(b"part\n")
@@ -62,9 +68,7 @@ class Sources:
             if part.hub is not None:
                 digest.update(f"hub {part.hub.name} {part.hub.revision}\n".encode())
             for file in part.files:
-                with file.path.open("rb") as stream:
-                    content = hashlib.file_digest(stream, "sha256").hexdigest()
-                digest.update(f"{file.how} {content}\n".encode())
+                digest.update(f"{file.how} {content_of(file.path)}\n".encode())
         return digest.hexdigest()
 
     @property
