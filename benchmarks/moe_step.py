@@ -13,7 +13,8 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from steps import THREADS, compete, median_ratio, our_step, random_ids, serve
+from contest import compete, median_ratio, serve
+from steps import THREADS, our_step, random_ids
 from torch import Tensor
 
 from mmcli.model import moe

@@ -1,13 +1,14 @@
 """Encoding a corpus to the token cache against the raw rate of `tokenizers.encode_batch` and `datasets.map`.
 
-All three encode the same JSONL file with the same tokenizer and threads, in turns, so that a busy machine slows all;
-the ratio is the median over the turns of the cache's rate over that of `encode_batch`, which is given the texts in
-memory and writes nothing. The cache reads, checks, encodes (by `encode_batch_fast`, which keeps no offsets), hashes and
-flushes. `datasets.map` runs in two processes, as its documentation advises. Then a second start opens the finished
-cache.
-The last line is `tokenize ratio=R goal=0.9`.
+All three encode the same JSONL file with the same tokenizer, each in its own process, in turns, so that a busy machine
+slows all; the ratio is the median over the turns of the cache's rate over that of `encode_batch`, which uses all cores,
+is given the texts in memory and writes nothing. The cache reads, checks, encodes, hashes and flushes. `datasets.map`
+runs in two processes, as its documentation advises, and writes its cache.
 
-    python benchmarks/tokenization.py --check          # exit 1 below the goal, or if a second start takes a second
+Then the cache is built of 50 MB and of 500 MB, and opened again: peak memory and the seconds of a second start.
+The last line is `tokenization ratio=R goal=0.9`.
+
+    python benchmarks/tokenization.py --check          # exit 1 if a goal is missed
     python benchmarks/tokenization.py --data corpus.jsonl --repeats 7
 """
 
@@ -16,31 +17,80 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import shutil
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+from contest import Contestant, compete, median_ratio, serve
 
 GOAL = 0.9
 SECOND_START = 1.0  # seconds
+MEMORY_GROWTH = 1.15  # of the peak from 50 MB to 500 MB, noise included
+WAYS = ("cache", "encode_batch", "datasets.map")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="a JSONL file of texts [the built-in corpus]")
-    parser.add_argument("--megabytes", type=float, default=8, help="size of the corpus that is made without --data")
+    parser.add_argument("--megabytes", type=float, default=50, help="size of the corpus that is made without --data")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--check", action="store_true", help="exit 1 if a goal is missed")
+    parser.add_argument("--only", choices=[*WAYS, "once"], help="run only this one, when told to")
+    parser.add_argument("--place", type=Path, help="where it works")
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
-        data = asked.data or write_corpus(Path(place) / "corpus.jsonl", asked.megabytes)
-        ratio, second = measure(data, Path(place), asked.repeats)
-    print(f"second start: {second:.3f} s (goal: below {SECOND_START:g})")
-    print(f"tokenize ratio={ratio:.2f} goal={GOAL:g}")
-    return 1 if asked.check and (ratio < GOAL or second >= SECOND_START) else 0
+    if asked.only:
+        makers = {"cache": cache_way, "encode_batch": batch_way, "datasets.map": map_way, "once": cache_way}
+        serve(lambda: makers[asked.only](asked.data, asked.place), warm_up=1)
+        return 0
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        data = asked.data or write_corpus(place / "corpus.jsonl", asked.megabytes)
+        make_tokenizer(data, place)
+        size = text_bytes(data)
+        found = compete(WAYS, asked.repeats, "--data", str(data), "--place", str(place))
+        for way, each in found.items():
+            rates = [size / 1e6 / seconds for seconds in each.seconds]
+            print(f"{way:<14}{statistics.median(rates):7.2f} MB/s  ({min(rates):.2f} to {max(rates):.2f})")
+        ratio = median_ratio(found["encode_batch"].seconds, found["cache"].seconds)
+        ahead = median_ratio(found["datasets.map"].seconds, found["cache"].seconds)
+        print(f"speed: {ahead:.2f} of datasets.map's, goal 1")
+        growth, second = large(place)
+        print(f"peak memory of 500 MB: {growth:.2f} of that of 50 MB, goal at most {MEMORY_GROWTH:g}")
+        print(f"second start with 500 MB: {second:.3f} s, goal below {SECOND_START:g}")
+        missed = ratio < GOAL or ahead < 1.0 or growth > MEMORY_GROWTH or second >= SECOND_START
+    print(f"tokenization ratio={ratio:.2f} goal={GOAL:g}")
+    return 1 if asked.check and missed else 0
+
+
+def large(place: Path) -> tuple[float, float]:
+    """(peak memory for 500 MB over that for 50 MB, seconds of a second start with 500 MB)."""
+    from mmcli.data.cache import TokenCache
+    from mmcli.data.sources import open_sources
+    from mmcli.text.tokenizer import Tokenizer
+
+    part, whole = write_corpus(place / "50.jsonl", 50), place / "500.jsonl"
+    with whole.open("wb") as file:
+        for _ in range(10):
+            file.write(part.read_bytes())
+    time.sleep(2.5)  # files that changed just now are read again
+    peaks = []
+    for data in (part, whole):
+        shutil.rmtree(place / "caches", ignore_errors=True)
+        once = Contestant("once", "--data", str(data), "--place", str(place))
+        once.stop()
+        peaks.append(once.peak_mib)
+        print(f"{data.stem} MB: peak memory {once.peak_mib:.0f} MiB")
+    start = time.perf_counter()
+    cache = TokenCache.build_or_open(
+        place / "caches" / "0", open_sources([str(whole)]), Tokenizer.load(place / "tokenizer")
+    )
+    second = time.perf_counter() - start
+    assert len(cache) > 0
+    return peaks[1] / peaks[0], second
 
 
 def write_corpus(path: Path, megabytes: float) -> Path:
@@ -57,57 +107,44 @@ def write_corpus(path: Path, megabytes: float) -> Path:
     raise AssertionError("an endless loop ended")
 
 
-def measure(data: Path, place: Path, repeats: int) -> tuple[float, float]:
-    """(median ratio of the cache's rate to that of encode_batch, seconds of a second start)."""
+def make_tokenizer(data: Path, place: Path) -> None:
     from mmcli.text.train import train_tokenizer
 
-    texts = [json.loads(line)["text"] for line in data.open(encoding="utf-8")]
-    tokenizer = train_tokenizer(itertools.islice(texts, 2000), vocab_size=6400)
-    tokenizer.save(place / "tokenizer")
-    size = sum(len(text.encode()) for text in texts)
-    print(f"{data.name}: {len(texts):,} texts, {size / 1e6:.1f} MB")
-    ways = {
-        "cache": cache_way(data, place, tokenizer),
-        "encode_batch": batch_way(texts, place),
-        "datasets.map": map_way(data, place),
-    }
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(repeats + 1):
-        for name, way in ways.items():
-            start = time.perf_counter()
-            way(turn)
-            if turn:  # the first turn warms up
-                times[name].append(time.perf_counter() - start)
-    for name, seconds in times.items():
-        rates = [size / 1e6 / each for each in seconds]
-        print(f"{name:<14}{statistics.median(rates):7.2f} MB/s  ({min(rates):.2f} to {max(rates):.2f})")
-    start = time.perf_counter()
-    ways["cache"](repeats)  # the folder of the last turn
-    second = time.perf_counter() - start
-    ratios = [raw / own for own, raw in zip(times["cache"], times["encode_batch"], strict=True)]
-    print(f"ratios of the turns: {', '.join(f'{each:.2f}' for each in ratios)}")
-    return statistics.median(ratios), second
+    with data.open(encoding="utf-8") as lines:
+        texts = [json.loads(line)["text"] for line in itertools.islice(lines, 2000)]
+    train_tokenizer(texts, vocab_size=6400).save(place / "tokenizer")
 
 
-def cache_way(data: Path, place: Path, tokenizer: Any) -> Callable[[int], None]:
+def text_bytes(data: Path) -> int:
+    with data.open(encoding="utf-8") as lines:
+        return sum(len(json.loads(line)["text"].encode()) for line in lines)
+
+
+def cache_way(data: Path, place: Path) -> Callable[[], None]:
     """What a training does, in a folder of its own each turn."""
     from mmcli.data.cache import TokenCache
     from mmcli.data.sources import open_sources
+    from mmcli.text.tokenizer import Tokenizer
 
-    def run(turn: int) -> None:
-        cache = TokenCache.build_or_open(place / f"cache-{turn}", open_sources([str(data)]), tokenizer)
+    tokenizer = Tokenizer.load(place / "tokenizer")
+    turns = itertools.count()
+
+    def run() -> None:
+        cache = TokenCache.build_or_open(place / "caches" / str(next(turns)), open_sources([str(data)]), tokenizer)
         assert cache.tally.rejected == 0
 
     return run
 
 
-def batch_way(texts: list[str], place: Path) -> Callable[[int], None]:
+def batch_way(data: Path, place: Path) -> Callable[[], None]:
     """The library alone: texts in memory to ids in memory, a thousand at a time, nothing kept."""
     import tokenizers
 
     raw = tokenizers.Tokenizer.from_file(str(place / "tokenizer" / "tokenizer.json"))
+    with data.open(encoding="utf-8") as lines:
+        texts = [json.loads(line)["text"] for line in lines]
 
-    def run(turn: int) -> None:
+    def run() -> None:
         for first in range(0, len(texts), 1024):
             for encoded in raw.encode_batch(texts[first : first + 1024], add_special_tokens=False):
                 encoded.ids  # noqa: B018  # a list is made of them only when they are asked for
@@ -115,22 +152,23 @@ def batch_way(texts: list[str], place: Path) -> Callable[[int], None]:
     return run
 
 
-def map_way(data: Path, place: Path) -> Callable[[int], None]:
+def map_way(data: Path, place: Path) -> Callable[[], None]:
     """`datasets.map` in two processes, batched, without its cache."""
     import datasets
     import tokenizers
 
     datasets.disable_progress_bars()
     raw = tokenizers.Tokenizer.from_file(str(place / "tokenizer" / "tokenizer.json"))
+    turns = itertools.count()
 
     def encode(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
         return {"ids": [each.ids for each in raw.encode_batch(batch["text"], add_special_tokens=False)]}
 
-    def run(turn: int) -> None:
-        loaded = datasets.load_dataset(
-            "json", data_files=str(data), split="train", cache_dir=str(place / f"datasets-{turn}")
-        )
+    def run() -> None:
+        folder = str(place / f"datasets-{next(turns)}")
+        loaded = datasets.load_dataset("json", data_files=str(data), split="train", cache_dir=folder)
         loaded.map(encode, batched=True, num_proc=2, remove_columns=["text"], load_from_cache_file=False)
+        shutil.rmtree(folder)
 
     return run
 
