@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mmcli.cli.options import HELP, AsJson, RunsDir
+from mmcli.cli.options import HELP, AsJson, Columns, RunsDir
 from mmcli.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def evaluate(
     show: Annotated[int | None, typer.Option(help="Print so many wrong and so many right replies.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="A reply must end within so many tokens. [64]")] = None,
     data: Annotated[list[str] | None, typer.Option(help="The loss of these files instead; may be repeated.")] = None,
+    columns: Columns = None,
     seq_len: Annotated[int | None, typer.Option(help="--data: window for longer texts. [as trained]")] = None,
     backend: Annotated[Literal["torch", "onnx"], typer.Option(help="What runs the model.")] = "torch",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
@@ -53,6 +54,8 @@ def evaluate(
     if data is None:
         if seq_len is not None:
             raise UserError("--seq-len is for the loss of a text", "add --data FILE, or leave it out")
+        if columns:
+            raise UserError("--columns is for the loss of a text", "add --data FILE, or leave it out")
     else:
         for name, value in (("suite", suite), ("limit", limit), ("show", show), ("max-new-tokens", max_new_tokens)):
             if value is not None:
@@ -65,7 +68,7 @@ def evaluate(
     if data is None:
         _ask(found, facts, limit, show, max_new_tokens, device, json=json, report=report)
     else:
-        _measure(found, facts, data, seq_len, device, json=json, report=report)
+        _measure(found, facts, data, columns or [], seq_len, device, json=json, report=report)
 
 
 def _ask(
@@ -256,6 +259,7 @@ def _measure(
     found: ModelRef,
     facts: dict[str, str],
     data: list[str],
+    columns: list[str],
     seq_len: int | None,
     device: str,
     *,
@@ -273,7 +277,7 @@ def _measure(
 
     tokenizer = Tokenizer.load(found.path)
     chat = is_chat_model(found.path, tokenizer, stage=found.run.stage if found.run else None)
-    sources = open_any(data, ("chat", "text") if chat else ("text", "chat"))
+    sources = open_any(data, ("chat", "text") if chat else ("text", "chat"), columns=columns)
     sources.refuse_weights("the loss of a text")
     window = _window(found, seq_len)
     report.note(f"{found.label}: the loss of {sources.describe}, {_what(sources)}, in windows of {window:,} tokens")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from mmcli.cli.corpus import Corpus, open_text_data
-from mmcli.cli.options import HELP, AsJson, RunsDir
+from mmcli.cli.options import HELP, AsJson, Columns, RunsDir
 from mmcli.cli.tokenizer_eval import evaluate
 from mmcli.errors import UserError
 
@@ -36,8 +37,10 @@ BYTES_STYLE = "black on yellow"
 @app.command()
 def train(
     data: Annotated[list[str] | None, typer.Option(help="File, folder, glob or demo; may be repeated.")] = None,
+    columns: Columns = None,
     vocab_size: Annotated[int, typer.Option(help="Tokens: small models want few, as each costs a row.")] = 6400,
     pretokenizer: Annotated[str, typer.Option(help="How text is cut first: qwen2 (single digits) or gpt2.")] = "qwen2",
+    max_mb: Annotated[int, typer.Option(help="MB of text to learn from at most, taken evenly; 0: all.")] = 50,
     out: Annotated[Path | None, typer.Option(help="Folder to write instead of a new run.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
     runs_dir: RunsDir = Path("runs"),
@@ -53,7 +56,10 @@ def train(
 
     if out is not None and (out / "tokenizer.json").exists():
         raise UserError(f"{out} has a tokenizer already", "give another --out")
-    tokenizer, facts, measured = _learn(data or ["demo"], vocab_size, pretokenizer, reporter())
+    if max_mb < 0:
+        raise UserError(f"--max-mb {max_mb} is below 0", "give the MB to learn from, or 0 for all of the data")
+    most = max_mb * 1e6 or math.inf
+    tokenizer, facts, measured = _learn(data or ["demo"], columns or [], vocab_size, pretokenizer, most, reporter())
     if out is None:
         folder = _save_run(tokenizer, runs_dir, name or str(tokenizer.vocab_size), facts).model
     else:
@@ -70,21 +76,28 @@ def train(
 
 def train_run(data: list[str], vocab_size: int, runs_dir: Path, label: str, report: Reporter) -> Run:
     """A new tokenizer run of that label."""
-    tokenizer, facts, _ = _learn(data, vocab_size, "qwen2", report)
+    tokenizer, facts, _ = _learn(data, [], vocab_size, "qwen2", math.inf, report)
     return _save_run(tokenizer, runs_dir, label, facts)
 
 
 def _learn(
-    data: list[str], vocab_size: int, pretokenizer: str, report: Reporter
+    data: list[str],
+    columns: list[str],
+    vocab_size: int,
+    pretokenizer: str,
+    most: float,
+    report: Reporter,
 ) -> tuple[Tokenizer, dict[str, Any], dict[str, Any]]:
     """(the tokenizer, what its run says of it, how it does on a sample)."""
     from mmcli.text.train import train_tokenizer
 
-    sources = [open_text_data(name) for name in data]
+    sources = open_text_data(data, columns)
     described = ", ".join(source.describe for source in sources)
     report.note(f"data: {described}; vocabulary {vocab_size:,}; pre-tokenizer {pretokenizer}")
-    corpus = Corpus(sources)
+    corpus = Corpus(sources, most)
     tokenizer = train_tokenizer(corpus, vocab_size=vocab_size, pretokenizer=pretokenizer, report=report)
+    if corpus.skipped:
+        report.note(f"learned from {corpus.taken / 1e6:.0f} MB, taken evenly from all of the data; more: --max-mb")
     if corpus.rejected:
         report.warn(f"{corpus.rejected:,} records could not be read; the first: {corpus.first_rejected}")
     measured = _measure(tokenizer, tokenizer.encode_text(corpus.sample), corpus.sample)
@@ -93,6 +106,7 @@ def _learn(
         "vocab_size": tokenizer.vocab_size,
         "pretokenizer": pretokenizer,
         "records": corpus.records,
+        "bytes": corpus.taken,
         "rejected": corpus.rejected,
         "fingerprint": tokenizer.fingerprint,
         **{name: measured[name] for name in ("characters_per_token", "bytes_per_token")},

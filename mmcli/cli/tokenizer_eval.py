@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmcli.cli.corpus import Corpus, open_text_data
-from mmcli.cli.options import AsJson, RunsDir
+from mmcli.cli.options import AsJson, Columns, RunsDir
 from mmcli.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class Measured:
 
 def evaluate(
     files: Annotated[list[str], typer.Argument(help="Files, folders, globs, hf:OWNER/NAME, or demo.")],
+    columns: Columns = None,
     tokenizer: Annotated[str | None, typer.Option(help="Run, model folder or tokenizer.json; default: newest.")] = None,
     against: Annotated[str | None, typer.Option(help="Another one to compare with: the same.")] = None,
     runs_dir: RunsDir = Path("runs"),
@@ -59,7 +60,7 @@ def evaluate(
     names = [tokenizer or "newest", *([against] if against is not None else [])]
     loaded = [find_tokenizer(ref, runs_dir) for ref in (tokenizer, *names[1:])]
     measured = [Measured(name, each, 0, set()) for name, each in zip(names, loaded, strict=True)]
-    corpus = Corpus([open_text_data(name) for name in files])
+    corpus = Corpus(open_text_data(files, columns or []))
     characters = size = 0
     for texts in _batches(iter(corpus)):
         characters += sum(map(len, texts))

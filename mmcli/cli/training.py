@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -131,11 +132,18 @@ def _work(stage: Stage, resolved: Resolved[Any], run: Run, *, resume: bool, json
     import os
     import shutil
 
+    from mmcli.data.config import DataConfig
+    from mmcli.data.parts import pin_data
+
     report = reporter()
     function = stage_function(stage)
     run.update(state="running", pid=os.getpid())
     try:
-        result: Mapping[str, Any] = function(resolved.config, StageContext(run, report, resolved, resume)) or {}
+        config = resolved.config
+        if isinstance(data := getattr(config, "data", None), DataConfig):
+            config = dataclasses.replace(config, data=pin_data(data, run))
+        context = StageContext(run, report, Resolved(config, resolved.sources), resume)
+        result: Mapping[str, Any] = function(config, context) or {}
     except Interrupted as stopped:
         run.update(state="stopped", reason=stopped.what)
         raise

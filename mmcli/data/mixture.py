@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mmcli.data.hub import COMMIT
 from mmcli.errors import UserError
 
 
@@ -31,10 +32,11 @@ def token_targets(tokens: Sequence[int], mixture: Sequence[tuple[str, float]]) -
 
 
 def describe_mixture(names: Sequence[str], taken: Sequence[int], tokens: Sequence[int]) -> str:
-    """One line for the person: how much of each part an epoch uses, and its true share."""
+    """One line for the person: how much of each part an epoch uses, and its true share; commits are shortened."""
+    short = (COMMIT.sub(lambda commit: commit[0][:7], name) for name in names)
     each = (
         f"{name} {used:,} of {count:,} tokens ({used / max(1, sum(taken)):.1%})"
-        for name, used, count in zip(names, taken, tokens, strict=True)
+        for name, used, count in zip(short, taken, tokens, strict=True)
     )
     return "an epoch has: " + ", ".join(each)
 

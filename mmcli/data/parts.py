@@ -6,12 +6,17 @@ import glob
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mmcli.data.files import HOW, DataFile, open_files
-from mmcli.data.hub import PREFIX, HubData, open_hub
+from mmcli.data.hub import PREFIX, HubData, open_hub, pin_commit
 from mmcli.errors import UserError
+
+if TYPE_CHECKING:
+    from mmcli.data.config import DataConfig
+    from mmcli.run import Run
 
 DEMO = "demo"
 WEIGHTED = re.compile(r"(.+):([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)")
@@ -55,9 +60,29 @@ def open_part(argument: str) -> Part:
     name, weight = split_weight(argument)
     if name == DEMO:
         return Part(name, weight, demo=True)
-    if name.startswith(PREFIX) and not Path(name).exists():
+    if _is_hub(name):
         return Part(name, weight, hub=open_hub(name))
     return Part(name, weight, files=open_files(name))
+
+
+def pin_data(data: DataConfig, run: Run) -> DataConfig:
+    """`data` with the commit of each data set of the hub, the same ones when the run is resumed.
+
+    Raises:
+        UserError: there is no such data set, the hub cannot be reached, or a weight is not above 0.
+    """
+    sources = tuple(_pin(each, run) for each in data.sources)
+    val = None if data.val is None else tuple(_pin(each, run) for each in data.val)
+    return replace(data, sources=sources, val=val)
+
+
+def _pin(argument: str, run: Run) -> str:
+    name, _ = split_weight(argument)
+    return pin_commit(name, run) + argument.removeprefix(name) if _is_hub(name) else argument
+
+
+def _is_hub(name: str) -> bool:
+    return name.startswith(PREFIX) and not Path(name).exists()
 
 
 def describe_part(part: Part) -> str:

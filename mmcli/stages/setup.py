@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from mmcli.config import to_tables
 from mmcli.data.config import DataConfig
 from mmcli.data.intake import Intake
+from mmcli.data.pace import Pace
 from mmcli.data.records import Kind, RecordError, Rejected, as_text
 from mmcli.data.sources import Sources, open_sources
 from mmcli.errors import UserError
@@ -25,7 +27,7 @@ from mmcli.run import ModelRef, atomic_folder, find_model
 from mmcli.stage import StageContext, Transform
 from mmcli.text.find import find_tokenizer
 from mmcli.text.tokenizer import Tokenizer
-from mmcli.text.train import train_tokenizer
+from mmcli.text.train import ENOUGH_TEXT, train_tokenizer
 from mmcli.train.adapters import adapt
 from mmcli.train.config import TrainConfig
 
@@ -130,7 +132,7 @@ def _choose_tokenizer(vocab_size: int, data: DataConfig, parent: ModelRef | None
         latest = find_model("latest:tokenizer", runs_dir)
     except UserError:
         report.note("no tokenizer yet: training one on this data")
-        texts = read_texts(open_data("text", data))
+        texts = read_texts(open_data("text", data), most=ENOUGH_TEXT)
         return train_tokenizer(texts, vocab_size=vocab_size, report=report)
     report.note(f"tokenizer: {latest.label}")
     return Tokenizer.load(latest.path)
@@ -145,14 +147,15 @@ def open_data(kind: Kind, data: DataConfig, names: Sequence[str] | None = None) 
     return open_sources(names or data.sources, kind=kind, strict=data.strict, columns=data.columns or ())
 
 
-def read_texts(sources: Sources) -> Iterator[str]:
-    """The plain texts of text records.
+def read_texts(sources: Sources, *, most: float = math.inf) -> Iterator[str]:
+    """The plain texts of text records, or `most` bytes of them, taken evenly.
 
     Raises:
         UserError: there is none, or, with `strict`, one that cannot be used.
     """
+    pace = Pace(sources, most)
     with Intake(strict=sources.strict) as intake:
-        for record in sources.records():
+        for record in sources.records(pace.on_bytes):
             if isinstance(record, Rejected):
                 intake.reject(record)
                 continue
@@ -162,7 +165,8 @@ def read_texts(sources: Sources) -> Iterator[str]:
                 intake.reject(Rejected(record.file, record.line, str(error), b""))
                 continue
             intake.keep(record.file)
-            yield text
+            if pace.takes(text):
+                yield text
         intake.check(sources.named)
 
 

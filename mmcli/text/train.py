@@ -28,6 +28,9 @@ QWEN2_PATTERN = (
 PRETOKENIZERS = ("qwen2", "gpt2")
 
 MAX_PIECE = 65_536  # characters; a longer text is cut, so that one line cannot fill the memory
+# Bytes that a vocabulary of some ten thousand tokens is learned from well. The library keeps every different word: of
+# Chinese, where a clause is a word, 65 bytes of memory for each byte of text.
+ENOUGH_TEXT = 50_000_000
 PROGRESS_EVERY = 1_000_000  # characters
 SILENT: Reporter = Silent()
 

@@ -196,6 +196,16 @@ def test_of_conversations_the_assistant_alone_counts(runs_dir: Path, tmp_path: P
     assert found["bytes"] == len("The rain")
 
 
+def test_columns_name_the_text(runs_dir: Path, tmp_path: Path) -> None:
+    for name, field in (("plain", "text"), ("other", "body")):
+        lines = [json.dumps({field: text, "title": "left out"}) + "\n" for text in LINES]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    expected = document(runs_dir, "2", "--data", f"{tmp_path}/plain.jsonl")
+    assert document(runs_dir, "2", "--data", f"{tmp_path}/other.jsonl", "--columns", "text=body") == expected
+    wrong = refused(invoke(runs_dir, "2", "--data", f"{tmp_path}/other.jsonl", "--columns", "text=boddy"))
+    assert wrong.what == "the data has no field boddy" and "body, title" in wrong.fix
+
+
 def test_the_figures_in_words(runs_dir: Path, text_file: str) -> None:
     result = invoke(runs_dir, "2", "--data", text_file)
     found = document(runs_dir, "2", "--data", text_file)
@@ -237,6 +247,7 @@ def test_the_loss_is_the_model_s(runs_dir: Path, tmp_path: Path) -> None:
         (["--show", "0"], "--show 0"),
         (["--max-new-tokens", "0"], "--max-new-tokens 0"),
         (["--seq-len", "64"], "--seq-len"),
+        (["--columns", "text=body"], "--columns"),
         (["--data", "demo", "--limit", "3"], "--limit"),
         (["--data", "demo", "--suite", "demo"], "--suite"),
         (["--data", "demo", "--backend", "onnx"], "--backend onnx"),

@@ -106,6 +106,23 @@ def test_train_tells_of_bad_records(here: Path, capsys: pytest.CaptureFixture[st
     assert json.loads(captured.out)["rejected"] == 1
 
 
+def test_train_learns_from_a_part_of_much_data(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = here / "much.jsonl"
+    path.write_text("".join(json.dumps({"text": f"line {n} of a long file " * 40}) + "\n" for n in range(3000)))
+    part = as_json(capsys, "train", "--data", str(path), "--vocab-size", "300", "--max-mb", "1")
+    assert 1e6 <= part["bytes"] < 1.1e6 and part["records"] == 3000
+    whole = as_json(capsys, "train", "--data", str(path), "--vocab-size", "300", "--max-mb", "0")
+    assert whole["bytes"] == sum(len(json.loads(line)["text"]) for line in path.open())
+    assert "below 0" in refused(capsys, "train", "--data", str(path), "--max-mb", "-1")
+
+
+def test_train_tells_that_it_learned_from_a_part(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = here / "much.jsonl"
+    path.write_text("".join(json.dumps({"text": f"line {n} of a long file " * 40}) + "\n" for n in range(3000)))
+    assert run(["tokenizer", "train", "--data", str(path), "--vocab-size", "300", "--max-mb", "1"]) == 0
+    assert "learned from 1 MB, taken evenly from all of the data; more: --max-mb" in capsys.readouterr().err
+
+
 def test_train_refuses(here: Path, capsys: pytest.CaptureFixture[str], trained: Tokenizer) -> None:
     assert "too small" in refused(capsys, "train", "--data", "corpus.txt", "--vocab-size", "10")
     assert 'no pre-tokenizer "llama"' in refused(capsys, "train", "--data", "corpus.txt", "--pretokenizer", "llama")
@@ -266,3 +283,32 @@ def test_eval_refuses_what_it_cannot_measure(
     (here / "numbers.jsonl").write_text('{"text": "", "id": 5}\n')
     assert "no text to measure on" in refused(capsys, "eval", "numbers.jsonl")
     assert "has a weight" in refused(capsys, "train", "--data", "corpus.txt:0.5")
+
+
+def test_columns_name_the_text(here: Path, trained: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "other.jsonl").write_text("".join(json.dumps({"body": line, "note": "zzzz"}) + "\n" for line in LINES))
+    dialog = [{"role": "user", "content": "zzzz"}, {"role": "assistant", "content": "qqqq"}]
+    (here / "chat.jsonl").write_text((json.dumps({"dialog": dialog, "note": "wwww"}) + "\n") * 2)
+    named = as_json(capsys, "train", "--data", "other.jsonl", "--columns", "text=body", "--vocab-size", "400")
+    assert Tokenizer.load(Path(named["path"])).fingerprint == trained.fingerprint
+    assert named["records"] == len(LINES)
+    characters = sum(map(len, LINES))
+    assert as_json(capsys, "eval", "other.jsonl", "--columns", "text=body")["characters"] == characters
+    columns = ("--columns", "text=body", "--columns", "messages=dialog")
+    every = as_json(capsys, "eval", "demo", "other.jsonl", "corpus.txt", "chat.jsonl", *columns)  # all kinds together
+    alone = as_json(capsys, "eval", "demo")
+    assert every["characters"] - alone["characters"] == 2 * characters + 2 * len("zzzzqqqq")
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [("text=boddy", "the data has no field boddy"), ("text=", "is not FIELD=COLUMN")],
+)
+def test_columns_that_no_data_has_are_refused(
+    here: Path, trained: Tokenizer, capsys: pytest.CaptureFixture[str], columns: str, says: str
+) -> None:
+    (here / "chat.jsonl").write_text(json.dumps({"instruction": "The cat?", "output": "sat"}) + "\n")
+    for data in ("corpus.txt", "chat.jsonl"):
+        assert says in refused(capsys, "train", "--data", data, "--data", "demo", "--columns", columns)
+        assert says in refused(capsys, "eval", data, "--columns", columns)
+    assert len(list_runs(here / "runs")) == 1

@@ -10,6 +10,7 @@ from torch import nn
 
 from mmcli.config import Layer, resolve
 from mmcli.data.config import DataConfig
+from mmcli.data.parts import pin_data
 from mmcli.stage import StageContext
 from mmcli.stages.samples import continuations
 from mmcli.stages.setup import Start, open_data, prepare_start
@@ -70,7 +71,7 @@ def _open_old(config: ContinueConfig, start: Start, context: StageContext) -> To
         old = OldText({"sources": list(config.replay), **split}, config.train.seed)
     context.run.choose("replay", lambda: old.data["sources"])
     values = {**old.data, "seq_len": config.data.seq_len, "strict": config.data.strict}
-    data = resolve(DataConfig, [Layer("the replayed text", values)]).config
+    data = pin_data(resolve(DataConfig, [Layer("the replayed text", values)]).config, context.run)
     rows = open_rows("text", data, replace(config.train, seed=old.seed), start.tokenizer, context, part="old")
     context.run.update(replay=context.run.info()["data"])  # "data" will be that of the new text
     return rows

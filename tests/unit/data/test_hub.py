@@ -10,14 +10,32 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import OfflineModeIsEnabled
 
+from mmcli.cli import run as mmcli
 from mmcli.data.cache import TokenCache
+from mmcli.data.config import DataConfig
 from mmcli.data.hub import HubData, open_hub
+from mmcli.data.parts import pin_data
 from mmcli.data.records import Record, Rejected
 from mmcli.data.sources import open_sources
 from mmcli.errors import MmcliError, UserError
+from mmcli.run import Run, list_runs
 from mmcli.text.tokenizer import Tokenizer
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
+MOVED = COMMIT[::-1]
+SMALL = [
+    *(
+        "--set",
+        "model.dim=32",
+        "--set",
+        "model.n_layers=1",
+        "--set",
+        "model.n_heads=4",
+        "--set",
+        "model.vocab_size=400",
+    ),
+    *("--set", "train.device=cpu", "--seq-len", "64", "--batch-size", "2", "--micro-batch", "2", "--steps", "2"),
+]
 
 
 class Hub:
@@ -97,7 +115,7 @@ def test_the_cache_knows_the_commit(hub: Hub, tmp_path: Path, tokenizer: Tokeniz
     hub.taken = 0
     assert build().key == first.key
     assert hub.taken < 100  # not read again
-    hub.sha = COMMIT[::-1]
+    hub.sha = MOVED
     assert build().key != first.key
 
 
@@ -130,3 +148,57 @@ def test_what_is_not_there_and_what_breaks_off(hub: Hub) -> None:
     with pytest.raises(MmcliError, match="broke off after 500 records: the line went dead") as broken:
         list(sources.records())
     assert broken.value.exit_code == 1
+
+
+def test_a_resumed_run_reads_the_commit_that_it_began_with(
+    hub: Hub, tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer.save(tmp_path / "tokenizer")
+    where = ["--tokenizer", str(tmp_path / "tokenizer"), "--runs-dir", str(tmp_path / "runs")]
+    hub.breaks_after = 500
+    assert (
+        mmcli(["pretrain", "--data", "hf:o/n@v1:0.5", "--data", "hf:o/m:0.5", "--val", "hf:o/n", *SMALL, *where]) == 1
+    )
+    [run] = list_runs(tmp_path / "runs")
+    assert run.info()["state"] == "failed"
+    assert run.read_config("resolved.toml") == {"hf:o/n@v1": COMMIT, "hf:o/m": COMMIT, "hf:o/n": COMMIT}
+    assert run.read_config()["data"]["sources"] == ["hf:o/n@v1:0.5", "hf:o/m:0.5"]  # as the person wrote it
+    capsys.readouterr()
+
+    hub.sha, hub.breaks_after = MOVED, None
+    assert mmcli(["resume", "1", *where[2:]]) == 0
+    assert {(each["path"], each["revision"]) for each in hub.asked} == {("o/n", COMMIT), ("o/m", COMMIT)}
+    assert "hf:o/n@0123456 " in capsys.readouterr().err
+    assert mmcli(["pretrain", "--data", "hf:o/n", *SMALL, *where]) == 0
+    assert hub.asked[-1]["revision"] == MOVED  # of a new run
+
+
+@pytest.mark.parametrize(
+    ("name", "pinned"),
+    [
+        ("hf:o/n", f"hf:o/n@{COMMIT}"),
+        ("hf:o/n:cfg:test", f"hf:o/n@{COMMIT}:cfg:test"),
+        ("hf:o/n@refs/pr/1::dev:0.25", f"hf:o/n@{COMMIT}::dev:0.25"),
+        (f"hf:o/n@{MOVED}:test", f"hf:o/n@{MOVED}:test"),
+        ("hf:o", "hf:o"),
+        ("demo", "demo"),
+        ("books/", "books/"),
+    ],
+)
+def test_a_run_keeps_commits(hub: Hub, tmp_path: Path, name: str, pinned: str) -> None:
+    run = Run.create(tmp_path, "pretrain", "x")
+    assert pin_data(DataConfig(sources=(name,)), run) == DataConfig(sources=(pinned,))
+    assert pin_data(DataConfig(val=(name,)), run) == DataConfig(val=(pinned,))
+    assert len(run.read_config("resolved.toml")) == (COMMIT in pinned)
+
+
+def test_a_run_whose_data_is_not_on_the_hub_leaves_no_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def offline(self: Any, repo: str, **more: Any) -> Any:
+        raise OfflineModeIsEnabled("offline mode is on")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", offline)
+    assert mmcli(["pretrain", "--data", "hf:o/n", *SMALL, "--runs-dir", str(tmp_path)]) == 2
+    assert "hf:o/n: the Hugging Face hub cannot be reached" in capsys.readouterr().err
+    assert list_runs(tmp_path) == []
