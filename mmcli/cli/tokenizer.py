@@ -97,7 +97,7 @@ def _learn(
     corpus = Corpus(sources, most)
     tokenizer = train_tokenizer(corpus, vocab_size=vocab_size, pretokenizer=pretokenizer, report=report)
     if corpus.skipped:
-        report.note(f"learned from {corpus.taken / 1e6:.0f} MB, taken evenly from all of the data; more: --max-mb")
+        report.note(f"learned from {corpus.taken / 1e6:.0f} MB of the text; more: --max-mb")
     if corpus.rejected:
         report.warn(f"{corpus.rejected:,} records could not be read; the first: {corpus.first_rejected}")
     measured = _measure(tokenizer, tokenizer.encode_text(corpus.sample), corpus.sample)

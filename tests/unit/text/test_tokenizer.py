@@ -56,6 +56,19 @@ def test_every_unicode_scalar_comes_back(tokenizer: Tokenizer) -> None:
         assert controls.isdisjoint(ids)
 
 
+def test_random_bytes_come_back(tokenizer: Tokenizer) -> None:
+    pick = random.Random(0)
+    controls = set(tokenizer.control_tokens.values())
+    of_byte = {tokenizer.token_bytes(id): id for id in range(tokenizer.vocab_size) if id not in controls}
+    strings = [pick.randbytes(pick.randrange(1, 60)) for _ in range(10_000)]
+    texts = [string.decode("utf-8", "replace") for string in strings]
+    for string, text, ids in zip(strings, texts, tokenizer.encode_texts(texts), strict=True):
+        assert tokenizer.decode(ids) == text and controls.isdisjoint(ids)
+        raw = [of_byte[bytes([byte])] for byte in string]  # no byte is without a token
+        assert b"".join(tokenizer.token_bytes(id) for id in raw) == string
+        assert tokenizer.decode(raw) == text
+
+
 def test_no_text_is_a_control_token(tokenizer: Tokenizer) -> None:
     controls = set(tokenizer.control_tokens.values())
     for text in spellings(tokenizer):
