@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+ROWS_STEP = 64
+
 
 @torch.library.custom_op("mmcli::grouped_linear", mutates_args=())
 def grouped_linear(x_RI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor:
@@ -21,7 +23,7 @@ def grouped_linear(x_RI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor
         return torch._grouped_mm(x_RI, weight_EOI.transpose(1, 2), offs=_ends(counts_E))
     y_RO = x_RI.new_empty(x_RI.shape[0], weight_EOI.shape[1])
     for expert, start, stop in _blocks(counts_E):
-        torch.mm(x_RI[start:stop], weight_EOI[expert].t(), out=y_RO[start:stop])
+        _multiply(x_RI, weight_EOI[expert].t(), y_RO, start, stop)
     return y_RO
 
 
@@ -31,7 +33,7 @@ def _grad_x(grad_RO: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor:
         return torch._grouped_mm(grad_RO, weight_EOI, offs=_ends(counts_E))
     grad_RI = grad_RO.new_empty(grad_RO.shape[0], weight_EOI.shape[2])
     for expert, start, stop in _blocks(counts_E):
-        torch.mm(grad_RO[start:stop], weight_EOI[expert], out=grad_RI[start:stop])
+        _multiply(grad_RO, weight_EOI[expert], grad_RI, start, stop)
     return grad_RI
 
 
@@ -43,11 +45,39 @@ def _grad_weight(grad_RO: Tensor, x_RI: Tensor, counts_E: Tensor) -> Tensor:
     grad_EOI = grad_RO.new_empty(counts_E.shape[0], grad_RO.shape[1], x_RI.shape[1])
     idle = set(range(counts_E.shape[0]))
     for expert, start, stop in _blocks(counts_E):
-        torch.mm(grad_RO[start:stop].t(), x_RI[start:stop], out=grad_EOI[expert])
+        first, last = _window(x_RI, start, stop)
+        x_WI = x_RI[first:last]
+        if (first, last) != (start, stop):
+            x_WI = torch.zeros_like(x_WI)
+            x_WI[start - first : stop - first] = x_RI[start:stop]
+        torch.mm(grad_RO[first:last].t(), x_WI, out=grad_EOI[expert])
         idle.remove(expert)
     for expert in idle:
         grad_EOI[expert].zero_()
     return grad_EOI
+
+
+def _multiply(x_RI: Tensor, matrix_IO: Tensor, y_RO: Tensor, start: int, stop: int) -> None:
+    """Rows `start` to `stop` of y: those of x times the matrix."""
+    first, last = _window(x_RI, start, stop)
+    if (first, last) == (start, stop):
+        torch.mm(x_RI[start:stop], matrix_IO, out=y_RO[start:stop])
+    else:
+        y_RO[start:stop] = torch.mm(x_RI[first:last], matrix_IO)[start - first : stop - first]
+
+
+def _window(x_RI: Tensor, start: int, stop: int) -> tuple[int, int]:
+    """The rows to multiply for a block: the block, or with it some neighbours whose products are thrown away.
+
+    On the CPU each new number of bf16 rows costs milliseconds, since a kernel is compiled for it (oneDNN). The loads
+    are new at every step, so there the number is rounded up.
+    """
+    if x_RI.device.type != "cpu" or x_RI.dtype != torch.bfloat16:
+        return start, stop
+    rows = x_RI.shape[0]
+    width = min(rows, -(-(stop - start) // ROWS_STEP) * ROWS_STEP)
+    first = min(start, rows - width)
+    return first, first + width
 
 
 def _has_kernel(*operands: Tensor) -> bool:

@@ -205,3 +205,19 @@ def test_autocast_keeps_the_router_in_fp32() -> None:
 def test_experts_with_biases_are_refused() -> None:
     with pytest.raises(UserError, match=r"model\.bias = true"):
         Transformer(make(bias=True)[0])
+
+
+@pytest.mark.parametrize("counts", [(70, 1, 0, 58), (0, 0, 129, 0), (3, 2, 1, 0), (64, 64, 0, 64)])
+def test_grouped_products_in_bf16_are_those_of_each_block(counts: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = sum(counts)
+    x_RI = torch.randn(rows, 24, generator=generator).bfloat16().requires_grad_()
+    weight_EOI = torch.randn(4, 40, 24, generator=generator).bfloat16().requires_grad_()
+    grad_RO = torch.randn(rows, 40, generator=generator).bfloat16()
+    y_RO = grouped.grouped_linear(x_RI, weight_EOI, torch.tensor(counts))
+    found = (y_RO, *torch.autograd.grad(y_RO, (x_RI, weight_EOI), grad_RO))
+    blocks = zip(x_RI.split(counts), weight_EOI, strict=True)
+    expected_RO = torch.cat([x.float() @ weight.float().t() for x, weight in blocks])
+    expected = (expected_RO, *torch.autograd.grad(expected_RO, (x_RI, weight_EOI), grad_RO.float()))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.float(), other.float(), rtol=2e-2, atol=2e-2)
