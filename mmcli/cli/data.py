@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from mmcli.cli.data_view import detail, heading, print_histogram, print_text, print_tokens
-from mmcli.cli.options import HELP, AsJson, RunsDir
+from mmcli.cli.options import HELP, AsJson, Columns, RunsDir
 from mmcli.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,9 +23,6 @@ app = typer.Typer(no_args_is_help=True, context_settings=HELP, help="See data as
 Files = Annotated[
     list[str],
     typer.Argument(help="Files, folders, globs, hf:OWNER/NAME, or demo; all with :WEIGHT or none.", show_default=False),
-]
-Columns = Annotated[
-    list[str] | None, typer.Option(help="FIELD=COLUMN: what the data calls a field, as text=body; may be repeated.")
 ]
 StageOption = Annotated[
     Literal["pretrain", "sft", "dpo"] | None, typer.Option(help="What it is for. Default: what the data holds.")
@@ -52,6 +49,14 @@ def preview(
     train_on: Annotated[
         Literal["all", "last"] | None, typer.Option(help="sft: learn all turns of the assistant, or the last. [all]")
     ] = None,
+    train_reasoning: Annotated[
+        bool | None,
+        typer.Option(
+            "--train-reasoning/--no-train-reasoning",
+            help="sft: learn the reasoning before a reply too, or not. [yes]",
+            show_default=False,
+        ),
+    ] = None,
     packed: Annotated[bool, typer.Option("--packed", help="Packed rows, as the model reads them.")] = False,
     seq_len: Annotated[int | None, typer.Option(help=f"Tokens in a packed row. [{SEQ_LEN}]")] = None,
     runs_dir: RunsDir = Path("runs"),
@@ -71,8 +76,9 @@ def preview(
     if seq_len is not None and not packed:
         raise UserError("--seq-len is the length of packed rows", "add --packed, or leave it out")
     sources = _open(files, stage, columns or [])
-    if train_on is not None and (sources.kind != "chat" or packed):
-        raise UserError("--train-on is for conversations, record by record", "leave it out")
+    for flag, value in (("--train-on", train_on), ("--train-reasoning", train_reasoning)):
+        if value is not None and (sources.kind != "chat" or packed):
+            raise UserError(f"{flag} is for conversations, record by record", "leave it out")
     loaded = find_tokenizer(tokenizer, runs_dir)
     if packed:
         rows = _packed_rows(sources, loaded, SEQ_LEN if seq_len is None else seq_len, limit)
@@ -81,7 +87,8 @@ def preview(
         else:
             _print_rows(rows, loaded)
         return
-    records = _records(sources, loaded, limit, {"train_on": train_on or "all"} if sources.kind == "chat" else {})
+    options = {"train_on": train_on or "all", "train_reasoning": train_reasoning is not False}
+    records = _records(sources, loaded, limit, options if sources.kind == "chat" else {})
     if json:
         print_json([{key: value for key, value in record.items() if key != "sequences"} for record in records])
     else:

@@ -31,7 +31,7 @@ from mmcli.data.workers import EncoderPool, Results, usable_cores
 from mmcli.stage import Reporter, Silent
 from mmcli.text.tokenizer import Tokenizer
 
-FORMAT = 2
+FORMAT = 3
 HASHES_OF_FILES = "files.json"  # beside the caches
 BATCH_RECORDS = 1024  # records encoded together, or fewer once this many bytes of files were read:
 BATCH_BYTES = 4 * 2**20

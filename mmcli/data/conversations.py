@@ -2,12 +2,14 @@
 
 Read shapes: `messages`/`conversations` with `role`/`content` or `from`/`value`; tool calls as `tool_calls` or as a
 `function_call` turn; a question and an answer under `instruction`/`input`/`output` and the like, with an optional
-`system` and a `history` of pairs. Placeholders such as `{{name}}` are left as they are.
+`system` and a `history` of pairs. Placeholders such as `{{name}}` are left as they are. Reasoning is read from
+`reasoning_content`, or from a `<think>...</think>` with which an assistant's text begins.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +31,7 @@ PAIR_KEYS = (
     ("question", "answer"),
     ("query", "response"),
 )
+THOUGHT = re.compile(r"\s*<think>(.*?)</think>(.*)", re.DOTALL)
 
 
 class RecordError(ValueError):
@@ -76,6 +79,7 @@ def read_messages(turns: Sequence[Any]) -> list[Message]:
         RecordError: a turn that is not understood, with its number (from 1).
     """
     messages: list[Message] = []
+    numbers: list[int] = []
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, Mapping):
             raise RecordError(f"a message is not an object: message {number}")
@@ -84,9 +88,23 @@ def read_messages(turns: Sequence[Any]) -> list[Message]:
             messages[-1]["tool_calls"] = message["tool_calls"]
         else:
             messages.append(message)
+            numbers.append(number)
     if not messages:
         raise RecordError("the conversation is empty")
+    for message, number in zip(messages, numbers, strict=True):
+        if message["role"] == "assistant" and not (message["content"].strip() or "tool_calls" in message):
+            raise RecordError(f"an assistant message is empty: message {number}")
     return messages
+
+
+def assistant_message(text: str) -> Message:
+    """An assistant's message; a `<think>...</think>` that its text begins with is its reasoning, without the tags."""
+    found = THOUGHT.fullmatch(text)
+    if found is None:
+        return {"role": "assistant", "content": text}
+    message: Message = {"role": "assistant", "content": found[2].lstrip("\r\n")}
+    reasoning = found[1].strip("\r\n")
+    return {**message, "reasoning_content": reasoning} if reasoning.strip() else message
 
 
 def _completes(messages: Sequence[Message], message: Message) -> bool:
@@ -108,10 +126,10 @@ def _read_turn(turn: Mapping[str, Any], number: int) -> Message:
         reasoning = turn.get("reasoning_content")
         if isinstance(reasoning, str) and reasoning:
             message["reasoning_content"] = reasoning
+        else:
+            message = assistant_message(message["content"])
         if turn.get("tool_calls"):
             message["tool_calls"] = _read_calls(turn["tool_calls"], number)
-        if not (message["content"].strip() or "tool_calls" in message):
-            raise RecordError(f"an assistant message is empty: message {number}")
     if role == "tool":
         message.update({key: turn[key] for key in ("name", "tool_call_id") if isinstance(turn.get(key), str)})
     return message
@@ -210,7 +228,7 @@ def read_prompt(value: Mapping[str, Any]) -> list[Message]:
         raise RecordError(f'"{question_key}" is empty')
     messages: list[Message] = []
     for pair in _history(value):
-        messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+        messages += [{"role": "user", "content": pair[0]}, assistant_message(pair[1])]
     return _with_system([*messages, {"role": "user", "content": question}], value.get("system"))
 
 
@@ -226,10 +244,10 @@ def _history(value: Mapping[str, Any]) -> list[Sequence[str]]:
 
 def _read_pair(value: Mapping[str, Any]) -> list[Message]:
     answer_key = next(answer for question, answer in PAIR_KEYS if question in value and answer in value)
-    answer = _text(value, answer_key)
-    if not answer.strip():
+    answer = assistant_message(_text(value, answer_key))
+    if not answer["content"].strip():
         raise RecordError(f'"{answer_key}" is empty')
-    return [*read_prompt({**value, "system": None}), {"role": "assistant", "content": answer}]
+    return [*read_prompt({**value, "system": None}), answer]
 
 
 def _with_system(messages: list[Message], system: Any) -> list[Message]:

@@ -56,17 +56,20 @@ def encode_conversations(
     """Chat records through the chat template; only what the assistant writes is trained.
 
     Args:
-        options: `train_on`: "all" replies of a conversation (the default) or the "last" one.
+        options: `train_on`: "all" replies of a conversation (the default) or the "last" one. `train_reasoning`:
+            whether the reasoning before a reply is trained too (the default).
 
     Raises:
         UserError: the tokenizer has no usable chat template.
     """
     chat_format(tokenizer)  # a bad template is one error, not one for each record
-    train_on = options.get("train_on", "all")
+    train_on, train_reasoning = options.get("train_on", "all"), options.get("train_reasoning", True)
 
     def encode(record: Record) -> EncodedRecord:
         chat = as_chat(record)
-        encoded = encode_chat(tokenizer, chat.messages, tools=chat.tools, train_on=train_on)
+        encoded = encode_chat(
+            tokenizer, chat.messages, tools=chat.tools, train_on=train_on, train_reasoning=train_reasoning
+        )
         return EncodedRecord([encoded.ids], [encoded.trained], _text_bytes(chat.messages))
 
     return [_attempt(encode, record) for record in records]
@@ -113,7 +116,7 @@ def _attempt(encode: Callable[[Record], EncodedRecord], record: Record) -> Encod
 
 
 def _text_bytes(messages: Sequence[Message]) -> int:
-    return sum(len(message["content"].encode()) for message in messages)
+    return sum(len((message.get("reasoning_content", "") + message["content"]).encode()) for message in messages)
 
 
 ENCODERS: dict[str, Encode] = {"text": encode_documents, "chat": encode_conversations, "preference": encode_preferences}

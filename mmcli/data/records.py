@@ -19,6 +19,7 @@ from mmcli.data.conversations import (
     Chat,
     Message,
     RecordError,
+    assistant_message,
     has_pair,
     has_turns,
     read_chat,
@@ -155,9 +156,10 @@ def _side(value: Mapping[str, Any], key: str) -> list[Message]:
         return read_messages(side)
     if not isinstance(side, str):
         raise RecordError(f'"{key}" is neither text nor messages')
-    if not side.strip():
+    message = assistant_message(side)
+    if not message["content"].strip():
         raise RecordError(f'"{key}" is empty')
-    return [{"role": "assistant", "content": side}]
+    return [message]
 
 
 def _need(record: Record, kind: Kind) -> None:

@@ -52,6 +52,7 @@ class SftConfig:
     """Learning to answer from conversations."""
 
     train_on: Literal["all", "last"] = option("all", "the assistant's turns that are learned: all, or only the last")
+    train_reasoning: bool = option(True, "learn the assistant's reasoning too; false: only what follows it")
     data: DataConfig = option(DataConfig, "the conversations")
     optim: SftOptim = option(SftOptim, "the optimizer")
     train: SftTrain = option(SftTrain, "the training")

@@ -19,7 +19,15 @@ def run(config: SftConfig, context: StageContext) -> dict[str, Any]:
     placement = choose_placement(config.train.device, config.train.precision)
     open_data("chat", config.data)  # refuse what is not there before anything is made
     start = prepare_start(None, config.data, config.train, context, placement.device)
-    rows = open_rows("chat", config.data, config.train, start.tokenizer, context, train_on=config.train_on)
+    rows = open_rows(
+        "chat",
+        config.data,
+        config.train,
+        start.tokenizer,
+        context,
+        train_on=config.train_on,
+        train_reasoning=config.train_reasoning,
+    )
     sample = continuations(start, rows, config.train.seed, prompt_tokens=None)
     task = token_task(start, rows, config.train, placement, context, sample=sample)
     return train(task, config.optim, config.train, context)

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from mmcli.errors import UserError
 from mmcli.text.chat_format import OTHER_TEMPLATE, ChatFormat, chat_format
-from mmcli.text.messages import hide_messages, hide_tools
-from mmcli.text.opaque import Texts
+from mmcli.text.messages import REASONING, hide_messages, hide_tools
+from mmcli.text.opaque import MARK, Texts
 from mmcli.text.tokenizer import Tokenizer
 
 MAX_LITERALS = 4096  # ids of template text that are remembered for a tokenizer
@@ -43,6 +43,7 @@ def encode_chat(
     tools: Sequence[Mapping[str, Any]] | None = None,
     add_generation_prompt: bool = False,
     train_on: Literal["all", "last"] = "all",
+    train_reasoning: bool = True,
 ) -> Encoded:
     """A conversation as the tokenizer's chat template writes it, one id list.
 
@@ -53,11 +54,13 @@ def encode_chat(
     prompt are a prefix of those of its continuation.
 
     Trained are, of every turn of the assistant (or the last one), the ids from after the generation prompt through
-    the token that ends the turn.
+    the token that ends the turn. Without `train_reasoning` they begin after the control token that ends the turn's
+    reasoning, where the template writes that; the ids are the same.
 
     Raises:
         UserError: a message of a wrong form (by index), no usable template, or a template that refuses the
-            conversation, leaves a text out, or does not show where the assistant's turns are.
+            conversation, leaves a text out, does not show where the assistant's turns are, or, without
+            `train_reasoning`, where a reasoning ends.
     """
     if train_on not in ("all", "last"):
         raise UserError(f'train_on = "{train_on}" is unknown', 'give "all" or "last"')
@@ -72,8 +75,12 @@ def encode_chat(
     ends = [match for match in found if chat.control(match) == chat.turn_end]
     turns = [_Turn(message, start, _end(ends, start)) for message, start in zip(answers, starts, strict=False)]
     _check_turns(turns, texts, found)
-    trained_starts = {turn.start for turn in (turns if train_on == "all" else turns[-1:])}
-    edges = sorted({0, len(rendered), *starts, *(turn.end for turn in turns)})
+    trained_turns = turns if train_on == "all" else turns[-1:]
+    if train_reasoning:
+        trained_starts = {turn.start for turn in trained_turns}
+    else:
+        trained_starts = {_after_reasoning(chat, turn, hidden, texts, found) for turn in trained_turns}
+    edges = sorted({0, len(rendered), *starts, *trained_starts, *(turn.end for turn in turns)})
     ids: list[int] = []
     trained: list[bool] = []
     for start, end in pairwise(edges):
@@ -143,6 +150,27 @@ def _check_turns(turns: list[_Turn], texts: Texts, found: list[re.Match[str]]) -
         around = turns[before - 1] if before and match.start() < turns[before - 1].end else None
         if around is not turn_of.get(owner):
             raise UserError(f"the chat template mixes messages[{owner}] with another turn", OTHER_TEMPLATE)
+
+
+def _after_reasoning(
+    chat: ChatFormat, turn: _Turn, hidden: list[dict[str, Any]], texts: Texts, found: list[re.Match[str]]
+) -> int:
+    """Where the reply of a turn begins: after the control token that ends its reasoning, if it shows one."""
+    given = [hidden[turn.message].get(name) for name in REASONING]
+    marks = [MARK.fullmatch(value) for value in given if isinstance(value, str)]
+    reasoning = {int(mark[1]) for mark in marks if mark is not None}
+    first, last = (bisect_left(found, place, key=re.Match.start) for place in (turn.start, turn.end))
+    for at in reversed(range(first, last)):
+        mark = found[at]
+        if mark[1] is None or reasoning.isdisjoint(texts.origins([int(mark[1])])):
+            continue
+        following = found[at + 1]  # at the latest the turn's end token
+        # A template that spells the end as text may still have a control token later on, such as that of a call.
+        spelled = mark.string[mark.end() : following.start()].strip()
+        if spelled or chat.control(following) in (None, chat.turn_end):
+            raise UserError("the chat template does not mark the end of reasoning with a control token", OTHER_TEMPLATE)
+        return following.end()
+    return turn.start
 
 
 def _encode(tokenizer: Tokenizer, chat: ChatFormat, rendered: str, start: int, end: int, texts: list[str]) -> list[int]:

@@ -93,11 +93,16 @@ class Texts:
 
     def lost(self, shown: Collection[int]) -> list[str]:
         """The places of texts that had to be rendered and are not among the `shown` marks."""
+        found = self.origins([*shown, *self._emptied])
+        return [place for index, place in enumerate(self._places) if place is not None and index not in found]
+
+    def origins(self, indices: Collection[int]) -> set[int]:
+        """These texts, and all those that they were made from."""
         found: set[int] = set()
-        queue = [*shown, *self._emptied]
+        queue = list(indices)
         while queue:
             index = queue.pop()
             if index not in found:
                 found.add(index)
                 queue.extend(self._parts[index])
-        return [place for index, place in enumerate(self._places) if place is not None and index not in found]
+        return found

@@ -108,6 +108,23 @@ def test_conversations_with_what_is_trained(runs_dir: Path, chats: str, tokenize
     assert learned(last) == "世界。<|im_end|>" and last["ids"] == first["ids"]
 
 
+def test_conversations_with_or_without_their_reasoning(runs_dir: Path, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path = write(tmp_path, "thoughts.jsonl", {"instruction": "Hello", "output": "<think>rain</think>hills"})
+
+    def learned(*args: str) -> str:
+        [record] = json.loads(printed(runs_dir, "preview", path, "--json", *args))
+        assert record["text"] == "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n" + whole + "\n"
+        ids = [id for id, flag in zip(record["ids"], record["trained"], strict=True) if flag]
+        return tokenizer.decode(ids, keep_special=True)
+
+    whole = "<think>\nrain\n</think>\n\nhills<|im_end|>"
+    assert learned() == learned("--train-reasoning") == whole
+    assert learned("--no-train-reasoning") == learned("--no-train-reasoning", "--train-on", "last")
+    assert learned("--no-train-reasoning") == "\n\nhills<|im_end|>"
+    packed = refused(invoke(runs_dir, "preview", path, "--packed", "--no-train-reasoning"))
+    assert packed.what == "--train-reasoning is for conversations, record by record"
+
+
 def test_texts_are_trained_whole(runs_dir: Path, texts: str, tokenizer: Tokenizer) -> None:
     result = invoke(runs_dir, "preview", texts, "--limit", "2", "--json")
     records = json.loads(result.stdout)
@@ -248,6 +265,8 @@ def test_another_kind_is_refused_with_what_was_found(runs_dir: Path, chats: str,
         (["preview", "--seq-len", "64"], "--seq-len"),
         (["preview", "--packed", "--seq-len", "1"], "--seq-len 1"),
         (["preview", "--train-on", "last"], "--train-on"),
+        (["preview", "--train-reasoning"], "--train-reasoning"),
+        (["preview", "--no-train-reasoning"], "--train-reasoning"),
         (["preview", "--tokenizer", "nowhere"], 'no run "nowhere"'),
     ],
 )

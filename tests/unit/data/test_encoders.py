@@ -50,6 +50,39 @@ def test_conversations_train_replies_only(tokenizer: Tokenizer) -> None:
     assert every.text_bytes == 8
 
 
+def test_reasoning_is_trained_or_not(tokenizer: Tokenizer) -> None:
+    value = record(
+        messages=[
+            {"role": "user", "content": "q<think>x</think>"},
+            {"role": "assistant", "content": "<think>é</think>a1"},
+            {"role": "user", "content": "q2"},
+            {"role": "assistant", "content": "a2", "reasoning_content": "r2"},
+        ]
+    )
+    (whole,) = encode_conversations(tokenizer, [value], {})
+    (same,) = encode_conversations(tokenizer, [value], {"train_reasoning": True})
+    (masked,) = encode_conversations(tokenizer, [value], {"train_reasoning": False})
+    (last,) = encode_conversations(tokenizer, [value], {"train_reasoning": False, "train_on": "last"})
+    assert whole == same
+    assert trained_text(tokenizer, whole) == (
+        "<think>\né\n</think>\n\na1<|im_end|><think>\nr2\n</think>\n\na2<|im_end|>"
+    )
+    assert trained_text(tokenizer, masked) == "\n\na1<|im_end|>\n\na2<|im_end|>"
+    assert trained_text(tokenizer, last) == "\n\na2<|im_end|>"
+    assert isinstance(whole, EncodedRecord)
+    assert isinstance(masked, EncodedRecord)
+    assert masked.ids == whole.ids
+    assert list(whole.ids[0]).count(tokenizer.control_tokens["<think>"]) == 2  # what the user spells is text
+    assert whole.text_bytes == len("q<think>x</think>" + "a1" + "q2" + "a2" + "r2") + 2
+
+
+def test_preferences_of_replies_that_reason(tokenizer: Tokenizer) -> None:
+    value = record(prompt="<think>q</think>", chosen="<think>r</think>better", rejected="worse")
+    (encoded,) = encode_preferences(tokenizer, [value], {})
+    assert trained_text(tokenizer, encoded, 0) == "<think>\nr\n</think>\n\nbetter<|im_end|>"
+    assert trained_text(tokenizer, encoded, 1) == "worse<|im_end|>"
+
+
 def test_preferences_are_two_sequences_of_one_prompt(tokenizer: Tokenizer) -> None:
     prompt = [
         {"role": "user", "content": "q1"},

@@ -106,6 +106,70 @@ def test_reasoning_is_kept() -> None:
     assert chat.messages[1] == {**A, "reasoning_content": "hm"}
 
 
+THOUGHT = " \n<think>\nhm\n  so\n</think>\n\nanswer"
+REASONED = {**A, "reasoning_content": "hm\n  so"}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"messages": [Q, {**A, "content": THOUGHT}]},
+        {"messages": [Q, {**A, "content": [{"type": "text", "text": THOUGHT}], "reasoning_content": ""}]},
+        {"conversations": [{"from": "human", "value": "question"}, {"from": "gpt", "value": THOUGHT}]},
+        {"instruction": "question", "output": THOUGHT},
+        {"question": "question", "answer": THOUGHT.replace("\n\n", "\r\n")},
+    ],
+)
+def test_reasoning_that_a_reply_begins_with_is_split_off(value: dict[str, Any]) -> None:
+    assert as_chat(record(**value)).messages == [Q, REASONED]
+
+
+def test_reasoning_of_a_history_is_split_off() -> None:
+    chat = as_chat(record(instruction="question", output="answer", history=[["question", THOUGHT]]))
+    assert chat.messages == [Q, REASONED, Q, A]
+
+
+@pytest.mark.parametrize("reply", [THOUGHT, [{**A, "content": THOUGHT}], {"from": "gpt", "value": THOUGHT}])
+def test_reasoning_of_preferred_replies_is_split_off(reply: Any) -> None:
+    for prompt in ({"prompt": "question"}, {"conversations": [Q]}, {"instruction": "question"}):
+        preference = as_preference(record(**prompt, chosen=reply, rejected="<think>other</think>answer"))
+        assert preference.prompt == [Q]
+        assert preference.chosen == [REASONED]
+        assert preference.rejected == [{**A, "reasoning_content": "other"}]
+    whole = as_preference(record(chosen=[Q, {**A, "content": THOUGHT}], rejected=[Q, A]))
+    assert (whole.prompt, whole.chosen, whole.rejected) == ([Q], [REASONED], [A])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<think></think>answer", A),
+        ("<think>\n\n</think>\n\nanswer", A),
+        ("<think>a</think>b</think>", {**A, "content": "b</think>", "reasoning_content": "a"}),
+        ("<think>hm, and no end", {**A, "content": "<think>hm, and no end"}),
+        ("</think><think>a", {**A, "content": "</think><think>a"}),
+        ("so: <think>a</think>b", {**A, "content": "so: <think>a</think>b"}),
+    ],
+)
+def test_what_is_reasoning_in_a_text(text: str, message: dict[str, Any]) -> None:
+    assert as_chat(record(messages=[Q, {**A, "content": text}])).messages[1] == message
+    assert as_chat(record(instruction="question", output=text)).messages[1] == message
+
+
+def test_a_message_that_has_its_reasoning_keeps_its_text() -> None:
+    given = {**A, "content": THOUGHT, "reasoning_content": "given"}
+    assert as_chat(record(messages=[Q, given])).messages[1] == given
+
+
+def test_only_an_assistant_reasons() -> None:
+    spoken = [{"role": role, "content": THOUGHT} for role in ("system", "user", "tool")]
+    assert as_chat(record(messages=[*spoken, A])).messages == [*spoken, A]
+    asked = {"role": "user", "content": THOUGHT}
+    chat = as_chat(record(instruction=THOUGHT, output="answer", system=THOUGHT, history=[[THOUGHT, "a"]]))
+    assert chat.messages == [spoken[0], asked, {**A, "content": "a"}, asked, A]
+    assert as_preference(record(prompt=THOUGHT, chosen="answer", rejected="worse")).prompt == [asked]
+
+
 CALLED: list[dict[str, Any]] = [
     Q,
     {"role": "assistant", "content": "", "tool_calls": [CALL]},
@@ -164,6 +228,14 @@ def test_words_before_a_call_are_one_message_with_it() -> None:
     assert len(chat.messages) == 4
 
 
+@pytest.mark.parametrize("beside", [False, True])
+def test_reasoning_before_a_call_is_one_message_with_it(beside: bool) -> None:
+    thought = {"role": "assistant", "content": "<think>hm</think>"}
+    said = [{**thought, "tool_calls": [CALL]}] if beside else [thought, TURNS[1]]
+    chat = as_chat(record(messages=[Q, *said, TURNS[2], A]))
+    assert chat.messages == [Q, {**CALLED[1], "reasoning_content": "hm"}, *CALLED[2:]]
+
+
 @pytest.mark.parametrize("tools", ["", "[]", [], None])
 def test_no_tools(tools: Any) -> None:
     assert as_chat(record(messages=[Q, A], tools=tools)).tools is None
@@ -182,6 +254,7 @@ def test_no_tools(tools: Any) -> None:
         ({"messages": [Q, {"role": "assistant", "content": None}]}, "a message has no text: message 2"),
         ({"messages": [Q, {"role": "assistant", "content": [{"image": 1}]}]}, "a message has no text: message 2"),
         ({"messages": [Q, {"role": "assistant", "content": " "}]}, "an assistant message is empty: message 2"),
+        ({"messages": [Q, {**A, "content": "<think>a</think>\n"}, Q]}, "an assistant message is empty: message 2"),
         ({"messages": [Q, {"from": "function_call", "value": "{oops"}]}, "a tool call is not JSON: message 2"),
         ({"messages": [Q, {"from": "function_call", "value": "[]"}]}, "a tool call has no name: message 2"),
         ({"messages": [Q, {"from": "function_call", "value": "5"}]}, "a tool call has no name: message 2"),
@@ -193,6 +266,7 @@ def test_no_tools(tools: Any) -> None:
         ({"messages": [Q, A], "tools": {"a": 1}}, "the tools are not a list"),
         ({"messages": [Q, A], "tools": [5]}, "a tool has no name"),
         ({"instruction": "x", "output": " "}, '"output" is empty'),
+        ({"instruction": "x", "output": "<think>a</think>"}, '"output" is empty'),
         ({"instruction": "x", "output": None}, '"output" is not text'),
         ({"instruction": " ", "output": "y"}, '"instruction" is empty'),
         ({"instruction": "x", "input": 5, "output": "y"}, '"input" is not text'),
@@ -248,6 +322,7 @@ def test_preference_with_system_and_a_shared_beginning() -> None:
         ({"prompt": "q", "chosen": "same", "rejected": "same"}, "chosen and rejected are the same"),
         ({"chosen": [Q, A], "rejected": [Q, A]}, "chosen and rejected are the same"),
         ({"prompt": "q", "chosen": "", "rejected": "x"}, '"chosen" is empty'),
+        ({"prompt": "q", "chosen": "<think>a</think>", "rejected": "x"}, '"chosen" is empty'),
         ({"prompt": "q", "chosen": "x", "rejected": None}, '"rejected" is neither text nor messages'),
         ({"chosen": "x", "rejected": "y"}, "no prompt for chosen and rejected"),
         ({"prompt": "", "chosen": "x", "rejected": "y"}, '"prompt" is empty'),

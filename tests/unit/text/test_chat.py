@@ -178,6 +178,42 @@ def test_trained_is_what_the_assistant_says(tokenizer: Tokenizer) -> None:
     assert trained_text(tokenizer, CONVERSATION[:2]) == []
 
 
+REASONED: list[Message] = [
+    {"role": "user", "content": "1 + 1?"},
+    {"role": "assistant", "content": "2", "reasoning_content": "Count </think>."},
+    {"role": "user", "content": "<think>no</think>"},
+    {"role": "assistant", "content": "Hi"},
+    {"role": "user", "content": "Weather?"},
+    {**CONVERSATION[2], "reasoning": "not this one"},
+]
+CALLED = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call><|im_end|>'
+
+
+def test_reasoning_can_be_left_untrained(tokenizer: Tokenizer) -> None:
+    expected = ["\n\n2<|im_end|>", "Hi<|im_end|>", f"\n\n{CALLED}"]
+    assert trained_text(tokenizer, REASONED, train_reasoning=False) == expected
+    assert trained_text(tokenizer, REASONED, train_reasoning=False, train_on="last") == expected[-1:]
+    assert trained_text(tokenizer, REASONED[:2], train_reasoning=False, train_on="last") == expected[:1]
+    for prompt in (False, True):
+        ids = [
+            encode_chat(tokenizer, REASONED, tools=TOOLS, add_generation_prompt=prompt, train_reasoning=each).ids
+            for each in (False, True)
+        ]
+        assert ids[0] == ids[1]
+
+
+@pytest.mark.parametrize("reasoning", [None, ""])
+def test_a_turn_without_reasoning_is_trained_whole(tokenizer: Tokenizer, reasoning: str | None) -> None:
+    messages = [{**CONVERSATION[2], "reasoning_content": reasoning}]
+    assert trained_text(tokenizer, messages, train_reasoning=False) == [CALLED]
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
+def test_an_answer_of_reasoning_alone_trains_its_end(tokenizer: Tokenizer, name: str) -> None:
+    messages = [{"role": "assistant", "content": "", name: "Hm."}]
+    assert trained_text(tokenizer, messages, train_reasoning=False) == ["\n\n<|im_end|>"]
+
+
 def test_an_empty_answer_still_trains_its_end(tokenizer: Tokenizer) -> None:
     messages = [{"role": "user", "content": ""}, {"role": "assistant", "content": ""}]
     assert trained_text(tokenizer, messages) == ["<|im_end|>"]
@@ -273,6 +309,7 @@ def test_a_template_whose_prompt_closes_the_reasoning(write_folder: Any) -> None
     assert trained_text(loaded, turns) == ["b<|end|>", "hm</think>d<|end|>"]
     assert trained_text(loaded, turns, train_on="last") == ["hm</think>d<|end|>"]
     assert trained_text(loaded, turns[:2]) == ["b<|end|>"]
+    assert trained_text(loaded, turns, train_reasoning=False) == ["b<|end|>", "d<|end|>"]
 
 
 def test_stripping_to_nothing_is_no_loss(write_folder: Any) -> None:
@@ -328,6 +365,47 @@ def test_reasoning_before_the_last_question_may_be_left_out(write_folder: Any) -
     assert encode_chat(loaded, [*HI[:1], thought, question]).ids
     with pytest.raises(UserError, match=r"loses text: messages\[1\]\.reasoning_content"):
         encode_chat(loaded, [*HI[:1], thought])
+
+
+# Strips reasoning, and keeps only that of the last message, as Qwen3 does.
+REASONING = "('<think>' + m.reasoning_content | trim + '</think>' if loop.last and m.reasoning_content else '')"
+DROPPING = PHI.replace("m.content", f"{REASONING} + m.content")
+
+
+def test_reasoning_that_the_template_drops_changes_nothing(write_folder: Any) -> None:
+    controls = ["<|eos|>", "<|user|>", "<|assistant|>", {"content": "<|end|>", "lstrip": True, "rstrip": True}]
+    think = ["<think>", {"content": "</think>", "lstrip": True, "rstrip": True}]
+    loaded = foreign(write_folder, DROPPING.replace("'</think>'", "'\n</think>\n'"), [*controls, *think])
+    thought = {"role": "assistant", "content": "b", "reasoning_content": " hm "}
+    turns = [*HI[:1], thought, *HI[:1], thought]
+    assert trained_text(loaded, turns) == ["b<|end|>", "<think>hm</think>b<|end|>"]
+    assert trained_text(loaded, turns, train_reasoning=False) == ["b<|end|>", "b<|end|>"]
+    assert encode_chat(loaded, turns).ids == encode_chat(loaded, turns, train_reasoning=False).ids
+    blank = {**thought, "reasoning_content": " "}
+    assert trained_text(loaded, [*HI[:1], blank], train_reasoning=False) == ["<think></think>b<|end|>"]
+
+
+@pytest.mark.parametrize(
+    ("template", "controls", "content"),
+    [
+        (DROPPING, PHI_CONTROLS, "b"),  # the next text follows
+        (DROPPING, PHI_CONTROLS, ""),  # the end of the turn follows
+        (DROPPING.replace("m.content", "'<call>' + m.content"), [*PHI_CONTROLS, "<call>"], "b"),
+        (DROPPING.replace("'</think>'", "''"), [*PHI_CONTROLS, "<think>"], "b"),
+    ],
+)
+def test_reasoning_without_an_end_can_not_be_left_untrained(
+    write_folder: Any, template: str, controls: Any, content: str
+) -> None:
+    loaded = foreign(write_folder, template, controls)
+    thought = {"role": "assistant", "content": content, "reasoning_content": "hm"}
+    assert encode_chat(loaded, [*HI[:1], thought]).ids
+    with pytest.raises(UserError, match="does not mark the end of reasoning with a control token") as refused:
+        encode_chat(loaded, [*HI[:1], thought], train_reasoning=False)
+    assert "mmcli tokenizer train" in refused.value.fix
+    assert trained_text(loaded, HI, train_reasoning=False) == trained_text(loaded, HI)
+    turns = [*HI[:1], thought, *HI]  # it is dropped, and so it is no matter
+    assert trained_text(loaded, turns, train_reasoning=False) == trained_text(loaded, turns)
 
 
 @pytest.mark.parametrize(
