@@ -105,7 +105,7 @@ def options_app(stage: Stage, help_text: str, action: Callable[..., None], *, wi
         written = [_flag_layer(leaf, values[_python_name(leaf)]) for leaf in flagged]
         action(stage, flags=[layer for layer in written if layer], **{p.name: values[p.name] for p in common})
 
-    command.__signature__ = inspect.Signature([*parameters, *common])  # type: ignore[attr-defined]
+    command.__signature__ = inspect.Signature([*parameters, *common])  # type: ignore[attr-defined]  # typer reads it
     command.__annotations__ = {p.name: p.annotation for p in [*parameters, *common]}
     app = typer.Typer(add_completion=False, context_settings=HELP)
     app.command(name=stage.name, help=help_text)(command)

@@ -22,7 +22,7 @@ import numpy as np
 try:
     import fcntl
 except ImportError:  # Windows: what dead builders left stays until it is removed by hand
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # a module that is not there
 
 META = "meta.json"
 TOKENS, TRAINED, OFFSETS, HASHES = "tokens.bin", "trained.bin", "offsets.bin", "hashes.bin"

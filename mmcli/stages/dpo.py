@@ -89,9 +89,9 @@ def run(config: DpoConfig, context: StageContext) -> dict[str, Any]:
         micro_batch=micro_batch,
         seed=config.train.seed,
     )
-    _prepare_reference(config, start, training, held_out, batches, micro_batch, placement, context)
-    task = _task(config, start, training, held_out, batches, micro_batch, placement, context)
-    return train(task, config.optim, config.train, context)
+    work = _Work(config, start, training, held_out, batches, micro_batch, placement, context)
+    work.prepare_reference()
+    return train(work.task(), config.optim, config.train, context)
 
 
 def _open_pairs(config: DpoConfig, tokenizer: Tokenizer, context: StageContext) -> tuple[Pairs, Pairs | None]:
@@ -109,86 +109,89 @@ def _open_pairs(config: DpoConfig, tokenizer: Tokenizer, context: StageContext) 
     return Pairs.of(cache, rows), Pairs.of(val_cache, val) if val is not None else None
 
 
-def _prepare_reference(
-    config: DpoConfig,
-    start: Start,
-    training: Pairs,
-    held_out: Pairs | None,
-    batches: Batches,
-    micro_batch: int,
-    placement: Placement,
-    context: StageContext,
-) -> None:
-    """Fill the reference's log-probabilities: from the run folder, or by one pass of the reference model."""
-    path = context.run.path / REFERENCE
-    parts = {"training": training} | ({"held_out": held_out} if held_out is not None else {})
-    if path.is_file():
-        stored = load_file(path)
-        for name, part in parts.items():
-            part.reference_N2[:] = stored[name]
-        return
-    model = start.model
-    if config.reference is not None:
-        found = find_model(config.reference, context.run.path.parent)
-        context.report.note(f"reference: {found.label}")
-        model = load_model(found.path, device=placement.device)
-        if Tokenizer.load(found.path).fingerprint != start.tokenizer.fingerprint:
-            raise UserError(
-                f"--reference {config.reference} has another tokenizer than the model",
-                "give one with the same tokenizer",
+@dataclass(frozen=True)
+class _Work:
+    """What one training on pairs works with."""
+
+    config: DpoConfig
+    start: Start
+    training: Pairs
+    held_out: Pairs | None
+    batches: Batches
+    micro_batch: int
+    placement: Placement
+    context: StageContext
+
+    def prepare_reference(self) -> None:
+        """Fill the reference's log-probabilities: from the run folder, or by one pass of the reference model."""
+        path = self.context.run.path / REFERENCE
+        parts = {"training": self.training} | ({"held_out": self.held_out} if self.held_out is not None else {})
+        if path.is_file():
+            stored = load_file(path)
+            for name, part in parts.items():
+                part.reference_N2[:] = stored[name]
+            return
+        model = self.start.model
+        if self.config.reference is not None:
+            found = find_model(self.config.reference, self.context.run.path.parent)
+            self.context.report.note(f"reference: {found.label}")
+            model = load_model(found.path, device=self.placement.device)
+            if Tokenizer.load(found.path).fingerprint != self.start.tokenizer.fingerprint:
+                raise UserError(
+                    f"--reference {self.config.reference} has another tokenizer than the model",
+                    "give one with the same tokenizer",
+                )
+        wanted = self.config.train.steps
+        steps = int(np.ceil(self.batches.steps_per_epoch))
+        steps = steps if wanted is None or self.config.train.budget is not None else min(steps, wanted)
+        total = steps * self.config.train.batch_size + (len(self.held_out.rows) if self.held_out is not None else 0)
+        done = 0
+        chosen = [(self.training, self.batches.row_numbers(step)) for step in range(steps)]
+        if self.held_out is not None:
+            chosen.append((self.held_out, np.arange(len(self.held_out.rows))))
+        with (
+            self.start.adapter.reference(self.start.model)
+            if self.start.adapter is not None
+            else contextlib.nullcontext()
+        ):
+            for part, which in chosen:
+                part.fill(which, self.micro_batch, model, self.placement)
+                done += len(which)
+                self.context.report.progress("reference", done, total, "pairs")
+        write_atomic(path, save({name: part.reference_N2 for name, part in parts.items()}))
+
+    def task(self) -> Task:
+        """The task of preferring the chosen replies."""
+        shape, device = self.start.model.config, self.placement.device
+
+        def step_batches(model: nn.Module, step: int) -> list[PairBatch]:
+            return self.training.micro_batches(self.batches.row_numbers(step), self.micro_batch, shape, device)
+
+        def loss(model: Any, batch: PairBatch) -> Any:
+            return preference_loss(
+                model, batch, shape, beta=self.config.beta, label_smoothing=self.config.label_smoothing
             )
-    wanted = config.train.steps
-    steps = int(np.ceil(batches.steps_per_epoch))
-    steps = steps if wanted is None or config.train.budget is not None else min(steps, wanted)
-    total = steps * config.train.batch_size + (len(held_out.rows) if held_out is not None else 0)
-    done = 0
-    chosen = [(training, batches.row_numbers(step)) for step in range(steps)]
-    if held_out is not None:
-        chosen.append((held_out, np.arange(len(held_out.rows))))
-    with start.adapter.reference(start.model) if start.adapter is not None else contextlib.nullcontext():
-        for part, which in chosen:
-            part.fill(which, micro_batch, model, placement)
-            done += len(which)
-            context.report.progress("reference", done, total, "pairs")
-    write_atomic(path, save({name: part.reference_N2 for name, part in parts.items()}))
 
+        def evaluate(model: Any) -> dict[str, float]:
+            assert self.held_out is not None
+            sums: dict[str, float] = {}
+            for batch in self.held_out.micro_batches(
+                np.arange(len(self.held_out.rows)), self.micro_batch, shape, device
+            ):
+                out = loss(model, batch)
+                for name, term in {"dpo_loss": out.terms["dpo_loss"], **out.metrics}.items():
+                    sums[name] = sums.get(name, 0.0) + float(term.sum)
+            return {f"val_{name}": sums[name] / len(self.held_out.rows) for name in ("dpo_loss", "accuracy", "margin")}
 
-def _task(
-    config: DpoConfig,
-    start: Start,
-    training: Pairs,
-    held_out: Pairs | None,
-    batches: Batches,
-    micro_batch: int,
-    placement: Placement,
-    context: StageContext,
-) -> Task:
-    shape, device = start.model.config, placement.device
-
-    def step_batches(model: nn.Module, step: int) -> list[PairBatch]:
-        return training.micro_batches(batches.row_numbers(step), micro_batch, shape, device)
-
-    def loss(model: Any, batch: PairBatch) -> Any:
-        return preference_loss(model, batch, shape, beta=config.beta, label_smoothing=config.label_smoothing)
-
-    def evaluate(model: Any) -> dict[str, float]:
-        assert held_out is not None
-        sums: dict[str, float] = {}
-        for batch in held_out.micro_batches(np.arange(len(held_out.rows)), micro_batch, shape, device):
-            out = loss(model, batch)
-            for name, term in {"dpo_loss": out.terms["dpo_loss"], **out.metrics}.items():
-                sums[name] = sums.get(name, 0.0) + float(term.sum)
-        return {f"val_{name}": sums[name] / len(held_out.rows) for name in ("dpo_loss", "accuracy", "margin")}
-
-    return Task(
-        model=start.model,
-        placement=placement,
-        batches=step_batches,
-        loss=loss,
-        steps_per_epoch=batches.steps_per_epoch,
-        flops_per_token=training_flops(start.model, config.data.seq_len),
-        save_model=lambda folder: save_into(folder, start, context),
-        evaluate=evaluate if held_out is not None else None,
-        evaluation_tokens=held_out.rows.tokens if held_out is not None else 0,
-        loss_name="dpo_loss",
-    )
+        return Task(
+            model=self.start.model,
+            placement=self.placement,
+            batches=step_batches,
+            loss=loss,
+            steps_per_epoch=self.batches.steps_per_epoch,
+            flops_per_token=training_flops(self.start.model, self.config.data.seq_len),
+            save_model=lambda folder: save_into(folder, self.start, self.context),
+            evaluate=evaluate if self.held_out is not None else None,
+            evaluation_tokens=self.held_out.rows.tokens if self.held_out is not None else 0,
+            loss_name="dpo_loss",
+        )

@@ -98,6 +98,16 @@ def test_ranks_share_the_rows_of_a_step(packed: tuple[TokenCache, Rows], world: 
         assert sorted(row for part in parts for row in part) == sorted(whole.row_numbers(step).tolist())
 
 
+def test_an_epoch_is_whole_where_the_number_of_ranks_changes(packed: tuple[TokenCache, Rows]) -> None:
+    seen: Counter[int] = Counter()
+    steps = 2 * len(packed[1])  # 12 epochs of 6 rows a step
+    for step in range(steps):
+        world = (1, 3, 2, 6)[step * 4 // steps]
+        for rank in range(world):
+            seen.update(make(packed, rank=rank, world=world).row_numbers(step).tolist())
+    assert set(seen.values()) == {12} and len(seen) == len(packed[1])
+
+
 def test_micro_batches_cut_the_step(packed: tuple[TokenCache, Rows]) -> None:
     parts = make(packed).micro_batches(4)
     assert [part.rows for part in parts] == [4, 2]
