@@ -71,12 +71,13 @@ def pin_data(data: DataConfig, run: Run) -> DataConfig:
     Raises:
         UserError: there is no such data set, the hub cannot be reached, or a weight is not above 0.
     """
-    sources = tuple(_pin(each, run) for each in data.sources)
-    val = None if data.val is None else tuple(_pin(each, run) for each in data.val)
+    sources = tuple(pin(each, run) for each in data.sources)
+    val = None if data.val is None else tuple(pin(each, run) for each in data.val)
     return replace(data, sources=sources, val=val)
 
 
-def _pin(argument: str, run: Run) -> str:
+def pin(argument: str, run: Run) -> str:
+    """One argument of `--data` with the commit of its data set of the hub, as `run` keeps it."""
     name, _ = split_weight(argument)
     return pin_commit(name, run) + argument.removeprefix(name) if _is_hub(name) else argument
 

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mmcli.data.parts import split_weight
+from mmcli.data.parts import pin, split_weight
 from mmcli.errors import UserError
 from mmcli.run import ModelRef, Run, find_run
 
 TEXT_STAGES = ("pretrain", "continue")
+BY_NAME = "--replay books/"
 
 
 @dataclass(frozen=True)
@@ -27,20 +28,31 @@ def old_text(parent: ModelRef) -> OldText:
     Raises:
         UserError: no run tells it.
     """
-    configs = [run.read_config() for run in _ancestors(parent.run) if run.stage in TEXT_STAGES]
-    configs = [config for config in configs if config.get("data", {}).get("sources")]
-    if not configs:
-        raise UserError(f"no run tells what {parent.label} was pretrained on", "name the old text: --replay books/")
-    sources = dict.fromkeys(source for config in configs for source in _sources(config))
-    newest = configs[0]
+    found = [(run, run.read_config()) for run in _ancestors(parent.run) if run.stage in TEXT_STAGES]
+    found = [(run, config) for run, config in found if config.get("data", {}).get("sources")]
+    if not found:
+        raise UserError(f"no run tells what {parent.label} was pretrained on", f"name the old text: {BY_NAME}")
+    sources = dict.fromkeys(source for run, config in found for source in _sources(run, config))
+    newest = found[0][1]
+    for run, config in found:
+        if _columns(config) != _columns(newest):
+            what = f"{run.name} read its text with --columns {_columns(config)}, {found[0][0].name} otherwise"
+            raise UserError(what, f"name old text with the same fields: {BY_NAME}")
     held_out = {name: newest["data"][name] for name in ("val", "val_fraction", "val_tokens")}
-    return OldText({"sources": list(sources), **held_out}, int(newest["train"]["seed"]))
+    values = {"sources": list(sources), "columns": _columns(newest), **held_out}
+    return OldText(values, int(newest["train"]["seed"]))
 
 
-def _sources(config: dict[str, Any]) -> Iterator[str]:
-    yield from (split_weight(each)[0] for each in config["data"]["sources"])
+def _columns(config: dict[str, Any]) -> list[str] | str:
+    columns: list[str] | str = config["data"].get("columns", "none")
+    return columns
+
+
+def _sources(run: Run, config: dict[str, Any]) -> Iterator[str]:
+    """What a run was trained on, a data set of the hub at the commit that the run kept."""
     replay = config.get("replay", "none")
-    yield from [] if replay == "none" else replay
+    names = [split_weight(each)[0] for each in config["data"]["sources"]]
+    yield from (pin(each, run) for each in [*names, *([] if replay == "none" else replay)])
 
 
 def _ancestors(run: Run | None) -> Iterator[Run]:

@@ -88,9 +88,11 @@ def test_both_validations_are_logged_under_their_names() -> None:
         assert both.evaluate(both.model) == expected
 
 
-def make_run(runs: Path, stage: str, sources: list[str], *, parent: str | None = None, **more: Any) -> Run:
+def make_run(
+    runs: Path, stage: str, sources: list[str], *, parent: str | None = None, columns: Any = "none", **more: Any
+) -> Run:
     run = Run.create(runs, stage, "test")
-    data = {"sources": sources, "val": "none", "val_fraction": 0.1, "val_tokens": 50 + run.number}
+    data = {"sources": sources, "val": "none", "val_fraction": 0.1, "val_tokens": 50 + run.number, "columns": columns}
     run.write_config({"data": data, "train": {"seed": run.number}, **more})
     run.update(parent=parent)
     return run
@@ -104,6 +106,19 @@ def test_old_text_is_that_of_every_pretraining_before(tmp_path: Path) -> None:
     assert old.data["sources"] == ["c.txt", "a.txt", "z.txt", "b.txt"]
     assert (old.seed, old.data["val_tokens"]) == (2, 52)
     assert old_text(ModelRef(first.model, first)).data["sources"] == ["a.txt", "b.txt"]
+
+
+def test_old_text_is_read_as_it_was(tmp_path: Path) -> None:
+    commit = "c" * 40
+    first = make_run(tmp_path, "pretrain", ["hf:some/texts:train:0.5"], columns=["text=body"])
+    first.choose("hf:some/texts", lambda: commit)
+    second = make_run(tmp_path, "continue", ["new.txt"], parent=first.name, columns=["text=body"])
+    old = old_text(ModelRef(second.model, second))
+    assert old.data["sources"] == ["new.txt", f"hf:some/texts@{commit}:train"]
+    assert old.data["columns"] == ["text=body"]
+    third = make_run(tmp_path, "continue", ["newer.txt"], parent=second.name)
+    with pytest.raises(UserError, match="read its text with --columns"):
+        old_text(ModelRef(third.model, third))
 
 
 def test_a_model_without_a_run_needs_old_text_by_name(tmp_path: Path) -> None:
