@@ -79,9 +79,7 @@ def run(config: DpoConfig, context: StageContext) -> dict[str, Any]:
     open_data("preference", config.data)  # refuse what is not there before anything is made
     start = prepare_start(None, config.data, config.train, context, placement.device)
     training, held_out = _open_pairs(config, start.tokenizer, context)
-    micro_batch = choose_micro_batch(
-        config.train, start.model.config, 2 * config.data.seq_len, placement.device, context
-    )
+    micro_batch = choose_micro_batch(config.train, start.model.config, 2 * config.data.seq_len, placement, context)
     batches = Batches(
         training.cache,
         training.rows,

@@ -135,7 +135,7 @@ def token_task(
 ) -> Task:
     """The task of predicting the tokens of packed rows."""
     config, device = start.model.config, placement.device
-    micro_batch = choose_micro_batch(train, config, rows.train.seq_len, device, context)
+    micro_batch = choose_micro_batch(train, config, rows.train.seq_len, placement, context)
     batches = Batches(rows.cache, rows.train, batch_size=train.batch_size, micro_batch=micro_batch, seed=train.seed)
     byte_lengths_V = _padded(start.tokenizer.byte_lengths(), config.vocab_size)
 
