@@ -132,7 +132,8 @@ def run(argv: Sequence[str]) -> int:
         return 0
     except typer.Exit as error:
         return error.exit_code
-    except typer.Abort:
+    except typer.Abort:  # what typer makes of Ctrl-C
+        sys.stderr.write("stopped\n")
         return 130
     except Exception as error:
         return _report_unexpected(error, debug)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -147,13 +148,16 @@ def _work(stage: Stage, resolved: Resolved[Any], run: Run, *, resume: bool, json
     except Interrupted as stopped:
         run.update(state="stopped", reason=stopped.what)
         raise
+    except KeyboardInterrupt:
+        what = f"stopped by SIGINT; {run.path} keeps what was saved"
+        run.update(state="stopped", reason=what)
+        raise Interrupted(what, f"go on: mmcli resume {run.number}", signal.SIGINT) from None
     except BaseException as error:
         if isinstance(error, UserError) and not resume and not run.checkpoints.exists():
             shutil.rmtree(run.path, ignore_errors=True)  # nothing was made: leave no empty run behind
         else:
             reason = error.what if isinstance(error, MmcliError) else f"{type(error).__name__}: {error}"
-            state = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
-            run.update(state=state, reason=reason)
+            run.update(state="failed", reason=reason)
         raise
     finally:
         report.close()

@@ -164,3 +164,22 @@ def test_data_of_another_kind_is_refused_with_the_right_stage(
     for stage in ("sft", "dpo"):
         assert run([stage, "--data", str(tmp_path / "text.jsonl"), "--from", "2", "--runs-dir", str(runs)]) == 2
         assert "text.jsonl" in error_of(capsys)[0]
+
+
+def test_ctrl_c_before_the_first_step_says_how_to_go_on(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    write_text(tmp_path / "text.txt")
+    argv = ["pretrain", "--data", str(tmp_path / "text.txt"), *SHORT, "--runs-dir", str(tmp_path / "runs")]
+    with monkeypatch.context() as patched:
+        patched.setattr("mmcli.stages.tokens.TokenCache.build_or_open", interrupted)
+        assert run(argv) == 130
+    what, fix = error_of(capsys)
+    assert "stopped by SIGINT" in what and "mmcli resume 1" in fix
+    (made,) = [path.name for path in (tmp_path / "runs").iterdir() if path.name.startswith("0001")]
+    assert info(tmp_path / "runs", made)["state"] == "stopped"
+    assert run(["resume", "1", "--runs-dir", str(tmp_path / "runs")]) == 0
+    assert info(tmp_path / "runs", made)["state"] == "finished"
