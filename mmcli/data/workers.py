@@ -14,6 +14,7 @@ import traceback
 from array import array
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, cast
 
@@ -98,7 +99,8 @@ class EncoderPool:
             process.wait()
             for pipe in (process.stdin, process.stdout):
                 assert pipe is not None
-                pipe.close()
+                with suppress(BrokenPipeError):  # what was still to be sent has no reader any more
+                    pipe.close()
 
 
 def _send(process: subprocess.Popen[bytes], value: Any) -> None:
