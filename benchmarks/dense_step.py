@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from contest import compete, median_ratio, serve
-from steps import THREADS, our_step, random_ids
+from steps import THREADS, our_step, random_ids, update
 
 from mmcli.model.config import ModelConfig
 
@@ -47,9 +47,7 @@ def llama_step(ids: np.ndarray) -> Callable[[], None]:
 
     def step() -> None:
         model(input_ids=inputs, labels=inputs).loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        update(model, optimizer)
 
     return step
 
@@ -87,9 +85,7 @@ def litgpt_step(ids: np.ndarray) -> Callable[[], None]:
         for part in parts:
             loss = chunked_cross_entropy(forward(part[:, :-1].contiguous()), part[:, 1:].contiguous())
             (loss / len(parts)).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        update(model, optimizer)
 
     return step
 

@@ -23,6 +23,13 @@ def random_ids(rows: int, tokens: int, vocab_size: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, vocab_size, (rows, tokens + 1))
 
 
+def update(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """The end of every contestant's step: clip, AdamW, no gradients left."""
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
 def our_step(config: ModelConfig, ids: np.ndarray, *, micro_batch: int, compiled: bool = True) -> Callable[[], None]:
     """A function that does one training step (forward, backward, clip, AdamW) on these rows, as the loop does."""
     keep_freed_memory()
@@ -44,8 +51,6 @@ def our_step(config: ModelConfig, ids: np.ndarray, *, micro_batch: int, compiled
             if "balance" in terms:
                 total = total + config.aux_loss_alpha * terms["balance"].sum / len(ids)
             total.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        update(model, optimizer)
 
     return step

@@ -25,8 +25,9 @@ def open_text_data(names: Sequence[str], columns: Sequence[str] = ()) -> list[So
         UserError: see `open_sources`; a weight was given; columns that none of the data has.
     """
     from mmcli.data.columns import parse_columns
+    from mmcli.data.preview import open_any
 
-    opened = [_open(name, KINDS) for name in names]
+    opened = [open_any([name]) for name in names]
     for sources in opened:
         sources.refuse_weights("a tokenizer")
     pairs = parse_columns(columns)
@@ -35,27 +36,16 @@ def open_text_data(names: Sequence[str], columns: Sequence[str] = ()) -> list[So
     return [replace(sources, columns=pairs) for sources in opened]
 
 
-def _open(name: str, kinds: Sequence[Kind], columns: Sequence[str] = ()) -> Sources:
-    """The data of the first of these kinds that it can be."""
-    from mmcli.data.sources import open_sources
-
-    refusals: list[UserError] = []
-    for kind in kinds:
-        try:
-            return open_sources([name], kind=kind, columns=columns)
-        except UserError as refusal:
-            refusals.append(refusal)
-    raise refusals[0]
-
-
 def _check_column(names: Sequence[str], opened: Sequence[Sources], column: str) -> None:
     """Refuse a column that none of the data has; one that has it is enough."""
+    from mmcli.data.preview import open_any
+
     refusals: list[UserError] = []
     for name, sources in zip(names, opened, strict=True):
         if sources.parts[0].demo:
             continue  # its fields are known
         try:
-            _open(name, (sources.kind, *KINDS), [column])
+            open_any([name], (sources.kind, *KINDS), columns=[column])
             return
         except UserError as refusal:
             refusals.append(refusal)
