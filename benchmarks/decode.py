@@ -67,7 +67,7 @@ def export(preset: str, folder: Path) -> None:
     from mmcli.cli.params import resolve_model
     from mmcli.export.decoder import build_model
     from mmcli.export.folder import write_graph
-    from mmcli.model.checkpoint import save_model
+    from mmcli.model.formats.hf_folder import save_model
     from mmcli.model.transformer import Transformer
     from mmcli.text.train import train_tokenizer
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from mmcli.data.batches import Batch
+from mmcli.data.pack.batches import Batch
 from mmcli.model.config import ModelConfig
 from mmcli.model.transformer import Transformer
 from mmcli.train.config import OptimConfig

@@ -68,8 +68,8 @@ def main() -> int:
 
 def large(place: Path) -> tuple[float, float]:
     """(peak memory for 500 MB over that for 50 MB, seconds of a second start with 500 MB)."""
-    from mmcli.data.cache import TokenCache
-    from mmcli.data.sources import open_sources
+    from mmcli.data.encode.cache import TokenCache
+    from mmcli.data.sources.sources import open_sources
     from mmcli.text.tokenizer import Tokenizer
 
     part, whole = write_corpus(place / "50.jsonl", 50), place / "500.jsonl"
@@ -122,8 +122,8 @@ def text_bytes(data: Path) -> int:
 
 def cache_way(data: Path, place: Path) -> Callable[[], None]:
     """What a training does, in a folder of its own each turn."""
-    from mmcli.data.cache import TokenCache
-    from mmcli.data.sources import open_sources
+    from mmcli.data.encode.cache import TokenCache
+    from mmcli.data.sources.sources import open_sources
     from mmcli.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(place / "tokenizer")

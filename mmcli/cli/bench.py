@@ -121,9 +121,9 @@ def _open(
     model: str, backend: str, threads: int | None, device: str, length: int, runs_dir: Path
 ) -> tuple[ModelRef, Engine, float]:
     """(model, engine, seconds that loading took). An ONNX export must be there: making one would count as memory."""
-    from mmcli.export.backend import load_engine
+    from mmcli.evaluation.engines import load_engine
     from mmcli.generate.bench import load_timed
-    from mmcli.model.hf_config import read_model_config
+    from mmcli.model.formats.hf_config import read_model_config
     from mmcli.run import ModelRef, find_model
 
     _check_threads(threads)
@@ -155,7 +155,7 @@ def _to_train(model: str | None, preset: str, runs_dir: Path) -> tuple[str, Tran
         from mmcli.model.transformer import Transformer
 
         return preset, Transformer(resolve_model(preset).config.model)
-    from mmcli.model.checkpoint import load_model
+    from mmcli.model.formats.hf_folder import load_model
     from mmcli.run import find_model
 
     found = find_model(model, runs_dir)

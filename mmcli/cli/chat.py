@@ -132,7 +132,7 @@ def _checked(text: str, where: str) -> str:
 
 def _load(found: ModelRef, backend: str, device: str) -> tuple[Tokenizer, Engine]:
     from mmcli.cli.console import reporter
-    from mmcli.export.backend import load_engine
+    from mmcli.evaluation.engines import load_engine
     from mmcli.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(found.path)
@@ -157,7 +157,7 @@ def _converse(found: ModelRef, tokenizer: Tokenizer, engine: Engine, system: str
 def _describe(found: ModelRef, tokenizer: Tokenizer, backend: str, engine: Engine) -> str:
     """Which model this is: name, state, size, tokenizer, where it runs."""
     from mmcli.model.count import count_parameters
-    from mmcli.model.hf_config import read_model_config
+    from mmcli.model.formats.hf_config import read_model_config
 
     state = f" ({found.run.info()['state']})" if found.run else ""
     parameters = count_parameters(read_model_config(found.path)).total

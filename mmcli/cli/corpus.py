@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from mmcli.errors import UserError
 
 if TYPE_CHECKING:
-    from mmcli.data.records import Kind
-    from mmcli.data.sources import Sources
+    from mmcli.data.records.kinds import Kind
+    from mmcli.data.sources.sources import Sources
 
 NOT_TEXT = ("role", "from", "id", "type", "weight")  # fields of conversations that hold no language
 KINDS: tuple[Kind, ...] = ("text", "chat", "preference")
@@ -24,8 +24,8 @@ def open_text_data(names: Sequence[str], columns: Sequence[str] = ()) -> list[So
     Raises:
         UserError: see `open_sources`; a weight was given; columns that none of the data has.
     """
-    from mmcli.data.columns import parse_columns
     from mmcli.data.preview import open_any
+    from mmcli.data.sources.columns import parse_columns
 
     opened = [open_any([name]) for name in names]
     for sources in opened:
@@ -67,8 +67,8 @@ class Corpus:
         self.sample = ""
 
     def __iter__(self) -> Iterator[str]:
-        from mmcli.data.pace import Pace
-        from mmcli.data.records import Rejected
+        from mmcli.data.records.kinds import Rejected
+        from mmcli.data.sources.sampling import Pace
 
         sizes = [sources.total for sources in self._sources]
         known = sum(size for size in sizes if size is not None)

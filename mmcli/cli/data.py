@@ -15,8 +15,8 @@ from mmcli.errors import UserError
 if TYPE_CHECKING:
     from mmcli.data.check import DataCheck
     from mmcli.data.preview import PackedRow, PackedRows, TokenSequence
-    from mmcli.data.records import Kind, Rejected
-    from mmcli.data.sources import Sources
+    from mmcli.data.records.kinds import Kind, Rejected
+    from mmcli.data.sources.sources import Sources
     from mmcli.text.tokenizer import Tokenizer
 
 app = typer.Typer(no_args_is_help=True, context_settings=HELP, help="See data as a model will; check a data file.")
@@ -97,7 +97,7 @@ def preview(
 
 def _open(files: Sequence[str], stage: str | None, columns: Sequence[str]) -> Sources:
     from mmcli.data.preview import open_any
-    from mmcli.data.sources import open_sources
+    from mmcli.data.sources.sources import open_sources
 
     if stage is None:
         return open_any(files, columns=columns)
@@ -172,7 +172,7 @@ def _row_json(row: PackedRow, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _print_rows(packed: PackedRows, tokenizer: Tokenizer) -> None:
-    from mmcli.data.batches import NO_LABEL
+    from mmcli.data.pack.batches import NO_LABEL
 
     detail(f"{packed.tally.kept:,} records in {packed.packing.describe()} (at most {PACKED_RECORDS:,} are read)")
     for number, row in enumerate(packed.rows, 1):
@@ -271,7 +271,7 @@ def _print_check(found: DataCheck, stage: str, quarantine: Path | None) -> None:
         detail(f"{found.tokens:,} tokens, {found.trained:,} trained ({share:.0%}), of {found.text_bytes:,} bytes")
         detail("lengths in tokens: " + ", ".join(f"{name} {n:,}" for name, n in _percentiles(found).items()))
         if found.mixture is not None:
-            from mmcli.data.mixture import describe_mixture
+            from mmcli.data.pack.mixture import describe_mixture
 
             names, taken, tokens = zip(*found.mixture, strict=True)
             detail(describe_mixture(names, taken, tokens))

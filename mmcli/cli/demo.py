@@ -118,7 +118,7 @@ def _export(model: ModelRef, report: Reporter) -> ModelRef:
 def _score(model: ModelRef, limit: int, report: Reporter) -> dict[str, Any]:
     """The held-out score of a model: of all questions, and by family."""
     from mmcli.cli.eval import ask_demo
-    from mmcli.generate.evaluate import add_scores, scores, total_score
+    from mmcli.evaluation.questions import add_scores, scores, total_score
 
     families = scores(ask_demo(model, limit, backend=_backend(model), report=report).replies)
     by_family = {name: add_scores(languages.values()).share for name, languages in families.items()}
@@ -131,7 +131,7 @@ def _backend(model: ModelRef) -> str:
 
 def _write(model: ModelRef, prompts: Sequence[str], *, chat: bool) -> list[dict[str, str]]:
     """What a model says to each prompt, greedily."""
-    from mmcli.export.backend import load_engine
+    from mmcli.evaluation.engines import load_engine
     from mmcli.generate.conversation import Conversation
     from mmcli.generate.sampler import SamplingConfig
     from mmcli.text.tokenizer import Tokenizer

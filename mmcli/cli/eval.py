@@ -13,10 +13,10 @@ from mmcli.cli.options import HELP, AsJson, Columns, RunsDir
 from mmcli.errors import UserError
 
 if TYPE_CHECKING:
-    from mmcli.data.batches import Batch
-    from mmcli.data.sources import Sources
+    from mmcli.data.pack.batches import Batch
+    from mmcli.data.sources.sources import Sources
+    from mmcli.evaluation.questions import Reply, Score
     from mmcli.generate.engine import Engine
-    from mmcli.generate.evaluate import Reply, Score
     from mmcli.run import ModelRef
     from mmcli.stage import Reporter
     from mmcli.text.tokenizer import Tokenizer
@@ -84,7 +84,7 @@ def _ask(
 ) -> None:
     """Put the questions to the model, and print the scores."""
     from mmcli.cli.console import print_json
-    from mmcli.generate.evaluate import MAX_NEW_TOKENS, scores, total_score
+    from mmcli.evaluation.questions import MAX_NEW_TOKENS, scores, total_score
 
     if show is not None and show < 1:
         raise UserError(f"--show {show} shows nothing", "give 1 or more, or leave it out")
@@ -139,8 +139,8 @@ def ask_demo(
 ) -> Asked:
     """Put the questions of the built-in corpus to a model."""
     from mmcli.data import demo
+    from mmcli.evaluation.questions import MAX_NEW_TOKENS, answer_questions, choose_questions, encode_questions
     from mmcli.generate.conversation import is_chat_model
-    from mmcli.generate.evaluate import MAX_NEW_TOKENS, answer_questions, choose_questions, encode_questions
     from mmcli.text.tokenizer import Tokenizer
 
     longest = longest or MAX_NEW_TOKENS
@@ -166,8 +166,8 @@ def _open_engine(
     found: ModelRef, tokenizer: Tokenizer, backend: str, device: str, longest: int, report: Reporter
 ) -> Engine:
     """An engine with room for the longest question and its reply in each slot."""
-    from mmcli.export.backend import load_engine
-    from mmcli.model.hf_config import read_model_config
+    from mmcli.evaluation.engines import load_engine
+    from mmcli.model.formats.hf_config import read_model_config
 
     config = read_model_config(found.path)
     _check_vocabulary(found, tokenizer, config.vocab_size)
@@ -192,7 +192,7 @@ def _print_scores(families: dict[str, dict[str, Score]], total: Score) -> None:
     from rich.table import Table
 
     from mmcli.cli.console import out
-    from mmcli.generate.evaluate import add_scores
+    from mmcli.evaluation.questions import add_scores
 
     languages = list(dict.fromkeys(language for family in families.values() for language in family))
     table = Table(box=None, pad_edge=False)
@@ -270,7 +270,7 @@ def _measure(
     import tempfile
 
     from mmcli.cli.console import out, print_json
-    from mmcli.data.cache import TokenCache
+    from mmcli.data.encode.cache import TokenCache
     from mmcli.data.preview import open_any
     from mmcli.generate.conversation import is_chat_model
     from mmcli.text.tokenizer import Tokenizer
@@ -312,7 +312,7 @@ def _window(found: ModelRef, seq_len: int | None) -> int:
     Raises:
         UserError: longer than the model's context, or too short to predict anything.
     """
-    from mmcli.model.hf_config import read_model_config
+    from mmcli.model.formats.hf_config import read_model_config
 
     longest = read_model_config(found.path).max_seq_len
     if seq_len is None:
@@ -331,10 +331,10 @@ def _loss(
 ) -> dict[str, float]:
     import numpy as np
 
-    from mmcli.data.batches import evaluation_batches
-    from mmcli.generate.evaluate import evaluation_rows
-    from mmcli.model.checkpoint import load_model
+    from mmcli.data.pack.batches import evaluation_batches
+    from mmcli.evaluation.questions import evaluation_rows
     from mmcli.model.device import choose_device
+    from mmcli.model.formats.hf_folder import load_model
     from mmcli.stages.setup import MICRO_BATCH_TOKENS
     from mmcli.train.lm import evaluate_tokens
 

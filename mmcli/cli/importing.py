@@ -11,7 +11,7 @@ from mmcli.cli.options import HELP, AsJson, RunsDir
 from mmcli.errors import UserError
 
 if TYPE_CHECKING:
-    from mmcli.model.importing.read import Imported
+    from mmcli.model.formats.read import Imported
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, context_settings=HELP)
 STAGE = "import"
@@ -46,7 +46,7 @@ def import_model(
     report = reporter()
     report.note(f"reading {source}")
     from mmcli.model.count import count_parameters
-    from mmcli.model.importing.read import read_model, save_imported
+    from mmcli.model.formats.read import read_model, save_imported
     from mmcli.run import atomic_folder
     from mmcli.text.find import find_tokenizer
 
@@ -77,7 +77,7 @@ def _save_run(found: Imported, runs_dir: Path, label: str) -> tuple[str, Path]:
     """(name, model folder) of a new finished run."""
     import shutil
 
-    from mmcli.model.importing.read import save_imported
+    from mmcli.model.formats.read import save_imported
     from mmcli.run import Run, atomic_folder
 
     run = Run.create(runs_dir, STAGE, label)

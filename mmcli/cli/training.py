@@ -134,7 +134,7 @@ def _work(stage: Stage, resolved: Resolved[Any], run: Run, *, resume: bool, json
     import shutil
 
     from mmcli.data.config import DataConfig
-    from mmcli.data.parts import pin_data
+    from mmcli.data.sources.source import pin_data
 
     report = reporter()
     function = stage_function(stage)

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from mmcli.data.cache import record_batches, refusal
-from mmcli.data.encoders import ENCODERS, EncodedRecord
-from mmcli.data.intake import Intake, Tally
-from mmcli.data.lines import reject
-from mmcli.data.mixture import token_targets
+from mmcli.data.encode.cache import record_batches, refusal
+from mmcli.data.encode.encoders import ENCODERS, EncodedRecord
+from mmcli.data.formats.lines import reject
+from mmcli.data.pack.mixture import token_targets
 from mmcli.data.preview import TokenSequence, sequences_of
-from mmcli.data.records import Rejected, kind_of
-from mmcli.data.sources import Sources
+from mmcli.data.records.accounting import Intake, Tally
+from mmcli.data.records.kinds import Rejected, kind_of
+from mmcli.data.sources.sources import Sources
 from mmcli.errors import UserError
 from mmcli.stage import Reporter, Silent
 from mmcli.text.tokenizer import Tokenizer

@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mmcli.data.batches import Batch, evaluation_batches
-from mmcli.data.cache import TokenCache, refusal
-from mmcli.data.encoders import ENCODERS, EncodedRecord
-from mmcli.data.intake import Tally
-from mmcli.data.packing import Rows, pack_cache
-from mmcli.data.records import Kind, Record, Rejected, kind_of
-from mmcli.data.selection import Selection
-from mmcli.data.sources import PEEK, Sources, open_sources
+from mmcli.data.encode.cache import TokenCache, refusal
+from mmcli.data.encode.encoders import ENCODERS, EncodedRecord
+from mmcli.data.pack.batches import Batch, evaluation_batches
+from mmcli.data.pack.packing import Rows, pack_cache
+from mmcli.data.pack.selection import Selection
+from mmcli.data.records.accounting import Tally
+from mmcli.data.records.kinds import Kind, Record, Rejected, kind_of
+from mmcli.data.sources.sources import PEEK, Sources, open_sources
 from mmcli.errors import UserError
 from mmcli.text.tokenizer import Tokenizer
 

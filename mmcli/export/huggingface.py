@@ -22,12 +22,12 @@ from mmcli.errors import MmcliError, UserError
 from mmcli.export.place import RECORD_FILE, fingerprint, read_record
 from mmcli.export.round_trip import check_tokenizer
 from mmcli.model.attention import AttnContext
-from mmcli.model.checkpoint import WEIGHTS, load_model, save_model
 from mmcli.model.config import ModelConfig
-from mmcli.model.hf_config import read_model_config
-from mmcli.model.hf_families import OWN, READABLE, family_of
-from mmcli.model.importing.folder import open_weights
-from mmcli.model.importing.read import GENERATION, keep_generation
+from mmcli.model.formats.families import OWN, READABLE, family_of
+from mmcli.model.formats.hf_config import read_model_config
+from mmcli.model.formats.hf_folder import WEIGHTS, load_model, save_model
+from mmcli.model.formats.read import GENERATION, keep_generation
+from mmcli.model.formats.transformers_folder import open_weights
 from mmcli.model.logps import token_logps
 from mmcli.model.transformer import Transformer
 from mmcli.run import atomic_folder

@@ -16,8 +16,8 @@ from mmcli.export.folder import write_companions, write_graph
 from mmcli.export.place import RECORD_FILE, Dtype, fingerprint
 from mmcli.export.proof import Proof, prove
 from mmcli.generate.onnx_engine import GRAPH_FILE
-from mmcli.model.checkpoint import load_model
-from mmcli.model.hf_config import read_model_config
+from mmcli.model.formats.hf_config import read_model_config
+from mmcli.model.formats.hf_folder import load_model
 from mmcli.run import atomic_folder
 from mmcli.stage import Reporter, Silent
 from mmcli.text.tokenizer import Tokenizer

@@ -21,7 +21,7 @@ import onnxruntime
 from mmcli.errors import MmcliError, UserError
 from mmcli.generate.engine import check_copy, check_decode, check_prefill, check_truncate
 from mmcli.model.config import ModelConfig
-from mmcli.model.hf_config import read_model_config
+from mmcli.model.formats.hf_config import read_model_config
 
 GRAPH_FILE = "model.onnx"
 PREFILL_CHUNK = 256  # tokens of a prompt that run at once: bounds the memory of their activations

@@ -11,8 +11,8 @@ import torch
 from mmcli.errors import UserError
 from mmcli.generate.engine import check_copy, check_decode, check_prefill, check_truncate
 from mmcli.model import cache as kv
-from mmcli.model.checkpoint import load_model
 from mmcli.model.device import choose_device
+from mmcli.model.formats.hf_folder import load_model
 from mmcli.model.transformer import Transformer
 
 

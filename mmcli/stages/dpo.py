@@ -15,13 +15,13 @@ import torch
 from safetensors.numpy import load_file, save
 from torch import nn
 
-from mmcli.data.batches import Batches
-from mmcli.data.cache import TokenCache
-from mmcli.data.packing import Rows
-from mmcli.data.pairs import make_pair_batch, pair_lengths, pair_rows
+from mmcli.data.encode.cache import TokenCache
+from mmcli.data.pack.batches import Batches
+from mmcli.data.pack.packing import Rows
+from mmcli.data.pack.pairs import make_pair_batch, pair_lengths, pair_rows
 from mmcli.errors import UserError
-from mmcli.model.checkpoint import load_model
 from mmcli.model.config import ModelConfig
+from mmcli.model.formats.hf_folder import load_model
 from mmcli.model.transformer import Transformer
 from mmcli.run import find_model, write_atomic
 from mmcli.stage import StageContext

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmcli.data.batches import NO_LABEL, make_batch
+from mmcli.data.pack.batches import NO_LABEL, make_batch
 from mmcli.generate.generate import generate
 from mmcli.generate.sampler import SamplingConfig
 from mmcli.generate.torch_engine import TorchEngine

@@ -14,14 +14,14 @@ import torch
 
 from mmcli.config import to_tables
 from mmcli.data.config import DataConfig
-from mmcli.data.intake import Intake
-from mmcli.data.pace import Pace
-from mmcli.data.records import Kind, RecordError, Rejected, as_text
-from mmcli.data.sources import Sources, open_sources
+from mmcli.data.records.accounting import Intake
+from mmcli.data.records.kinds import Kind, RecordError, Rejected, as_text
+from mmcli.data.sources.sampling import Pace
+from mmcli.data.sources.sources import Sources, open_sources
 from mmcli.errors import UserError
-from mmcli.model.checkpoint import load_model, save_model
 from mmcli.model.config import ModelConfig
-from mmcli.model.hf_config import read_model_config
+from mmcli.model.formats.hf_config import read_model_config
+from mmcli.model.formats.hf_folder import load_model, save_model
 from mmcli.model.transformer import Transformer
 from mmcli.run import ModelRef, atomic_folder, find_model
 from mmcli.stage import StageContext, Transform

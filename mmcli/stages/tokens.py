@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from mmcli.data.batches import Batches, evaluation_batches
-from mmcli.data.cache import TokenCache
 from mmcli.data.config import DataConfig
-from mmcli.data.packing import Rows, pack_cache
-from mmcli.data.records import Kind
-from mmcli.data.selection import Selection, split_documents
+from mmcli.data.encode.cache import TokenCache
+from mmcli.data.pack.batches import Batches, evaluation_batches
+from mmcli.data.pack.packing import Rows, pack_cache
+from mmcli.data.pack.selection import Selection, split_documents
+from mmcli.data.records.kinds import Kind
 from mmcli.stage import StageContext
 from mmcli.stages.setup import Start, choose_micro_batch, open_data, save_into
 from mmcli.text.tokenizer import Tokenizer
@@ -52,7 +52,7 @@ def open_cache(
 
     Args:
         part: which of a run's data it is; each part has its own quarantine file.
-        options: of the encoder (see `mmcli.data.encoders`).
+        options: of the encoder (see `mmcli.data.encode.encoders`).
 
     Raises:
         UserError: a missing or unreadable source, or no record that can be used.

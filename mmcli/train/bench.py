@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mmcli.data.batches import Batch
+from mmcli.data.pack.batches import Batch
 from mmcli.errors import UserError
 from mmcli.generate.bench import check_repeats, peak_memory_bytes
 from mmcli.model.transformer import Transformer

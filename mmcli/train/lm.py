@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmcli.data.batches import Batch
+from mmcli.data.pack.batches import Batch
 from mmcli.model.attention import AttnContext
 from mmcli.model.logps import token_logps
 from mmcli.stage import LossOutput, Term

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmcli.data.batches import Batch
+from mmcli.data.pack.batches import Batch
 from mmcli.model.attention import AttnContext
 from mmcli.model.logps import token_logps
 from mmcli.stage import LossOutput, Term

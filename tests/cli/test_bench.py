@@ -14,8 +14,8 @@ from mmcli.cli.bench import app
 from mmcli.cli.export import app as export_app
 from mmcli.errors import UserError
 from mmcli.generate import bench as bench_module
-from mmcli.model.checkpoint import save_model
 from mmcli.model.config import ModelConfig
+from mmcli.model.formats.hf_folder import save_model
 from mmcli.model.transformer import Transformer
 from mmcli.run import Run
 from mmcli.text.train import train_tokenizer

@@ -27,8 +27,8 @@ from mmcli.errors import UserError
 from mmcli.generate.conversation import Conversation
 from mmcli.generate.sampler import SamplingConfig
 from mmcli.generate.torch_engine import TorchEngine
-from mmcli.model.checkpoint import load_model, save_model
 from mmcli.model.config import ModelConfig
+from mmcli.model.formats.hf_folder import load_model, save_model
 from mmcli.model.transformer import Transformer
 from mmcli.run import Run
 from mmcli.text.tokenizer import Tokenizer

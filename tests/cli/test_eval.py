@@ -17,9 +17,9 @@ from mmcli.cli import chat as chat_command
 from mmcli.cli import eval as eval_command
 from mmcli.data import demo
 from mmcli.errors import UserError
-from mmcli.generate import evaluate
-from mmcli.model.checkpoint import load_model, save_model
+from mmcli.evaluation import questions as evaluate
 from mmcli.model.config import ModelConfig
+from mmcli.model.formats.hf_folder import load_model, save_model
 from mmcli.model.transformer import Transformer
 from mmcli.run import Run
 from mmcli.text.tokenizer import Tokenizer

@@ -14,8 +14,8 @@ from typer.testing import CliRunner, Result
 from mmcli.cli.export import app
 from mmcli.errors import MmcliError, UserError
 from mmcli.export.graph import Graph
-from mmcli.model.checkpoint import save_model
 from mmcli.model.config import ModelConfig
+from mmcli.model.formats.hf_folder import save_model
 from mmcli.model.transformer import Transformer
 from mmcli.run import Run
 from mmcli.text.train import train_tokenizer

@@ -16,8 +16,8 @@ from mmcli.cli import export
 from mmcli.cli.importing import app
 from mmcli.errors import UserError
 from mmcli.generate.conversation import is_chat_model
-from mmcli.model.checkpoint import load_model, save_model
 from mmcli.model.config import ModelConfig
+from mmcli.model.formats.hf_folder import load_model, save_model
 from mmcli.model.transformer import Transformer
 from mmcli.run import Run, find_model, list_runs
 from mmcli.text.tokenizer import Tokenizer

@@ -12,8 +12,8 @@ from mmcli.cli.params import resolve_model
 from mmcli.config import ConfigError, preset_names
 from mmcli.model.config import ModelConfig
 from mmcli.model.count import count_parameters
-from mmcli.model.hf_config import to_hf_config
-from mmcli.model.hf_families import hf_family
+from mmcli.model.formats.families import hf_family
+from mmcli.model.formats.hf_config import to_hf_config
 from mmcli.model.transformer import Transformer
 
 

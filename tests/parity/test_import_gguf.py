@@ -24,8 +24,8 @@ from mmcli.generate.sampler import SamplingConfig
 from mmcli.generate.torch_engine import TorchEngine
 from mmcli.model.attention import AttnContext
 from mmcli.model.config import ModelConfig
-from mmcli.model.importing.gguf_tokenizer import PRETOKENIZERS, gguf_tokenizer
-from mmcli.model.importing.read import read_model, save_imported
+from mmcli.model.formats.gguf_tokenizer import PRETOKENIZERS, gguf_tokenizer
+from mmcli.model.formats.read import read_model, save_imported
 from mmcli.model.rotary import rotary_frequencies
 from mmcli.text.chat import encode_chat, stop_ids
 from mmcli.text.tokenizer import Tokenizer

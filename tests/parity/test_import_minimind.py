@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmcli.config import parse_set
 from mmcli.model.attention import AttnContext
-from mmcli.model.importing.read import read_model
+from mmcli.model.formats.read import read_model
 from mmcli.text.tokenizer import Tokenizer
 from mmcli.text.train import train_tokenizer
 

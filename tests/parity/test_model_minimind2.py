@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmcli.model.attention import AttnContext
-from mmcli.model.checkpoint import disk_tensors
 from mmcli.model.config import ModelConfig
+from mmcli.model.formats.hf_folder import disk_tensors
 from mmcli.model.transformer import Transformer
 
 D, H, K, d, EPS = 64, 8, 2, 8, 1e-5

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers import models as hf
 
 from mmcli.model.attention import AttnContext
-from mmcli.model.checkpoint import load_model, save_model
+from mmcli.model.formats.hf_folder import load_model, save_model
 from mmcli.model.logps import token_logps
 from mmcli.model.transformer import Transformer
 

@@ -20,8 +20,8 @@ from mmcli.generate.generate import generate
 from mmcli.generate.onnx_engine import OnnxEngine, open_session
 from mmcli.generate.sampler import SamplingConfig
 from mmcli.generate.torch_engine import TorchEngine
-from mmcli.model.checkpoint import save_model
 from mmcli.model.config import ModelConfig
+from mmcli.model.formats.hf_folder import save_model
 from mmcli.model.transformer import Transformer
 from mmcli.text.tokenizer import Tokenizer
 from mmcli.text.train import train_tokenizer
@@ -199,7 +199,7 @@ class Blocked:
 
 sys.meta_path.insert(0, Blocked())
 from pathlib import Path
-from mmcli.export.backend import load_engine
+from mmcli.evaluation.engines import load_engine
 from mmcli.generate.conversation import Conversation, is_chat_model
 from mmcli.generate.sampler import SamplingConfig
 from mmcli.run import find_model

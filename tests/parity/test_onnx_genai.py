@@ -10,8 +10,8 @@ import pytest
 
 from mmcli.export.onnx_export import export_onnx
 from mmcli.generate.onnx_engine import OnnxEngine
-from mmcli.model.checkpoint import save_model
 from mmcli.model.config import ModelConfig
+from mmcli.model.formats.hf_folder import save_model
 from mmcli.model.transformer import Transformer
 from mmcli.text.train import train_tokenizer
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mmcli.data.cache import TokenCache
-from mmcli.data.sources import open_sources
+from mmcli.data.encode.cache import TokenCache
+from mmcli.data.sources.sources import open_sources
 from mmcli.errors import UserError
 from mmcli.text.tokenizer import Tokenizer
 from mmcli.text.train import train_tokenizer

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from mmcli.data.cache import TokenCache
-from mmcli.data.conversations import RecordError
-from mmcli.data.records import Record, Rejected, as_chat, as_preference, as_text
-from mmcli.data.sources import open_sources
+from mmcli.data.encode.cache import TokenCache
+from mmcli.data.records.conversations import RecordError
+from mmcli.data.records.kinds import Record, Rejected, as_chat, as_preference, as_text
+from mmcli.data.sources.sources import open_sources
 from mmcli.errors import UserError
 from mmcli.text.tokenizer import Tokenizer
 from mmcli.text.train import train_tokenizer

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from mmcli.data.cache import TokenCache
-from mmcli.data.sources import open_sources
+from mmcli.data.encode.cache import TokenCache
+from mmcli.data.sources.sources import open_sources
 from mmcli.text.tokenizer import Tokenizer
 from mmcli.text.train import train_tokenizer
 
@@ -21,9 +21,9 @@ from mmcli.text.train import train_tokenizer
 BUILDER = """
 import sys, time
 from pathlib import Path
-import mmcli.data.cache as cache
-from mmcli.data.encoders import ENCODERS
-from mmcli.data.sources import open_sources
+import mmcli.data.encode.cache as cache
+from mmcli.data.encode.encoders import ENCODERS
+from mmcli.data.sources.sources import open_sources
 from mmcli.text.tokenizer import Tokenizer
 
 folder = Path(sys.argv[1])

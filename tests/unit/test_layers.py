@@ -1,4 +1,4 @@
-"""Imports go one way: cli -> serve | stages -> train | export -> generate -> data | model -> text -> leaves."""
+"""Imports go one way; `LEVELS` gives the order, the lower ones first."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ LEVELS = {
     "generate": 5,
     "train": 6,
     "export": 6,
-    "stages": 7,
-    "serve": 7,
-    "cli": 8,
+    "evaluation": 7,
+    "stages": 8,
+    "runner": 9,
+    "serve": 9,
+    "cli": 10,
 }
 LIGHT_EVERYWHERE = {"errors", "config", "stage", "plugins", "run"}
 HEAVY = {"torch", "datasets", "onnx", "onnxruntime", "transformers", "rich"}

@@ -17,8 +17,8 @@ from torch import Tensor
 from mmcli.config import Layer, parse_set, resolve
 from mmcli.errors import UserError
 from mmcli.model.attention import AttnContext
-from mmcli.model.checkpoint import disk_tensors
 from mmcli.model.config import ModelConfig
+from mmcli.model.formats.hf_folder import disk_tensors
 from mmcli.model.transformer import Transformer
 from mmcli.stage import Transform
 

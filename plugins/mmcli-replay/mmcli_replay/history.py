@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mmcli.data.parts import pin, split_weight
+from mmcli.data.sources.source import pin, split_weight
 from mmcli.errors import UserError
 from mmcli.run import ModelRef, Run, find_run
 

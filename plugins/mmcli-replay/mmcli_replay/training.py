@@ -10,7 +10,7 @@ from torch import nn
 
 from mmcli.config import Layer, resolve
 from mmcli.data.config import DataConfig
-from mmcli.data.parts import pin_data
+from mmcli.data.sources.source import pin_data
 from mmcli.stage import StageContext
 from mmcli.stages.samples import continuations
 from mmcli.stages.setup import Start, open_data, prepare_start

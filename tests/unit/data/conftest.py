@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from mmcli.data.cache import TokenCache
-from mmcli.data.records import Record, Rejected
-from mmcli.data.sources import open_sources
+from mmcli.data.encode.cache import TokenCache
+from mmcli.data.records.kinds import Record, Rejected
+from mmcli.data.sources.sources import open_sources
 from mmcli.text.tokenizer import Tokenizer
 from mmcli.text.train import train_tokenizer
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from mmcli.data.cache import TokenCache
 from mmcli.data.check import LISTED, check_data
-from mmcli.data.records import Kind
-from mmcli.data.sources import Sources, open_sources
+from mmcli.data.encode.cache import TokenCache
+from mmcli.data.records.kinds import Kind
+from mmcli.data.sources.sources import Sources, open_sources
 from mmcli.text.tokenizer import Tokenizer
 
 

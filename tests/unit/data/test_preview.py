@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmcli.data.batches import make_batch
-from mmcli.data.cache import TokenCache
-from mmcli.data.packing import pack_cache
+from mmcli.data.encode.cache import TokenCache
+from mmcli.data.pack.batches import make_batch
+from mmcli.data.pack.packing import pack_cache
 from mmcli.data.preview import Example, open_any, pieces, printable, read_examples, read_rows
-from mmcli.data.records import Kind, Rejected
-from mmcli.data.sources import Sources, open_sources
+from mmcli.data.records.kinds import Kind, Rejected
+from mmcli.data.sources.sources import Sources, open_sources
 from mmcli.errors import UserError
 from mmcli.text.tokenizer import Tokenizer
 

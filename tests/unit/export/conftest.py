@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from mmcli.model.checkpoint import save_model
 from mmcli.model.config import ModelConfig
+from mmcli.model.formats.hf_folder import save_model
 from mmcli.model.transformer import Transformer
 from mmcli.text.tokenizer import Tokenizer
 from mmcli.text.train import train_tokenizer

@@ -14,8 +14,8 @@ from mmcli.errors import MmcliError, UserError
 from mmcli.export import huggingface
 from mmcli.export.huggingface import export_huggingface
 from mmcli.model.attention import AttnContext
-from mmcli.model.checkpoint import load_model
-from mmcli.model.importing.read import read_model, save_imported
+from mmcli.model.formats.hf_folder import load_model
+from mmcli.model.formats.read import read_model, save_imported
 from mmcli.text.chat import encode_chat
 from mmcli.text.tokenizer import Tokenizer
 
@@ -107,7 +107,7 @@ def test_a_smaller_type_is_written_and_measured(dtype: Any, torch_type: torch.dt
 
 
 def test_what_fp16_cannot_hold_is_refused(save: Any, tmp_path: Path, tokenizer: Tokenizer) -> None:
-    from mmcli.model.checkpoint import save_model
+    from mmcli.model.formats.hf_folder import save_model
 
     source = save(tie_embeddings=False)
     model = load_model(source)

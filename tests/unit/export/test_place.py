@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mmcli.errors import UserError
-from mmcli.export.backend import load_engine
+from mmcli.evaluation.engines import load_engine
 from mmcli.export.onnx_export import export_onnx
 from mmcli.export.place import default_folder, find_export
 from mmcli.generate.onnx_engine import OnnxEngine

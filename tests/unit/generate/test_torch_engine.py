@@ -15,9 +15,9 @@ from mmcli.generate.sampler import SamplingConfig
 from mmcli.generate.torch_engine import TorchEngine
 from mmcli.model import cache as kv
 from mmcli.model.attention import AttnContext
-from mmcli.model.checkpoint import save_model
 from mmcli.model.config import ModelConfig
 from mmcli.model.device import choose_device
+from mmcli.model.formats.hf_folder import save_model
 from mmcli.model.transformer import Transformer
 from mmcli.text.train import train_tokenizer
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mmcli.cli.console import step_line
-from mmcli.data.batches import Batch
+from mmcli.data.pack.batches import Batch
 from mmcli.model.config import ModelConfig
 from mmcli.model.transformer import Transformer
 from mmcli.train.lm import TokenBatch, language_model_loss

@@ -1,0 +1,208 @@
+"""Data files: what a path, folder or glob names, how each file is read, and its records.
+
+Known endings: `.txt`, `.md`, `.jsonl`, `.json`, `.csv`, each also with `.gz` or `.zst`, and `.parquet`. Folders are
+read with all their folders, sorted by name, hidden names left out. JSON is told from JSONL by looking, not by the name.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmcli.data.formats.lines import (
+    COMPRESSED,
+    HEAD,
+    MAX_LINE,
+    DamagedError,
+    OnBytes,
+    open_text,
+    read_chunks,
+    read_lines,
+    reject,
+)
+from mmcli.data.formats.parquet import count_rows, records_of_parquet
+from mmcli.data.formats.structured import (
+    choose_layout,
+    records_by_line,
+    records_of_array,
+    records_of_csv,
+    records_of_object,
+)
+from mmcli.data.formats.text import (
+    MAX_DOCUMENT,
+    PARAGRAPHS_TARGET,
+    choose_cut,
+    documents_by_line,
+    documents_by_paragraph,
+)
+from mmcli.data.records.kinds import Record, Rejected
+from mmcli.errors import UserError
+
+ENDINGS = (".txt", ".md", ".jsonl", ".json", ".csv")
+PARQUET = ".parquet"
+SUPPORTED = f"demo, hf:OWNER/NAME, or files that end in {PARQUET}, {', '.join(ENDINGS)} (these also with .gz or .zst)"
+
+HOW = {
+    "lines": "a document a line",
+    "paragraphs": f"one document, cut at blank lines about every {PARAGRAPHS_TARGET:,} characters",
+    "jsonl": "a record a line",
+    "array": "an array of records",
+    "object": "one object",
+    "csv": "a record a row",
+    "parquet": "a record a row",
+}
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One file: its path, how it is read, its size in bytes and time of change, and if the person named it itself."""
+
+    path: Path
+    how: str
+    size: int
+    modified_ns: int
+    named: bool
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    def check_unchanged(self) -> None:
+        """Refuse a file that changed since it was opened.
+
+        Raises:
+            UserError: it is gone, or has another size or time.
+        """
+        try:
+            stat = self.path.stat()
+        except OSError:
+            stat = None
+        if stat is None or (stat.st_size, stat.st_mtime_ns) != (self.size, self.modified_ns):
+            raise UserError(f"{self.name} changed while it was read", "start again once nothing writes to it")
+
+
+def open_files(name: str) -> tuple[DataFile, ...]:
+    """The files that one argument names, in order.
+
+    Raises:
+        UserError: it names nothing; a file named by itself is empty or of an ending that is not known.
+    """
+    return tuple(_look(path, named) for path, named in _find(name))
+
+
+def _find(name: str) -> Iterator[tuple[Path, bool]]:
+    """(path, was it named itself) of what one argument names."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        inside = sorted(item for item in path.rglob("*") if _known(item) and not _hidden(item, path) and item.is_file())
+        if not inside:
+            raise UserError(f"the folder {name} has no data file in it", f"put data there: {SUPPORTED}")
+        yield from ((item, False) for item in inside)
+    elif path.exists():
+        if not _known(path):
+            raise UserError(f"{name} is of no known format", f"give {SUPPORTED}")
+        yield path, True
+    elif glob.has_magic(name):
+        matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+        matches = [match for match in matches if match.is_file()]
+        if not any(_known(match) for match in matches):
+            count = f"{len(matches):,} files, none of a known format" if matches else "no file"
+            raise UserError(f"the pattern {name} matches {count}", f"give {SUPPORTED}")
+        yield from ((match, False) for match in matches if _known(match))
+    else:
+        raise UserError(f"there is no file or folder {name}", "give --data a path that exists, or demo")
+
+
+def _ending(path: Path) -> str:
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    if suffixes and suffixes[-1] in COMPRESSED:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def _known(path: Path) -> bool:
+    return _ending(path) in ENDINGS or path.suffix.lower() == PARQUET  # which compresses its own pages
+
+
+def _hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+
+def _look(path: Path, named: bool) -> DataFile:
+    """Choose how a file is read, by its ending and its first million characters."""
+    try:
+        stat = path.stat()
+        is_empty, how = _is_empty_and_how(path)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}", "make it readable, or leave it out") from None
+    if named and is_empty:
+        raise UserError(f"{path} is empty", "give --data files that are not empty")
+    return DataFile(path, how, stat.st_size, stat.st_mtime_ns, named)
+
+
+def _is_empty_and_how(path: Path) -> tuple[bool, str]:
+    ending = _ending(path)
+    if ending == PARQUET:
+        return not path.stat().st_size or count_rows(path) == 0, "parquet"
+    head = _head(path)
+    if ending == ".txt":
+        how: str = choose_cut(head)
+    elif ending == ".md":
+        how = "paragraphs"
+    elif ending == ".csv":
+        how = "csv"
+    else:
+        layout = choose_layout(head, named_lines=ending == ".jsonl")
+        how = "jsonl" if layout == "lines" else layout
+    return not head.strip(), how
+
+
+def _head(path: Path) -> str:
+    """The first million characters; fewer where the file is damaged, which reading will tell."""
+    try:
+        with open_text(path) as stream:
+            return next(read_chunks(stream, HEAD), "")
+    except DamagedError:
+        return "damaged"
+
+
+def read_file(file: DataFile, on_bytes: OnBytes | None = None) -> Iterator[Record | Rejected]:
+    """The records of one file; a damaged or empty file ends in a `Rejected`."""
+    line, count = 0, 0
+    try:
+        for item in _items(file, on_bytes):
+            line, count = item.line, count + 1
+            yield item
+    except DamagedError as error:
+        yield reject(file.name, line + 1, str(error))
+        return
+    if not count:
+        yield reject(file.name, 1, "the file is empty")
+
+
+def _items(file: DataFile, on_bytes: OnBytes | None) -> Iterator[Record | Rejected]:
+    if file.how == "parquet":
+        yield from records_of_parquet(file.name, file.path, file.size, on_bytes)
+        return
+    with open_text(file.path, on_bytes) as stream:
+        if file.how == "array":
+            yield from records_of_array(file.name, read_chunks(stream))
+        elif file.how == "object":
+            text = stream.read(MAX_LINE)
+            if stream.read(1):
+                yield reject(file.name, 1, f"an object is too long: more than {MAX_LINE:,} characters", text)
+            else:
+                yield from records_of_object(file.name, text)
+        else:
+            limit = MAX_DOCUMENT if file.how in ("lines", "paragraphs") else MAX_LINE
+            yield from _LINE_READERS[file.how](file.name, read_lines(stream, limit))
+
+
+_LINE_READERS: dict[str, Callable[..., Iterator[Record | Rejected]]] = {
+    "lines": documents_by_line,
+    "paragraphs": documents_by_paragraph,
+    "jsonl": records_by_line,
+    "csv": records_of_csv,
+}

@@ -1,0 +1,60 @@
+"""Preference pairs as rows: both sequences of a pair, each in a row of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mmcli.data.encode.cache import TokenCache
+from mmcli.data.pack.batches import Batch, make_batch
+from mmcli.data.pack.packing import Rows
+from mmcli.data.pack.selection import Selection
+from mmcli.errors import UserError
+
+LENGTH_STEP = 64  # rows are as long as the longest of their micro-batch, rounded up: few shapes, little padding
+
+
+def pair_rows(cache: TokenCache, selection: Selection, seq_len: int) -> Rows:
+    """One "row" for each pair, of two pieces: the chosen sequence, then the rejected one.
+
+    A sequence longer than `seq_len` loses its end; a pair of which a side then has no token left to train on is
+    dropped, and counted.
+
+    Raises:
+        UserError: no pair is left.
+    """
+    documents = np.asarray(selection.documents).reshape(-1, 2)
+    pairs = np.asarray(cache.lengths)[documents] - 1
+    keep = np.ones(len(documents), dtype=bool)
+    for i in np.flatnonzero((pairs > seq_len).any(axis=1)).tolist():
+        keep[i] = all(cache.trained(int(document), 1, seq_len + 1).any() for document in documents[i])
+    documents, lengths = documents[keep], np.minimum(pairs[keep], seq_len)
+    if not len(documents):
+        raise UserError(f"no preference pair fits into --seq-len {seq_len:,}", "give a longer --seq-len")
+    return Rows(
+        piece_doc=documents.ravel(),
+        piece_start=np.zeros(documents.size, dtype=np.int64),
+        piece_len=lengths.ravel(),
+        row_offsets=np.arange(0, documents.size + 1, 2, dtype=np.int64),
+        seq_len=seq_len,
+        dropped=int((~keep).sum()),
+        truncated=int((pairs[keep] > seq_len).any(axis=1).sum()),
+        truncated_tokens=int(np.maximum(pairs[keep] - seq_len, 0).sum()),
+    )
+
+
+def pair_lengths(rows: Rows) -> np.ndarray:
+    """[N] tokens of the longer side of each pair."""
+    longest: np.ndarray = rows.piece_len.reshape(-1, 2).max(axis=1)
+    return longest
+
+
+def make_pair_batch(cache: TokenCache, rows: Rows, which: Sequence[int] | np.ndarray) -> Batch:
+    """The pairs numbered `which`: row 2i is the chosen side of the i-th, row 2i + 1 the rejected one."""
+    pieces = [piece for pair in which for piece in rows.pieces(int(pair))]
+    columns = np.array(pieces, dtype=np.int64)
+    longest = int(columns[:, 2].max())
+    length = min(-(-longest // LENGTH_STEP) * LENGTH_STEP, rows.seq_len)
+    single = Rows(columns[:, 0], columns[:, 1], columns[:, 2], np.arange(len(columns) + 1), length)
+    return make_batch(cache, single, range(len(columns)))

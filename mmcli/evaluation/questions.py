@@ -1,0 +1,235 @@
+"""Measuring a model: questions with known answers through any engine, and the rows for the loss of a text.
+
+A chat model is asked through its chat template, exactly as in a conversation. A model that was only pretrained gets
+the lines `Question: ...` and `Answer:` to continue (in Chinese `问：` and `答：`); its answer is the rest of that line.
+S slots of an engine, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mmcli.data.demo import Question, is_correct
+from mmcli.data.encode.cache import TokenCache
+from mmcli.data.pack.packing import Rows, pack_cache
+from mmcli.data.pack.selection import Selection
+from mmcli.errors import UserError
+from mmcli.generate.engine import Engine
+from mmcli.generate.reply import read_reply, reply_text
+from mmcli.generate.sampler import Sampler, SamplingConfig
+from mmcli.stage import Reporter, Silent
+from mmcli.text.chat import encode_chat, stop_ids
+from mmcli.text.tokenizer import Tokenizer
+
+MAX_NEW_TOKENS = 64  # the built-in answers have fewer than 40
+LABELS = {
+    "en": ("Question: ", "Answer:", " "),
+    "zh": ("问：", "答：", ""),
+}  # question, answer, and what follows the latter
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote: its ids, and the stop id that ended them; None where they were cut off."""
+
+    ids: list[int]
+    stop: int | None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A question with what the model answered. A reply that was cut off (not `ended`) is not correct."""
+
+    question: Question
+    text: str
+    ended: bool
+    correct: bool
+
+
+@dataclass(frozen=True)
+class Score:
+    """Right answers of so many questions."""
+
+    correct: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        """0 to 1."""
+        return self.correct / self.total if self.total else 0.0
+
+
+def choose_questions(questions: Sequence[Question], per_family: int) -> list[Question]:
+    """At most `per_family` questions of each family, its languages in equal parts, evenly spread, in their order.
+
+    Raises:
+        UserError: `per_family` is below 1.
+    """
+    if per_family < 1:
+        raise UserError(f"--limit {per_family} leaves no question", "give 1 or more")
+    groups: dict[str, dict[str, list[int]]] = {}
+    for number, question in enumerate(questions):
+        groups.setdefault(question.family, {}).setdefault(question.language, []).append(number)
+    chosen: list[int] = []
+    for languages in groups.values():
+        left = per_family
+        # The smallest group first: what it cannot fill goes to the others.
+        for rest, group in zip(range(len(languages), 0, -1), sorted(languages.values(), key=len), strict=True):
+            count = min(-(-left // rest), len(group))
+            chosen += [group[i * len(group) // count] for i in range(count)]
+            left -= count
+    return [questions[number] for number in sorted(chosen)]
+
+
+def encode_questions(tokenizer: Tokenizer, questions: Sequence[Question], *, chat: bool) -> list[list[int]]:
+    """The prompt of each question: through the chat template, or (`chat` False) as text to continue.
+
+    Raises:
+        UserError: the chat template cannot be used.
+    """
+    if chat:
+        return [encode_chat(tokenizer, each.messages, add_generation_prompt=True).ids for each in questions]
+    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    return [[*bos, *tokenizer.encode_text(_as_text(each))] for each in questions]
+
+
+def _as_text(question: Question) -> str:
+    """The messages as lines, up to where the answer begins."""
+    ask, answer, space = LABELS[question.language]
+    before = {"system": "", "user": ask, "assistant": answer + space}
+    lines = [before[message["role"]] + message["content"] for message in question.messages]
+    return "\n".join([*lines, answer])
+
+
+def answer_questions(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    questions: Sequence[Question],
+    prompts: Sequence[Sequence[int]],
+    *,
+    chat: bool,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    report: Reporter | None = None,
+) -> list[Reply]:
+    """Ask every question greedily (temperature 0, no penalty) and judge the replies.
+
+    A reply must end by itself within `max_new_tokens`; one that is cut off, or whose prompt leaves no place in the
+    engine's context, is wrong.
+
+    Args:
+        prompts: of `encode_questions`, with the same `chat`.
+
+    Raises:
+        UserError: `max_new_tokens` is below 1; a token that the model does not have.
+        MmcliError: the model's logits are not finite.
+    """
+    stops = stop_ids(tokenizer)
+    if not chat:
+        stops |= {id for id in range(tokenizer.vocab_size) if b"\n" in tokenizer.token_bytes(id)}
+    written = complete(engine, prompts, max_new_tokens=max_new_tokens, stop_ids=stops, report=report)
+    replies = []
+    for question, completion in zip(questions, written, strict=True):
+        text, ended = _read(tokenizer, completion, chat), completion.stop is not None
+        replies.append(Reply(question, text, ended, ended and is_correct(question, text)))
+    return replies
+
+
+def _read(tokenizer: Tokenizer, completion: Completion, chat: bool) -> str:
+    """The answer in a completion; of a text, its first line (a token may hold a line end and text before it)."""
+    if chat:
+        return str(read_reply(tokenizer, completion.ids)["content"]).strip()
+    last = [] if completion.stop is None else [completion.stop]
+    return reply_text(tokenizer, [*completion.ids, *last]).split("\n", 1)[0].strip()
+
+
+def complete(
+    engine: Engine,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop_ids: Collection[int],
+    report: Reporter | None = None,
+) -> list[Completion]:
+    """The greedy continuation of each prompt, as many at a time as the engine has slots.
+
+    A slot takes the next prompt as soon as its own sequence ends. A prompt that leaves no place in the context gets no
+    ids.
+
+    Raises:
+        UserError: `max_new_tokens` is below 1; a token that the model does not have.
+        MmcliError: the model's logits are not finite.
+    """
+    if max_new_tokens < 1:
+        raise UserError(f"--max-new-tokens {max_new_tokens} leaves nothing to write", "give 1 or more")
+    report, greedy = report or Silent(), Sampler(SamplingConfig(temperature=0, repetition_penalty=1))
+    results = [Completion([], None) for _ in prompts]
+    waiting = deque(range(len(prompts)))
+    running: dict[int, int] = {}  # slot -> prompt
+
+    def goes_on(prompt: int, logits_V: np.ndarray) -> bool:
+        """Write the next token of a prompt; False at its end."""
+        ids, length = results[prompt].ids, len(prompts[prompt])
+        token = greedy.sample(logits_V, (), length + len(ids))
+        if token in stop_ids:
+            results[prompt] = Completion(ids, token)
+            return False
+        ids.append(token)
+        return len(ids) < max_new_tokens and length + len(ids) < engine.max_len
+
+    while waiting or running:
+        for slot in range(engine.slots):
+            while waiting and slot not in running:
+                prompt = waiting.popleft()
+                if len(prompts[prompt]) >= engine.max_len:
+                    continue
+                engine.truncate(slot, 0)
+                if goes_on(prompt, engine.prefill(slot, prompts[prompt])):
+                    running[slot] = prompt
+        if running:
+            slots = sorted(running)
+            logits_SV = engine.decode(slots, [results[running[slot]].ids[-1] for slot in slots])
+            for slot, logits_V in zip(slots, logits_SV, strict=True):
+                if not goes_on(running[slot], logits_V):
+                    del running[slot]
+        report.progress("questions", len(prompts) - len(waiting) - len(running), len(prompts), "answered")
+    return results
+
+
+def scores(replies: Sequence[Reply]) -> dict[str, dict[str, Score]]:
+    """Family -> language -> score, in the order of the replies."""
+    found: dict[str, dict[str, Score]] = {}
+    for reply in replies:
+        family = found.setdefault(reply.question.family, {})
+        so_far = family.get(reply.question.language, Score(0, 0))
+        family[reply.question.language] = Score(so_far.correct + reply.correct, so_far.total + 1)
+    return found
+
+
+def add_scores(parts: Collection[Score]) -> Score:
+    """All of `parts` together: every question counts the same."""
+    return Score(sum(part.correct for part in parts), sum(part.total for part in parts))
+
+
+def total_score(families: Mapping[str, Mapping[str, Score]]) -> Score:
+    """The score over all families and languages."""
+    return add_scores([score for family in families.values() for score in family.values()])
+
+
+def evaluation_rows(cache: TokenCache, seq_len: int) -> Rows:
+    """Rows in which every token of every sequence but its first is predicted once: nothing is cut off or left out.
+
+    A sequence of up to `seq_len` + 1 tokens stays whole, so its loss is the same wherever it lies; a longer one is
+    read in windows of `seq_len` tokens, each without what came before it.
+    """
+    lengths = np.asarray(cache.lengths)
+    counts = np.maximum(1, -(-(lengths - 1) // seq_len))  # windows of each sequence
+    documents = np.repeat(np.arange(len(cache)), counts)
+    nth = np.arange(len(documents)) - np.repeat(np.cumsum(counts) - counts, counts)
+    starts = nth * seq_len
+    windows = Selection(documents, starts, np.minimum(starts + seq_len + 1, lengths[documents]))
+    row = int(min(seq_len, (lengths - 1).max()))
+    return pack_cache(cache, row, selection=windows, split=False)
