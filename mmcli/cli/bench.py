@@ -106,13 +106,13 @@ def train(
     import torch
 
     from mmcli.train.bench import bench_train
-    from mmcli.train.device import choose_placement
+    from mmcli.train.device import choose_accelerator
 
     if threads is not None:
         torch.set_num_threads(threads)
-    placement = choose_placement(device, precision)
-    speed = bench_train(made, placement, batch_size=batch_size, seq_len=seq_len, repeats=repeats)
-    where = {"device": str(placement.device), "precision": placement.precision, "threads": threads}
+    accelerator = choose_accelerator(device, precision)
+    speed = bench_train(made, accelerator, batch_size=batch_size, seq_len=seq_len, repeats=repeats)
+    where = {"device": str(accelerator.device), "precision": accelerator.precision, "threads": threads}
     asked = {**where, "batch_size": batch_size, "seq_len": seq_len}
     _show({"bench": "train", "model": label, **asked, **asdict(speed)}, json)
 

@@ -335,7 +335,7 @@ def _loss(
     from mmcli.evaluation.questions import evaluation_rows
     from mmcli.model.device import choose_device
     from mmcli.model.formats.hf_folder import load_model
-    from mmcli.stages.setup import MICRO_BATCH_TOKENS
+    from mmcli.stages.start import MICRO_BATCH_TOKENS
     from mmcli.train.lm import evaluate_tokens
 
     place = choose_device(device)

@@ -35,7 +35,7 @@ class AttnContext:
 
     positions_BT: Tensor  # place of each token in its segment, int64
     segments_BT: Tensor | None  # segment of each token, -1 for padding; None with a cache
-    runs_BT: Tensor | None  # number of the stretch of equal segments a token lies in, over the whole batch
+    document_ids_BT: Tensor | None  # number of the stretch of equal segments a token lies in, over the whole batch
     cu_seqlens: Tensor | None  # int32 [N' + 1]: where each run starts in the flattened batch, filled up (see below)
     max_len: int  # no run is longer than this
     single_segment: bool  # each row is one segment, then at most padding: plain causal attention is exact
@@ -69,7 +69,7 @@ class AttnContext:
         return cls(
             positions_BT=torch.from_numpy(_on_host(positions_BT)).to(device),
             segments_BT=torch.from_numpy(segments).to(device),
-            runs_BT=torch.from_numpy(runs).to(device),
+            document_ids_BT=torch.from_numpy(runs).to(device),
             cu_seqlens=torch.from_numpy(cu_seqlens).to(device),
             max_len=n_tokens,
             single_segment=bool(one_real_run.all() and padding_is_last),
@@ -97,7 +97,7 @@ class AttnContext:
         return cls(
             positions_BT=view.positions_BT,
             segments_BT=None,
-            runs_BT=None,
+            document_ids_BT=None,
             cu_seqlens=None,
             max_len=view.end,
             single_segment=fresh,
@@ -114,14 +114,14 @@ class AttnContext:
 
     def mask(self, window: int | None) -> Tensor:
         """[B, 1, T, J] bool: True where a token (T) sees a key (J), `window` being how many, itself included."""
-        if self.runs_BT is None:
+        if self.document_ids_BT is None:
             query_BT1 = self.positions_BT[:, :, None]
             key_J = torch.arange(self.max_len, device=query_BT1.device)
             seen = key_J <= query_BT1
         else:
-            index_T = torch.arange(self.runs_BT.shape[1], device=self.runs_BT.device)
+            index_T = torch.arange(self.document_ids_BT.shape[1], device=self.document_ids_BT.device)
             query_BT1, key_J = index_T[None, :, None], index_T
-            seen = (key_J <= query_BT1) & (self.runs_BT[:, :, None] == self.runs_BT[:, None, :])
+            seen = (key_J <= query_BT1) & (self.document_ids_BT[:, :, None] == self.document_ids_BT[:, None, :])
         if window is not None:
             seen = seen & (query_BT1 - key_J < window)
         return seen[:, None]

@@ -26,11 +26,11 @@ from mmcli.model.transformer import Transformer
 from mmcli.run import find_model, write_atomic
 from mmcli.stage import StageContext
 from mmcli.stages import DpoConfig
-from mmcli.stages.setup import Start, choose_micro_batch, open_data, prepare_start, save_into
+from mmcli.stages.start import Start, choose_micro_batch, open_data, prepare_start, save_into
 from mmcli.stages.tokens import open_parts
 from mmcli.text.tokenizer import Tokenizer
 from mmcli.train.adapters import training_flops
-from mmcli.train.device import Placement, choose_placement, make_deterministic
+from mmcli.train.device import Accelerator, choose_accelerator, make_deterministic
 from mmcli.train.loop import Task, train
 from mmcli.train.preference import PairBatch, preference_loss, sequence_logps
 
@@ -63,23 +63,23 @@ class Pairs:
         return PairBatch.from_batch(rows, torch.from_numpy(self.reference_N2[part]), config, device)
 
     @torch.no_grad()
-    def fill(self, which: np.ndarray, size: int, model: Transformer, placement: Placement) -> None:
+    def fill(self, which: np.ndarray, size: int, model: Transformer, accelerator: Accelerator) -> None:
         """Compute the reference of these pairs with `model`, in the very micro-batches in which training meets them."""
         model.eval()
         for part in self.parts(which, size):
-            with placement.autocast():
-                logps_P2, _ = sequence_logps(model, self._batch(part, model.config, placement.device))
+            with accelerator.autocast():
+                logps_P2, _ = sequence_logps(model, self._batch(part, model.config, accelerator.device))
             self.reference_N2[part] = logps_P2.float().cpu().numpy()
 
 
 def run(config: DpoConfig, context: StageContext) -> dict[str, Any]:
     """Train on preference pairs; the totals of the run."""
     make_deterministic()
-    placement = choose_placement(config.train.device, config.train.precision)
+    accelerator = choose_accelerator(config.train.device, config.train.precision)
     open_data("preference", config.data)  # refuse what is not there before anything is made
-    start = prepare_start(None, config.data, config.train, context, placement.device)
+    start = prepare_start(None, config.data, config.train, context, accelerator.device)
     training, held_out = _open_pairs(config, start.tokenizer, context)
-    micro_batch = choose_micro_batch(config.train, start.model.config, 2 * config.data.seq_len, placement, context)
+    micro_batch = choose_micro_batch(config.train, start.model.config, 2 * config.data.seq_len, accelerator, context)
     batches = Batches(
         training.cache,
         training.rows,
@@ -87,7 +87,7 @@ def run(config: DpoConfig, context: StageContext) -> dict[str, Any]:
         micro_batch=micro_batch,
         seed=config.train.seed,
     )
-    work = _Work(config, start, training, held_out, batches, micro_batch, placement, context)
+    work = _Work(config, start, training, held_out, batches, micro_batch, accelerator, context)
     work.prepare_reference()
     return train(work.task(), config.optim, config.train, context)
 
@@ -117,7 +117,7 @@ class _Work:
     held_out: Pairs | None
     batches: Batches
     micro_batch: int
-    placement: Placement
+    accelerator: Accelerator
     context: StageContext
 
     def prepare_reference(self) -> None:
@@ -133,7 +133,7 @@ class _Work:
         if self.config.reference is not None:
             found = find_model(self.config.reference, self.context.run.path.parent)
             self.context.report.note(f"reference: {found.label}")
-            model = load_model(found.path, device=self.placement.device)
+            model = load_model(found.path, device=self.accelerator.device)
             if Tokenizer.load(found.path).fingerprint != self.start.tokenizer.fingerprint:
                 raise UserError(
                     f"--reference {self.config.reference} has another tokenizer than the model",
@@ -153,14 +153,14 @@ class _Work:
             else contextlib.nullcontext()
         ):
             for part, which in chosen:
-                part.fill(which, self.micro_batch, model, self.placement)
+                part.fill(which, self.micro_batch, model, self.accelerator)
                 done += len(which)
                 self.context.report.progress("reference", done, total, "pairs")
         write_atomic(path, save({name: part.reference_N2 for name, part in parts.items()}))
 
     def task(self) -> Task:
         """The task of preferring the chosen replies."""
-        shape, device = self.start.model.config, self.placement.device
+        shape, device = self.start.model.config, self.accelerator.device
 
         def step_batches(model: nn.Module, step: int) -> list[PairBatch]:
             return self.training.micro_batches(self.batches.row_numbers(step), self.micro_batch, shape, device)
@@ -183,7 +183,7 @@ class _Work:
 
         return Task(
             model=self.start.model,
-            placement=self.placement,
+            accelerator=self.accelerator,
             batches=step_batches,
             loss=loss,
             steps_per_epoch=self.batches.steps_per_epoch,

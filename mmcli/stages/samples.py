@@ -8,7 +8,7 @@ from mmcli.data.pack.batches import NO_LABEL, make_batch
 from mmcli.generate.generate import generate
 from mmcli.generate.sampler import SamplingConfig
 from mmcli.generate.torch_engine import TorchEngine
-from mmcli.stages.setup import Start
+from mmcli.stages.start import Start
 from mmcli.stages.tokens import Sample, TokenRows
 
 SAMPLE_TOKENS = 40

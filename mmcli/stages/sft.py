@@ -7,18 +7,18 @@ from typing import Any
 from mmcli.stage import StageContext
 from mmcli.stages import SftConfig
 from mmcli.stages.samples import continuations
-from mmcli.stages.setup import open_data, prepare_start
+from mmcli.stages.start import open_data, prepare_start
 from mmcli.stages.tokens import open_rows, token_task
-from mmcli.train.device import choose_placement, make_deterministic
+from mmcli.train.device import choose_accelerator, make_deterministic
 from mmcli.train.loop import train
 
 
 def run(config: SftConfig, context: StageContext) -> dict[str, Any]:
     """Train on conversations; the totals of the run."""
     make_deterministic()
-    placement = choose_placement(config.train.device, config.train.precision)
+    accelerator = choose_accelerator(config.train.device, config.train.precision)
     open_data("chat", config.data)  # refuse what is not there before anything is made
-    start = prepare_start(None, config.data, config.train, context, placement.device)
+    start = prepare_start(None, config.data, config.train, context, accelerator.device)
     rows = open_rows(
         "chat",
         config.data,
@@ -29,5 +29,5 @@ def run(config: SftConfig, context: StageContext) -> dict[str, Any]:
         train_reasoning=config.train_reasoning,
     )
     sample = continuations(start, rows, config.train.seed, prompt_tokens=None)
-    task = token_task(start, rows, config.train, placement, context, sample=sample)
+    task = token_task(start, rows, config.train, accelerator, context, sample=sample)
     return train(task, config.optim, config.train, context)

@@ -16,11 +16,11 @@ from mmcli.data.pack.packing import Rows, pack_cache
 from mmcli.data.pack.selection import Selection, split_documents
 from mmcli.data.records.kinds import Kind
 from mmcli.stage import StageContext
-from mmcli.stages.setup import Start, choose_micro_batch, open_data, save_into
+from mmcli.stages.start import Start, choose_micro_batch, open_data, save_into
 from mmcli.text.tokenizer import Tokenizer
 from mmcli.train.adapters import training_flops
 from mmcli.train.config import TrainConfig
-from mmcli.train.device import Placement
+from mmcli.train.device import Accelerator
 from mmcli.train.lm import TokenBatch, evaluate_tokens, language_model_loss
 from mmcli.train.loop import Task
 
@@ -128,14 +128,14 @@ def token_task(
     start: Start,
     rows: TokenRows,
     train: TrainConfig,
-    placement: Placement,
+    accelerator: Accelerator,
     context: StageContext,
     *,
     sample: Sample | None = None,
 ) -> Task:
     """The task of predicting the tokens of packed rows."""
-    config, device = start.model.config, placement.device
-    micro_batch = choose_micro_batch(train, config, rows.train.seq_len, placement, context)
+    config, device = start.model.config, accelerator.device
+    micro_batch = choose_micro_batch(train, config, rows.train.seq_len, accelerator, context)
     batches = Batches(rows.cache, rows.train, batch_size=train.batch_size, micro_batch=micro_batch, seed=train.seed)
     byte_lengths_V = _padded(start.tokenizer.byte_lengths(), config.vocab_size)
 
@@ -150,7 +150,7 @@ def token_task(
 
     return Task(
         model=start.model,
-        placement=placement,
+        accelerator=accelerator,
         batches=step_batches,
         loss=lambda model, batch: language_model_loss(model, batch, config),
         steps_per_epoch=batches.steps_per_epoch,

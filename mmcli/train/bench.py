@@ -13,7 +13,7 @@ from mmcli.data.pack.batches import Batch
 from mmcli.errors import UserError
 from mmcli.generate.bench import check_repeats, peak_memory_bytes
 from mmcli.model.transformer import Transformer
-from mmcli.train.device import Placement, keep_freed_memory
+from mmcli.train.device import Accelerator, keep_freed_memory
 from mmcli.train.lm import TokenBatch, language_model_loss
 
 
@@ -31,7 +31,7 @@ class TrainSpeed:
 
 
 def bench_train(
-    model: Transformer, placement: Placement, *, batch_size: int, seq_len: int, repeats: int = 5
+    model: Transformer, accelerator: Accelerator, *, batch_size: int, seq_len: int, repeats: int = 5
 ) -> TrainSpeed:
     """Forward and backward over `batch_size` rows of `seq_len` random tokens, with the loss of pretraining.
 
@@ -44,29 +44,29 @@ def bench_train(
         what = f"{batch_size} rows of {seq_len} tokens for a model with a context of {longest:,}"
         raise UserError(what, f"give 1 row or more, of 2 up to {longest} tokens")
     keep_freed_memory()
-    model = model.to(placement.device).train()
+    model = model.to(accelerator.device).train()
     tokens = TokenBatch.from_batch(
-        _random_rows(model.config.vocab_size, batch_size, seq_len), model.config, placement.device
+        _random_rows(model.config.vocab_size, batch_size, seq_len), model.config, accelerator.device
     )
     seconds = []
     for _ in range(repeats + 1):
         model.zero_grad(set_to_none=True)
         start = time.perf_counter()
-        with placement.autocast():
+        with accelerator.autocast():
             output = language_model_loss(model, tokens, model.config)
         total = torch.stack([term.coef * term.sum / term.count for term in output.terms.values()]).sum()
         total.backward()
         loss = float(total.detach())  # waits for the device
         seconds.append(time.perf_counter() - start)
     rates = [batch_size * seq_len / each for each in seconds[1:]]
-    on_gpu = placement.device.type == "cuda"
+    on_gpu = accelerator.device.type == "cuda"
     return TrainSpeed(
         tokens_per_second=statistics.median(rates),
         slowest=min(rates),
         fastest=max(rates),
         step_seconds=statistics.median(seconds[1:]),
         loss=loss,
-        peak_memory_bytes=torch.cuda.max_memory_allocated(placement.device) if on_gpu else peak_memory_bytes(),
+        peak_memory_bytes=torch.cuda.max_memory_allocated(accelerator.device) if on_gpu else peak_memory_bytes(),
         repeats=repeats,
     )
 

@@ -18,7 +18,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
 @dataclass(frozen=True)
-class Placement:
+class Accelerator:
     """Where and in what precision the model computes. Weights stay fp32; bf16 is autocast."""
 
     device: torch.device
@@ -30,12 +30,12 @@ class Placement:
         return contextlib.nullcontext()
 
 
-def choose_placement(device_name: str, precision: str) -> Placement:
+def choose_accelerator(device_name: str, precision: str) -> Accelerator:
     """The device, and bf16 where it is fast unless told otherwise."""
     device = choose_device(device_name)
     if precision == "auto":
         precision = "bf16" if has_fast_bf16(device) else "fp32"
-    return Placement(device, precision)
+    return Accelerator(device, precision)
 
 
 def has_fast_bf16(device: torch.device) -> bool:
@@ -81,11 +81,11 @@ def can_compile(device: torch.device) -> bool:
     return False
 
 
-def measure_peak_flops(placement: Placement) -> float:
+def measure_peak_flops(accelerator: Accelerator) -> float:
     """FLOP/s of a large matrix product here: the measure that MFU is a share of (the best of several)."""
-    device = placement.device
+    device = accelerator.device
     side = 1024 if device.type == "cpu" else 8192
-    dtype = torch.bfloat16 if placement.precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if accelerator.precision == "bf16" else torch.float32
     a = torch.ones(side, side, device=device, dtype=dtype)
     seconds = []
     for _ in range(20):

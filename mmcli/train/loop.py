@@ -21,7 +21,7 @@ from mmcli.run import atomic_folder
 from mmcli.stage import LossOutput, StageContext, Term
 from mmcli.train.checkpoint import Progress, load_newest, save_checkpoint
 from mmcli.train.config import OptimConfig, TrainConfig
-from mmcli.train.device import Placement, keep_freed_memory, measure_peak_flops, seed_step
+from mmcli.train.device import Accelerator, keep_freed_memory, measure_peak_flops, seed_step
 from mmcli.train.metrics import MetricsFile
 from mmcli.train.optim import build_optimizer
 from mmcli.train.plan import Plan, make_plan
@@ -46,7 +46,7 @@ class Task:
     """What a training stage gives the loop."""
 
     model: nn.Module
-    placement: Placement
+    accelerator: Accelerator
     batches: Callable[[nn.Module, int], Sequence[StepBatch]]  # the micro-batches of a step: a function of the step
     loss: Callable[[Any, Any], LossOutput]
     steps_per_epoch: float
@@ -86,7 +86,7 @@ class _Training:
             self._load()
         plan = make_plan(self.task, self.config, self.context, self._probe)
         self.forward = torch.compile(self.model, dynamic=False) if plan.compile else self.model
-        self.peak_flops = measure_peak_flops(self.task.placement)
+        self.peak_flops = measure_peak_flops(self.task.accelerator)
         self.metrics = MetricsFile(self.run_folder.metrics, from_step=self.progress.step)
         try:
             with StopSignals() as stop:
@@ -116,8 +116,8 @@ class _Training:
         return min(seconds[1:]) * tokens / max(1, batches[0].tokens), tokens
 
     def _wait(self) -> None:
-        if self.task.placement.device.type == "cuda":
-            torch.cuda.synchronize(self.task.placement.device)
+        if self.task.accelerator.device.type == "cuda":
+            torch.cuda.synchronize(self.task.accelerator.device)
 
     def _loop(self, plan: Plan, stop: StopSignals) -> dict[str, Any]:
         started = last_save = time.perf_counter()
@@ -178,7 +178,7 @@ class _Training:
 
     def _backward(self, forward: Callable[..., Any], batch: StepBatch, totals: Mapping[str, float]) -> dict[str, Term]:
         """Forward and backward of one micro-batch, as its share of a step that has `totals`; terms and metrics."""
-        with self.task.placement.autocast():
+        with self.task.accelerator.autocast():
             out = self.task.loss(forward, batch)
         total: Tensor | None = None
         for name, term in out.terms.items():
@@ -199,7 +199,7 @@ class _Training:
         if self.task.evaluate is None:
             return {}
         self.model.eval()
-        with torch.no_grad(), self.task.placement.autocast():
+        with torch.no_grad(), self.task.accelerator.autocast():
             return dict(self.task.evaluate(self.model))
 
     def _sample(self, plan: Plan) -> None:

@@ -86,7 +86,7 @@ def _choose_compile(task: Task, config: TrainConfig, seconds: float, report: Rep
         return config.compile == "on"
     if seconds <= COMPILE_PAYS_SECONDS:
         return False
-    if not can_compile(task.placement.device):
+    if not can_compile(task.accelerator.device):
         report.note("not compiled: torch.compile needs a C++ compiler (g++ or clang++) on the CPU, Triton on CUDA")
         return False
     return True
@@ -97,7 +97,7 @@ def _compare_machine(task: Task, context: StageContext) -> None:
     now = {
         "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,
-        "precision": task.placement.precision,
+        "precision": task.accelerator.precision,
     }
     for key, value in now.items():
         before = context.run.choose(key, functools.partial(str, value))

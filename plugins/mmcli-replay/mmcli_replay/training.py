@@ -13,9 +13,9 @@ from mmcli.data.config import DataConfig
 from mmcli.data.sources.source import pin_data
 from mmcli.stage import StageContext
 from mmcli.stages.samples import continuations
-from mmcli.stages.setup import Start, open_data, prepare_start
+from mmcli.stages.start import Start, open_data, prepare_start
 from mmcli.stages.tokens import TokenRows, open_rows, token_task
-from mmcli.train.device import choose_placement, make_deterministic
+from mmcli.train.device import choose_accelerator, make_deterministic
 from mmcli.train.loop import StepBatch, Task, train
 from mmcli_replay import ContinueConfig
 from mmcli_replay.history import OldText, old_text
@@ -30,17 +30,17 @@ def run(config: ContinueConfig, context: StageContext) -> dict[str, Any]:
         UserError: data or model cannot be used, or no run tells what the old text was.
     """
     make_deterministic()
-    placement = choose_placement(config.train.device, config.train.precision)
+    accelerator = choose_accelerator(config.train.device, config.train.precision)
     open_data("text", config.data)  # refuse what is not there before anything is made
-    start = prepare_start(None, config.data, config.train, context, placement.device)
+    start = prepare_start(None, config.data, config.train, context, accelerator.device)
     old_rows = _open_old(config, start, context)
     new_rows = open_rows("text", config.data, config.train, start.tokenizer, context)
     of_new, of_old = config.train.batch_size - config.old_rows, config.old_rows
     context.report.note(f"every step: {of_new} rows of new text, {of_old} of old")
     sample = continuations(start, new_rows, config.train.seed, prompt_tokens=PROMPT_TOKENS)
     new_train, old_train = (replace(config.train, batch_size=rows) for rows in (of_new, of_old))
-    new = token_task(start, new_rows, new_train, placement, context, sample=sample)
-    old = token_task(start, old_rows, old_train, placement, context)
+    new = token_task(start, new_rows, new_train, accelerator, context, sample=sample)
+    old = token_task(start, old_rows, old_train, accelerator, context)
     return train(mixed(new, old), config.optim, config.train, context)
 
 

@@ -59,7 +59,7 @@ def test_a_stored_configuration_is_read_back() -> None:
 def task(name: str, evaluate: Callable[[Any], dict[str, float]] | None) -> Task:
     return Task(
         model=SimpleNamespace(),  # never run here
-        placement=SimpleNamespace(),
+        accelerator=SimpleNamespace(),
         batches=lambda model, step: [f"{name} {step}"],
         loss=lambda model, batch: batch,
         steps_per_epoch=3.0 if name == "new" else 5.0,

@@ -87,8 +87,8 @@ def test_a_context_knows_its_runs() -> None:
     ctx = AttnContext.from_batch(POSITIONS, SEGMENTS)
     assert ctx.cu_seqlens is not None and ctx.cu_seqlens.dtype == torch.int32
     assert ctx.cu_seqlens.tolist() == [0, 3, 5, 9, 10, 17, *[20] * 11]  # filled up to 2^4 runs
-    assert ctx.runs_BT is not None
-    assert ctx.runs_BT.tolist() == [[0, 0, 0, 1, 1, 2, 2, 2, 2, 3], [4, 4, 4, 4, 4, 4, 4, 5, 5, 5]]
+    assert ctx.document_ids_BT is not None
+    assert ctx.document_ids_BT.tolist() == [[0, 0, 0, 1, 1, 2, 2, 2, 2, 3], [4, 4, 4, 4, 4, 4, 4, 5, 5, 5]]
     assert ctx.positions_BT.tolist() == POSITIONS.tolist() and ctx.max_len == 10 and ctx.rows == 2
     assert ctx.valid_BT.tolist() == (SEGMENTS >= 0).tolist()
     many = AttnContext.from_batch(np.zeros((1, 40)), np.arange(40)[None])

@@ -17,7 +17,7 @@ from mmcli.errors import MmcliError
 from mmcli.run import Run
 from mmcli.stage import LossOutput, Silent, StageContext, Term
 from mmcli.train.config import OptimConfig, TrainConfig
-from mmcli.train.device import choose_placement
+from mmcli.train.device import choose_accelerator
 from mmcli.train.loop import Task, train
 
 
@@ -59,7 +59,7 @@ def task(micro_batch: int, *, poison: int | None = None) -> Task:
     def save(folder: Path) -> None:
         (folder / "config.json").write_text("{}")
 
-    return Task(model, choose_placement("cpu", "fp32"), batches, loss, 10.0, 1e6, save)
+    return Task(model, choose_accelerator("cpu", "fp32"), batches, loss, 10.0, 1e6, save)
 
 
 def context(root: Path) -> StageContext:

@@ -30,7 +30,7 @@ from mmcli.text.tokenizer import Tokenizer
 from mmcli.text.train import ENOUGH_TEXT, train_tokenizer
 from mmcli.train.adapters import adapt
 from mmcli.train.config import TrainConfig
-from mmcli.train.device import Placement
+from mmcli.train.device import Accelerator
 
 MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 16384, "mps": 4096}  # at once, for a model 512 wide
 
@@ -196,7 +196,7 @@ def _check_agreement(model: ModelConfig, config: ModelConfig, parent: ModelRef, 
 
 
 def choose_micro_batch(
-    train: TrainConfig, model: ModelConfig, row_tokens: int, placement: Placement, context: StageContext
+    train: TrainConfig, model: ModelConfig, row_tokens: int, accelerator: Accelerator, context: StageContext
 ) -> int:
     """Units (rows, pairs) at once: as asked, else about as many tokens as the device takes well; kept on resume.
 
@@ -205,8 +205,8 @@ def choose_micro_batch(
     """
     if train.micro_batch is not None:
         return min(train.micro_batch, train.batch_size)
-    at_512 = MICRO_BATCH_TOKENS.get(placement.device.type, 1024)
-    if placement.device.type == "cpu" and placement.precision == "bf16":
+    at_512 = MICRO_BATCH_TOKENS.get(accelerator.device.type, 1024)
+    if accelerator.device.type == "cpu" and accelerator.precision == "bf16":
         at_512 *= 2  # a sixth less time a step at 640 wide, in the memory of half as many in fp32
     rows = max(1, max(at_512, at_512 * 512 // model.dim) // row_tokens)
     return int(context.run.choose("micro_batch", lambda: min(rows, train.batch_size)))
