@@ -11,7 +11,7 @@ import functools
 import importlib
 import re
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import Distribution, EntryPoint, distributions
 from pathlib import Path
@@ -24,6 +24,12 @@ from mmcli.stage import API_VERSION, Adapter, Stage
 OUR_PACKAGE = "mmcli"
 GROUPS = {"mmcli.stages": "stage", "mmcli.adapters": "adapter"}
 UNREADABLE = "?"  # kind and name of what damaged metadata hide
+COMMANDS = frozenset(  # the commands that are no stages: no plugin can take their names
+    {
+        *("demo", "tokenizer", "resume", "import", "eval", "chat", "export"),
+        *("bench", "params", "presets", "config", "data", "plugins", "runs"),
+    }
+)
 _NAME = re.compile(r"[a-z][a-z0-9_]*")  # a part of a run folder's name: no "-"
 
 S = TypeVar("S", Stage, Adapter)
@@ -99,12 +105,17 @@ class Conflict:
     fix: str
 
 
-def conflict(plugin: Plugin, reserved: Collection[str] = ()) -> Conflict | None:
-    """What is wrong with a plugin's name: it is taken, or is none. Plugins that share a name all lose it.
+def stages() -> dict[str, Plugin]:
+    """Every stage name that a person can type, loadable or not, with its entry point; the built-ins first."""
+    by_name = dict[str, Plugin]()
+    for plugin in installed():  # the built-ins come first, so none of their names can be taken
+        if plugin.kind == "stage" and plugin.name not in COMMANDS and plugin.name.isidentifier():
+            by_name.setdefault(plugin.name, plugin)
+    return by_name
 
-    Args:
-        reserved: further names that belong to mmcli (its commands).
-    """
+
+def conflict(plugin: Plugin) -> Conflict | None:
+    """Why a plugin's name cannot be used: it is taken, or malformed. Plugins that share a name all lose it."""
     remove = f"remove the package: pip uninstall {plugin.package}"
     if plugin.fault:
         return Conflict(plugin.fault, remove)
@@ -113,7 +124,8 @@ def conflict(plugin: Plugin, reserved: Collection[str] = ()) -> Conflict | None:
     if not _NAME.fullmatch(plugin.name):
         return Conflict(f'the name "{plugin.name}" is not made of a-z, 0-9 and _, a letter first', remove)
     same = [other for other in installed() if (other.kind, other.name) == (plugin.kind, plugin.name)]
-    if plugin.name in reserved or any(other.built_in for other in same):
+    command = plugin.kind == "stage" and plugin.name in COMMANDS
+    if command or any(other.built_in for other in same):
         return Conflict(f'the name "{plugin.name}" belongs to mmcli itself', remove)
     others = [other.package for other in same if other != plugin]
     if others:
@@ -122,14 +134,14 @@ def conflict(plugin: Plugin, reserved: Collection[str] = ()) -> Conflict | None:
     return None
 
 
-def load(plugin: Plugin, kind: type[S], reserved: Collection[str] = ()) -> S:
+def load(plugin: Plugin, kind: type[S]) -> S:
     """Import what an entry point names.
 
     Raises:
         UserError: its name is taken (see `conflict`).
         MmcliError: it cannot be loaded, or is none of this kind and API; the package is named.
     """
-    clash = conflict(plugin, reserved)
+    clash = conflict(plugin)
     if clash is not None:
         raise UserError(f"{plugin}: {clash.cause}", clash.fix)
     fix = f"update or remove it: pip install -U {plugin.package}, or pip uninstall {plugin.package}"

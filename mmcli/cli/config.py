@@ -29,7 +29,8 @@ class StageGroup(TyperGroup):
         return None if summary is None else TyperCommand(cmd_name, help=summary)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        from mmcli.cli.stages import load_stage, options_app
+        from mmcli.cli.stages import options_app
+        from mmcli.runner import load_stage
 
         stage = load_stage(args[0])
         text = f"Show the configuration of {stage.name}.\n\nExample: mmcli config show {stage.name} --preset small"
@@ -70,9 +71,11 @@ def show_config(
 ) -> None:
     """Print the configuration that this command line gives."""
     from mmcli.cli.console import out, print_json
-    from mmcli.cli.training import stage_layers
+    from mmcli.config import parse_set
+    from mmcli.runner import stage_layers
 
-    layers, _ = stage_layers(stage, flags, config=config, set=set, preset=preset, runs_dir=runs_dir)
+    own = [parse_set(set or []), *flags]
+    layers, _ = stage_layers(stage, own, runs_dir=runs_dir, preset=preset, config_file=config)
     resolved: Resolved[Any] = resolve(stage.config, layers)
     if json:
         print_json({"config": to_tables(resolved.config), "sources": dict(resolved.sources)})

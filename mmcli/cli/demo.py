@@ -79,9 +79,8 @@ def _tokenizer(runs_dir: Path, report: Reporter) -> Run:
 
 def _stage(stage: str, steps: int, before: Mapping[str, Run], runs_dir: Path, report: Reporter) -> Run:
     """Run one stage of the demo, go on with it, or take it as done."""
-    from mmcli.cli.stages import load_stage
-    from mmcli.cli.training import execute, resume_run, stage_layers
-    from mmcli.config import Layer, resolve
+    from mmcli import runner
+    from mmcli.config import Layer
 
     number = len(before) + 1
     run, state = _newest(stage, runs_dir)
@@ -90,12 +89,10 @@ def _stage(stage: str, steps: int, before: Mapping[str, Run], runs_dir: Path, re
         return run
     report.note(f"\n{number}. {stage}")
     if run is not None and state != "running" and (run.path / "config.toml").is_file():
-        return resume_run(run)
-    loaded = load_stage(stage)
+        return runner.resume(run, report)
     source = "data.tokenizer" if stage == "pretrain" else "train.start_from"
-    flags = [Layer("demo", {"train.steps": steps, source: list(before.values())[-1].name})]
-    layers, preset = stage_layers(loaded, flags, config=None, set=[], runs_dir=runs_dir)
-    return execute(loaded, resolve(loaded.config, layers), runs_dir, name=LABEL, preset=preset)
+    own = [Layer("demo", {"train.steps": steps, source: list(before.values())[-1].name})]
+    return runner.start(runner.load_stage(stage), own, runs_dir=runs_dir, name=LABEL, report=report)
 
 
 def _export(model: ModelRef, report: Reporter) -> ModelRef:

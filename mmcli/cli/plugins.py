@@ -57,9 +57,7 @@ def list_(json: AsJson = False) -> None:
 
 def state(plugin: Plugin) -> str:
     """ "ok", or why a plugin cannot be used. It is loaded in a process of its own, whatever it does there."""
-    from mmcli.cli.stages import reserved_names
-
-    clash = conflict(plugin, reserved_names() if plugin.kind == "stage" else ())
+    clash = conflict(plugin)
     if clash is not None:
         return clash.cause
     command = [sys.executable, "-P", "-c", CODE, jsonlib.dumps(dataclasses.asdict(plugin))]
@@ -93,7 +91,8 @@ def _try(plugin: Plugin) -> None:
     if plugin.kind == "adapter":
         _check_module(load(plugin, Adapter).build)
         return
-    from mmcli.cli.stages import load_stage, options_app
+    from mmcli.cli.stages import options_app
+    from mmcli.runner import load_stage
 
     stage = load_stage(plugin.name)
     options_app(stage, stage.summary, lambda *_, **__: None, with_run=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +14,7 @@ import typer
 from mmcli import plugins
 from mmcli.cli.options import HELP, AsJson, RunsDir
 from mmcli.config import Layer, Leaf, Typed, describe_type, leaves
-from mmcli.errors import MmcliError, UserError, did_you_mean
+from mmcli.errors import MmcliError
 from mmcli.plugins import Plugin
 from mmcli.stage import Stage
 
@@ -25,26 +25,16 @@ BUILT_IN_SUMMARIES = {  # so that `mmcli --help` loads no stage; a test holds th
 }
 
 
-def reserved_names() -> frozenset[str]:
-    """The commands that are no stages: no plugin can take their names."""
-    from mmcli.cli import COMMANDS
-
-    return frozenset(COMMANDS)
-
-
 def stage_entries() -> list[Plugin]:
     """One entry for each stage name that a person can type, the built-ins first; loadable or not."""
-    reserved, by_name = reserved_names(), dict[str, Plugin]()
-    for plugin in plugins.installed():  # the built-ins come first, so none of their names can be taken
-        if plugin.kind == "stage" and plugin.name not in reserved and plugin.name.isidentifier():
-            by_name.setdefault(plugin.name, plugin)
     order = list(BUILT_IN_SUMMARIES)
-    return sorted(by_name.values(), key=lambda p: order.index(p.name) if p.built_in and p.name in order else len(order))
+    entries = plugins.stages().values()
+    return sorted(entries, key=lambda p: order.index(p.name) if p.built_in and p.name in order else len(order))
 
 
 def stage_summary(name: str) -> str | None:
     """The help line of a stage, or None if there is no such stage."""
-    entry = next((entry for entry in stage_entries() if entry.name == name), None)
+    entry = plugins.stages().get(name)
     if entry is None:
         return None
     if entry.built_in:
@@ -55,35 +45,13 @@ def stage_summary(name: str) -> str | None:
     return f"(from the package {entry.package})"
 
 
-def load_stage(name: str) -> Stage:
-    """The stage of this name, built in or from a plugin.
-
-    Raises:
-        UserError: there is none, or several packages claim the name.
-        MmcliError: it is there and broken.
-    """
-    entries = {entry.name: entry for entry in stage_entries()}
-    if name not in entries:
-        raise UserError(f'there is no stage "{name}"', did_you_mean(name, list(entries)))
-    return plugins.load(entries[name], Stage, reserved_names())
-
-
-def stage_function(stage: Stage) -> Callable[[Any, Any], Mapping[str, Any] | None]:
-    """The function that a stage's `run` names.
-
-    Raises:
-        MmcliError: it cannot be imported.
-    """
-    function: Callable[[Any, Any], Mapping[str, Any] | None] = plugins.load_function(stage.run, f'stage "{stage.name}"')
-    return function
-
-
 # Commands
 
 
 def stage_app(name: str) -> typer.Typer:
     """The Typer app of `mmcli NAME`."""
     from mmcli.cli.training import run_stage
+    from mmcli.runner import load_stage
 
     stage = load_stage(name)
     help_text = stage.summary + (f"\n\nExample: {stage.example}" if stage.example else "")

@@ -6,6 +6,8 @@ import tomllib
 from pathlib import Path
 
 import mmcli.stages
+from mmcli import plugins
+from mmcli.cli import COMMANDS
 from mmcli.cli.stages import BUILT_IN_SUMMARIES, stage_entries
 from mmcli.stage import Stage
 
@@ -25,3 +27,7 @@ def test_every_stage_is_an_entry_point() -> None:
 
 def test_built_ins_come_first_and_in_order() -> None:
     assert [entry.name for entry in stage_entries() if entry.built_in] == list(BUILT_IN_SUMMARIES)
+
+
+def test_no_plugin_can_take_the_name_of_a_command() -> None:
+    assert frozenset(COMMANDS) == plugins.COMMANDS

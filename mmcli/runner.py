@@ -1,0 +1,192 @@
+"""The life of a run: layers of values -> config -> run folder -> the stage's function -> state.
+
+Nothing is printed here and no torch is imported: the command line and Python call the same functions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmcli import plugins
+from mmcli.config import Layer, Leaf, Resolved, leaves, preset_layers, preset_names, read_toml, resolve, to_tables
+from mmcli.errors import Interrupted, MmcliError, UserError, did_you_mean
+from mmcli.run import Run, find_model
+from mmcli.stage import Reporter, Silent, Stage, StageContext
+
+DEFAULT_PRESET = "tiny"
+
+
+def load_stage(name: str) -> Stage:
+    """The stage of this name, built in or from a plugin.
+
+    Raises:
+        UserError: there is none, or several packages claim the name.
+        MmcliError: it is there and broken.
+    """
+    entries = plugins.stages()
+    if name not in entries:
+        raise UserError(f'there is no stage "{name}"', did_you_mean(name, list(entries)))
+    return plugins.load(entries[name], Stage)
+
+
+def _function(stage: Stage) -> Callable[[Any, StageContext], Mapping[str, Any] | None]:
+    """The function that a stage's `run` names.
+
+    Raises:
+        MmcliError: it cannot be imported.
+    """
+    function: Callable[[Any, StageContext], Mapping[str, Any] | None]
+    function = plugins.load_function(stage.run, f'stage "{stage.name}"')
+    return function
+
+
+# Layers
+
+
+def stage_layers(
+    stage: Stage,
+    own: Sequence[Layer],
+    *,
+    runs_dir: Path,
+    preset: str | None = None,
+    config_file: Path | None = None,
+) -> tuple[list[Layer], str | None]:
+    """The layers of a stage's configuration, the later winning, and the preset they rest on.
+
+    Without `preset` the preset of the model it starts from is taken, else, for a stage that builds a model, `tiny`.
+
+    Args:
+        own: what the person sets, the later winning; it wins over `config_file` (TOML).
+
+    Raises:
+        UserError: no such preset, or the file cannot be read.
+    """
+    if config_file is not None:
+        own = [Layer(str(config_file), read_toml(config_file)), *own]
+    keys = {leaf.key: leaf for leaf in leaves(stage.config)}
+    parent = _start_from(keys, own)
+    if preset is not None:
+        return [*preset_layers(preset, stage.name), *own], preset
+    if parent is not None:  # its shape is the parent's own; the preset says how such a model is trained in this stage
+        preset = _parent_preset(parent, runs_dir)
+        layers = preset_layers(preset, stage.name) if preset else []
+        tables = [Layer(layer.name, {k: v for k, v in layer.values.items() if k != "model"}) for layer in layers]
+        return [*tables, *own], preset
+    if any(key.startswith("model.") for key in keys):
+        return [*preset_layers(DEFAULT_PRESET, stage.name), *own], DEFAULT_PRESET
+    return list(own), None
+
+
+def _start_from(keys: Mapping[str, Leaf], own: Sequence[Layer]) -> str | None:
+    """The model that a stage starts from: `--from`, or the stage's own default."""
+    if "train.start_from" not in keys:
+        return None
+    ref = keys["train.start_from"].field.default
+    for layer in own:
+        ref = layer.values.get("train.start_from", layer.values.get("train", {}).get("start_from", ref))
+    return None if ref in (None, "none") else str(ref)
+
+
+def _parent_preset(ref: str, runs_dir: Path) -> str | None:
+    """The preset of the run that a model came from, if it is known here."""
+    try:
+        parent = find_model(ref, runs_dir).run
+    except UserError:  # the stage itself says so, with its own words
+        return None
+    found = parent.info().get("preset") if parent else None
+    return found if found in preset_names() else None
+
+
+# Runs
+
+
+def start(
+    stage: Stage,
+    own: Sequence[Layer] = (),
+    *,
+    runs_dir: Path,
+    preset: str | None = None,
+    config_file: Path | None = None,
+    name: str | None = None,
+    report: Reporter | None = None,
+) -> Run:
+    """Run a stage in a new run folder, to its end.
+
+    Args:
+        own: the values that are set (see `stage_layers`).
+        name: of the run folder, after its number and stage; None: the preset's.
+        report: where the stage says what it does; None: nowhere.
+
+    Raises:
+        UserError: a value, the data or a model cannot be used; the run folder is gone again.
+        Interrupted: it was stopped; `resume` continues it.
+        MmcliError: it failed.
+    """
+    layers, preset = stage_layers(stage, own, runs_dir=runs_dir, preset=preset, config_file=config_file)
+    resolved: Resolved[Any] = resolve(stage.config, layers)
+    _function(stage)  # a plugin that cannot be imported leaves no run behind
+    run = Run.create(runs_dir, stage.name, name or preset or "run")
+    run.update(preset=preset, sources=dict(resolved.sources))
+    run.write_config(to_tables(resolved.config))
+    _work(stage, resolved, run, report or Silent(), resume=False)
+    return run
+
+
+def resume(run: Run, report: Reporter | None = None) -> Run:
+    """Continue a run from its stored configuration and its latest valid checkpoint, to its end.
+
+    Raises:
+        UserError: it is finished, or still running, or has no stored configuration.
+        Interrupted: it was stopped again.
+        MmcliError: it failed.
+    """
+    state = run.info()["state"]
+    if state == "finished":
+        raise UserError(f"{run.name} is finished", f"train on from it: mmcli {run.stage} --from {run.number}")
+    if state == "running":
+        raise UserError(f"{run.name} is still running", "wait for it, or stop it first")
+    if not (run.path / "config.toml").is_file():
+        raise UserError(f"{run.name} has no stored configuration", "start it again")
+    stage = load_stage(run.stage)
+    stored: Resolved[Any] = resolve(stage.config, [Layer(str(run.path / "config.toml"), run.read_config())])
+    sources = run.info().get("sources") or stored.sources
+    _work(stage, Resolved(stored.config, sources), run, report or Silent(), resume=True)
+    return run
+
+
+def _work(stage: Stage, resolved: Resolved[Any], run: Run, report: Reporter, *, resume: bool) -> None:
+    """Call the stage's function and keep the run's state true, whatever happens."""
+    from mmcli.data.config import DataConfig
+    from mmcli.data.sources.source import pin_data
+
+    function = _function(stage)
+    run.update(state="running", pid=os.getpid())
+    try:
+        config = resolved.config
+        if isinstance(data := getattr(config, "data", None), DataConfig):
+            config = dataclasses.replace(config, data=pin_data(data, run))
+        context = StageContext(run, report, Resolved(config, resolved.sources), resume)
+        result = function(config, context) or {}
+    except Interrupted as stopped:
+        run.update(state="stopped", reason=stopped.what)
+        raise
+    except KeyboardInterrupt:
+        what = f"stopped by SIGINT; {run.path} keeps what was saved"
+        run.update(state="stopped", reason=what)
+        raise Interrupted(what, f"resume it: mmcli resume {run.number}", signal.SIGINT) from None
+    except BaseException as error:
+        if isinstance(error, UserError) and not resume and not run.checkpoints.exists():
+            shutil.rmtree(run.path, ignore_errors=True)  # nothing was made: leave no empty run behind
+        else:
+            reason = error.what if isinstance(error, MmcliError) else f"{type(error).__name__}: {error}"
+            run.update(state="failed", reason=reason)
+        raise
+    finally:
+        report.close()
+    run.update(**{"state": "finished", **result})
