@@ -1,6 +1,6 @@
 """Configuration: frozen dataclasses filled from layers of TOML tables, each value knowing its layer.
 
-Layers, the later wins: defaults < preset `extends` < preset < `--config` file < `--set` and short flags.
+Layers, the later wins: defaults < the stage's own < preset `extends` < preset < `--config` file < `--set` and flags.
 TOML has no null: an optional value that is off is written `"none"`.
 """
 
@@ -21,6 +21,7 @@ from mmcli.errors import UserError, did_you_mean
 
 C = TypeVar("C")
 DEFAULT = "default"
+STAGE = "stage "  # the name of a stage's own layer begins so
 
 
 def option(default: Any, doc: str, *, flag: str | None = None, short: str | None = None) -> Any:
@@ -64,6 +65,12 @@ class Leaf:
         return str(self.field.metadata.get("doc", ""))
 
     @property
+    def default(self) -> Any:
+        """The field's own default; `dataclasses.MISSING` if it has none."""
+        make = self.field.default_factory
+        return self.field.default if make is dataclasses.MISSING else make()
+
+    @property
     def flag(self) -> str | None:
         """The short flag; a field at the top of a stage's config gets one from its own name."""
         flag = self.field.metadata.get("flag")
@@ -80,8 +87,8 @@ class Resolved(Generic[C]):
     sources: Mapping[str, str]
 
     def chosen(self, key: str) -> bool:
-        """True if a person or a preset set this key, False for a default."""
-        return self.sources[key] != DEFAULT
+        """True if a person or a preset set this key, False for a default, the stage's own included."""
+        return self.sources[key] != DEFAULT and not self.sources[key].startswith(STAGE)
 
 
 @functools.cache
@@ -105,7 +112,24 @@ def resolve(config_type: type[C], layers: Sequence[Layer]) -> Resolved[C]:
     Raises:
         UserError: an unknown key, a value of the wrong type, or one that the config itself refuses.
     """
-    known = {leaf.key: leaf for leaf in leaves(config_type)}  # type: ignore[arg-type]  # a type is hashable
+    values, sources = merge_layers(config_type, layers)
+    try:
+        config = _build(config_type, values, "")
+    except ConfigError as error:
+        source = sources.get(error.key, DEFAULT)
+        raise UserError(f"{error.what} (from {source})", error.fix) from None
+    return Resolved(config, sources)
+
+
+def merge_layers(config_type: type, layers: Sequence[Layer]) -> tuple[dict[str, Any], dict[str, str]]:
+    """(the value that some layer sets, for its dotted key; the source of every key), the later layer winning.
+
+    The config itself has not seen the values: it may refuse them.
+
+    Raises:
+        UserError: an unknown key, or a value of the wrong type.
+    """
+    known = {leaf.key: leaf for leaf in leaves(config_type)}
     values: dict[str, Any] = {}
     sources = dict.fromkeys(known, DEFAULT)
     for layer in layers:
@@ -114,12 +138,7 @@ def resolve(config_type: type[C], layers: Sequence[Layer]) -> Resolved[C]:
                 raise UserError(f'unknown key "{key}" (from {layer.name})', _suggest(key, list(known)))
             values[key] = convert(raw, known[key], layer.name)
             sources[key] = layer.name
-    try:
-        config = _build(config_type, values, "")
-    except ConfigError as error:
-        source = sources.get(error.key, DEFAULT)
-        raise UserError(f"{error.what} (from {source})", error.fix) from None
-    return Resolved(config, sources)
+    return values, sources
 
 
 def _build(config_type: type[C], values: Mapping[str, Any], prefix: str) -> C:
@@ -235,7 +254,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text", "give the path of a TOML file") from None
     except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path} is not TOML: {error}", "mend that line; values look like: lr = 3e-4") from None
+        raise UserError(f"{path} is not TOML: {error}", "fix that line; values look like: lr = 3e-4") from None
 
 
 def parse_set(assignments: Sequence[str]) -> Layer:
@@ -293,7 +312,7 @@ def preset_chain(name: str) -> list[tuple[str, dict[str, Any]]]:
         if current not in preset_names():
             raise UserError(f'there is no preset "{current}"', did_you_mean(current, preset_names()))
         if any(current == seen for seen, _ in chain):
-            raise UserError(f'preset "{name}" extends itself', f"mend `extends` in {presets_dir() / current}.toml")
+            raise UserError(f'preset "{name}" extends itself', f"fix `extends` in {presets_dir() / current}.toml")
         tables = read_toml(presets_dir() / f"{current}.toml")
         chain.insert(0, (current, tables))
         current = tables.get("extends")

@@ -17,7 +17,7 @@ from importlib.metadata import Distribution, EntryPoint, distributions
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mmcli.config import leaves
+from mmcli.config import leaves, merge_layers
 from mmcli.errors import MmcliError, UserError
 from mmcli.stage import API_VERSION, Adapter, Stage
 
@@ -191,12 +191,15 @@ def _misfit(found: Any, plugin: Plugin, kind: type[Stage] | type[Adapter]) -> st
     if not dataclasses.is_dataclass(found.config) or not isinstance(found.config, type):
         return f"has a config that is no dataclass: {found.config!r}"
     try:
-        fields = leaves(found.config)
+        for leaf in leaves(found.config):
+            if leaf.default is dataclasses.MISSING:
+                return f'has a config without a default for "{leaf.key}"'
+        if isinstance(found, Stage):
+            merge_layers(found.config, [found.layer])
+    except UserError as error:
+        return f"has defaults that its config refuses: {error.what}"
     except Exception as error:  # annotations that name nothing
         return f"has a config that cannot be read: {cause(error)}"
-    for leaf in fields:
-        if leaf.field.default is dataclasses.MISSING and leaf.field.default_factory is dataclasses.MISSING:
-            return f'has a config without a default for "{leaf.key}"'
     return None
 
 

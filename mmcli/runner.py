@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mmcli import plugins
-from mmcli.config import Layer, Leaf, Resolved, leaves, preset_layers, preset_names, read_toml, resolve, to_tables
+from mmcli.config import Layer, Resolved, leaves, preset_layers, preset_names, read_toml, resolve, to_tables
 from mmcli.errors import Interrupted, MmcliError, UserError, did_you_mean
 from mmcli.run import Run, find_model
 from mmcli.stage import Reporter, Silent, Stage, StageContext
@@ -70,25 +70,21 @@ def stage_layers(
     if config_file is not None:
         own = [Layer(str(config_file), read_toml(config_file)), *own]
     keys = {leaf.key: leaf for leaf in leaves(stage.config)}
-    parent = _start_from(keys, own)
-    if preset is not None:
-        return [*preset_layers(preset, stage.name), *own], preset
-    if parent is not None:  # its shape is the parent's own; the preset says how such a model is trained in this stage
-        preset = _parent_preset(parent, runs_dir)
-        layers = preset_layers(preset, stage.name) if preset else []
-        tables = [Layer(layer.name, {k: v for k, v in layer.values.items() if k != "model"}) for layer in layers]
-        return [*tables, *own], preset
-    if any(key.startswith("model.") for key in keys):
-        return [*preset_layers(DEFAULT_PRESET, stage.name), *own], DEFAULT_PRESET
-    return list(own), None
+    default = keys["train.start_from"].default if "train.start_from" in keys else None
+    parent = _start_from([stage.layer, *own], default)
+    builds_model = any(key.startswith("model.") for key in keys)
+    has_shape = builds_model and (preset is not None or parent is None)
+    if preset is None:
+        preset = _parent_preset(parent, runs_dir) if parent is not None else DEFAULT_PRESET if builds_model else None
+    of_preset = preset_layers(preset, stage.name) if preset is not None else []
+    if not has_shape:  # the shape is the parent's own; the preset says how such a model is trained in this stage
+        of_preset = [Layer(x.name, {k: v for k, v in x.values.items() if k != "model"}) for x in of_preset]
+    return [stage.layer, *of_preset, *own], preset
 
 
-def _start_from(keys: Mapping[str, Leaf], own: Sequence[Layer]) -> str | None:
-    """The model that a stage starts from: `--from`, or the stage's own default."""
-    if "train.start_from" not in keys:
-        return None
-    ref = keys["train.start_from"].field.default
-    for layer in own:
+def _start_from(layers: Sequence[Layer], ref: Any) -> str | None:
+    """The model that a stage starts from: what the last layer says, else `ref`."""
+    for layer in layers:
         ref = layer.values.get("train.start_from", layer.values.get("train", {}).get("start_from", ref))
     return None if ref in (None, "none") else str(ref)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mmcli.config import Resolved
+from mmcli.config import STAGE, Layer, Resolved
 
 if TYPE_CHECKING:
     from mmcli.run import Run
@@ -24,8 +24,14 @@ class Stage:
     summary: str  # the help line
     config: type  # a frozen dataclass; its fields are the options
     run: str  # "package.module:function", called with (resolved config, context)
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # {"optim.lr": 1e-4}; presets win over them
     example: str = ""  # one command line for --help
     api: int = 1  # the API_VERSION that it was written for; what does not say is of the first
+
+    @property
+    def layer(self) -> Layer:
+        """The stage's own defaults, the lowest layer of its configuration."""
+        return Layer(f"{STAGE}{self.name}", self.defaults)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,4 +133,4 @@ class StageContext:
     run: Run  # the run folder it writes
     report: Reporter
     resolved: Resolved[Any]  # the config with the source of each value
-    resume: bool = False  # go on from the run's newest whole checkpoint
+    resume: bool = False  # continue from the run's latest valid checkpoint

@@ -1,19 +1,22 @@
-"""Stage commands, made from the fields of each stage's config. A stage is loaded only when it is invoked."""
+"""Stage commands, made from the fields of each stage's config. A stage is loaded only when it is invoked.
+
+`--help` shows, for every option, the value that the same command line without `--help` would use.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from mmcli import plugins
 from mmcli.cli.options import HELP, AsJson, RunsDir
-from mmcli.config import Layer, Leaf, Typed, describe_type, leaves
+from mmcli.config import DEFAULT, Layer, Leaf, Typed, describe_type, leaves, merge_layers, parse_set
 from mmcli.errors import MmcliError
 from mmcli.plugins import Plugin
 from mmcli.stage import Stage
@@ -69,15 +72,78 @@ def options_app(stage: Stage, help_text: str, action: Callable[..., None], *, wi
     common = _common_parameters(stage, with_run)
     _check_flags(stage, flagged)
 
-    def command(**values: Any) -> None:
+    def flag_layers(values: Mapping[str, Any]) -> list[Layer]:
         written = [_flag_layer(leaf, values[_python_name(leaf)]) for leaf in flagged]
-        action(stage, flags=[layer for layer in written if layer], **{p.name: values[p.name] for p in common})
+        return [layer for layer in written if layer]
+
+    def command(**values: Any) -> None:
+        action(stage, flags=flag_layers(values), **{p.name: values[p.name] for p in common})
+
+    class StageCommand(TyperCommand):
+        """The command, whose help knows its own command line."""
+
+        def parse_args(self, ctx: Any, args: list[str]) -> Any:
+            if any(name in args for name in ctx.help_option_names):
+                values = _parsed(self, ctx, args)
+                shown = _shown_values(stage, flag_layers(values), values)
+                for parameter in self.params:
+                    parameter.help += shown.get(parameter.name, "")  # type: ignore[attr-defined]  # an option
+            return super().parse_args(ctx, args)
 
     command.__signature__ = inspect.Signature([*parameters, *common])  # type: ignore[attr-defined]  # typer reads it
     command.__annotations__ = {p.name: p.annotation for p in [*parameters, *common]}
     app = typer.Typer(add_completion=False, context_settings=HELP)
-    app.command(name=stage.name, help=help_text)(command)
+    app.command(name=stage.name, help=help_text, cls=StageCommand)(command)
     return app
+
+
+# The values in --help
+
+
+def _parsed(command: TyperCommand, ctx: Any, args: list[str]) -> dict[str, Any]:
+    """The value of each parameter on a command line; no option is carried out, `--help` neither."""
+    given, _, _ = command.make_parser(ctx).parse_args(list(args))
+    values = {}
+    for parameter in command.params:
+        raw, _ = parameter.consume_value(ctx, given)
+        values[str(parameter.name)] = parameter.process_value(ctx, raw)
+    return values
+
+
+def _shown_values(stage: Stage, flags: Sequence[Layer], values: Mapping[str, Any]) -> dict[str, str]:
+    """What `--help` appends to the text of a parameter: the value in use, and whether this command line gives it."""
+    from mmcli.runner import stage_layers
+
+    own = [parse_set(values["set"] or []), *flags]
+    runs_dir, file = Path(values["runs_dir"]), Path(values["config"]) if values["config"] else None
+    layers, preset = stage_layers(stage, own, runs_dir=runs_dir, preset=values.get("preset"), config_file=file)
+    set_values, sources = merge_layers(stage.config, layers)
+    given = {str(file), *(layer.name for layer in own)}
+    shown = {}
+    for leaf in leaves(stage.config):
+        value, source = set_values.get(leaf.key, leaf.default), sources[leaf.key]
+        if value is not None and value != () and (value is not False or source != DEFAULT):
+            shown[_python_name(leaf)] = _note("given" if source in given else "default", _text(value))
+    if preset is not None:
+        shown["preset"] = _note("given" if values.get("preset") else "default", preset)
+    return shown
+
+
+def _note(word: str, value: str) -> str:
+    return f" [dim]\\[{word}: {_escape(value)}][/dim]"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return " ".join(value) if isinstance(value, tuple) else str(value)
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", "\\[")  # no markup
+
+
+# Options
 
 
 def _check_flags(stage: Stage, flagged: list[Leaf]) -> None:
@@ -94,16 +160,14 @@ def _python_name(leaf: Leaf) -> str:
 
 
 def _flag_layer(leaf: Leaf, value: Any) -> Layer | None:
-    if value is None or value == []:
+    if value is None or value in ([], ()):
         return None
     return Layer(leaf.flag or "", {leaf.key: Typed(value) if isinstance(value, str) else value})
 
 
 def _parameter(leaf: Leaf) -> inspect.Parameter:
     """The command-line option of one config value."""
-    default = leaf.field.default
-    shown = "" if default is None or default is dataclasses.MISSING or default is False else _shown(default)
-    help_text = leaf.doc.replace("[", "\\[") + (f" [dim]\\[default: {shown}][/dim]" if shown else "")
+    help_text = _escape(leaf.doc)
     flag = leaf.flag or ""
     annotation: Any
     if leaf.type is bool:
@@ -114,10 +178,6 @@ def _parameter(leaf: Leaf) -> inspect.Parameter:
         option = typer.Option(flag, help=help_text, metavar=_metavar(leaf), show_default=False)
         annotation = Annotated[str | None, option]
     return _keyword(_python_name(leaf), annotation, None)
-
-
-def _shown(default: Any) -> str:
-    return " ".join(default) if isinstance(default, tuple) else str(default)
 
 
 def _metavar(leaf: Leaf) -> str:
@@ -148,6 +208,6 @@ def _common_parameters(stage: Stage, with_run: bool) -> list[inspect.Parameter]:
         found.insert(0, _keyword("preset", preset, None))
     if with_run:
         name = Annotated[str | None, typer.Option(help="Name of the run.", metavar="TEXT")]
-        resume = Annotated[bool, typer.Option("--resume", help="Go on with the newest unfinished run of this stage.")]
+        resume = Annotated[bool, typer.Option("--resume", help="Resume the newest unfinished run of this stage.")]
         found += [_keyword("name", name, None), _keyword("resume", resume, False)]
     return found

@@ -1,4 +1,4 @@
-"""The built-in stages: their names and options. Their work is in the module of the same name (no torch here)."""
+"""The built-in stages: names, options, defaults. Their work is in the modules of the same name (no torch here)."""
 
 from __future__ import annotations
 
@@ -32,30 +32,14 @@ PRETRAIN = Stage(
 
 
 @dataclass(frozen=True, kw_only=True)
-class SftOptim(OptimConfig):
-    """AdamW, gentler than in pretraining."""
-
-    lr: float = option(1e-4, "peak learning rate", flag="--lr")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SftTrain(TrainConfig):
-    """Training that starts from a pretrained model."""
-
-    start_from: str | None = option(
-        "latest:pretrain", "model to start from: run, folder or latest:STAGE", flag="--from"
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
 class SftConfig:
-    """Learning to answer from conversations."""
+    """Supervised fine-tuning on conversations."""
 
-    train_on: Literal["all", "last"] = option("all", "the assistant's turns that are learned: all, or only the last")
-    train_reasoning: bool = option(True, "learn the assistant's reasoning too; false: only what follows it")
+    train_on: Literal["all", "last"] = option("all", "assistant turns with a loss: all, or only the last")
+    train_reasoning: bool = option(True, "train on the assistant's reasoning too; false: only on what follows it")
     data: DataConfig = option(DataConfig, "the conversations")
-    optim: SftOptim = option(SftOptim, "the optimizer")
-    train: SftTrain = option(SftTrain, "the training")
+    optim: OptimConfig = option(OptimConfig, "the optimizer")
+    train: TrainConfig = option(TrainConfig, "the training")
 
 
 SFT = Stage(
@@ -63,35 +47,21 @@ SFT = Stage(
     summary="Teach a model to answer, from conversations.",
     config=SftConfig,
     run="mmcli.stages.sft:run",
+    defaults={"train.start_from": "latest:pretrain", "optim.lr": 1e-4},
     example="mmcli sft --data conversations.jsonl --epochs 2",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class DpoOptim(OptimConfig):
-    """AdamW for small corrections."""
-
-    lr: float = option(5e-6, "peak learning rate", flag="--lr")
-    weight_decay: float = option(0.0, "decoupled decay of matrices (not of norms and biases)")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DpoTrain(TrainConfig):
-    """Training that starts from a model that answers."""
-
-    start_from: str | None = option("latest:sft", "model to start from: run, folder or latest:STAGE", flag="--from")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DpoConfig:
     """Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290)."""
 
-    beta: float = option(0.1, "how strongly the model is held to the reference")
-    label_smoothing: float = option(0.0, "share of the pairs taken to be labelled the wrong way round, below 0.5")
+    beta: float = option(0.1, "KL penalty strength")
+    label_smoothing: float = option(0.0, "assumed share of pairs with swapped labels, below 0.5")
     reference: str | None = option(None, "reference model; none: the model it starts from")
     data: DataConfig = option(DataConfig, "the preference pairs")
-    optim: DpoOptim = option(DpoOptim, "the optimizer")
-    train: DpoTrain = option(DpoTrain, "the training")
+    optim: OptimConfig = option(OptimConfig, "the optimizer")
+    train: TrainConfig = option(TrainConfig, "the training")
 
     def __post_init__(self) -> None:
         if self.beta <= 0:
@@ -106,5 +76,6 @@ DPO = Stage(
     summary="Teach a model to prefer the better of two answers.",
     config=DpoConfig,
     run="mmcli.stages.dpo:run",
+    defaults={"train.start_from": "latest:sft", "optim.lr": 5e-6, "optim.weight_decay": 0.0},
     example="mmcli dpo --data preferences.jsonl --beta 0.1",
 )

@@ -176,7 +176,7 @@ def _fit_vocabulary(model: ModelConfig, tokenizer: Tokenizer, context: StageCont
     source = context.resolved.sources["model.vocab_size"]
     if model.vocab_size == tokenizer.vocab_size:
         return model
-    if source == "default" or source.startswith("preset "):
+    if not context.resolved.chosen("model.vocab_size") or source.startswith("preset "):
         context.report.note(f"vocabulary: {tokenizer.vocab_size:,}, the tokenizer's")
         return dataclasses.replace(model, vocab_size=tokenizer.vocab_size)
     if model.vocab_size < tokenizer.vocab_size:
@@ -190,7 +190,7 @@ def _check_agreement(model: ModelConfig, config: ModelConfig, parent: ModelRef, 
     mine, theirs = to_tables(model), to_tables(config)
     for name, value in mine.items():
         source = context.resolved.sources[f"model.{name}"]
-        if source != "default" and name != "vocab_size" and value != theirs[name]:
+        if context.resolved.chosen(f"model.{name}") and name != "vocab_size" and value != theirs[name]:
             what = f"model.{name} = {value} (from {source}), but {parent.label} has {theirs[name]}"
             raise UserError(what, "leave it out: the model keeps its shape; or train from zero without --from")
 

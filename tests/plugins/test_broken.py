@@ -19,7 +19,13 @@ LOG = "import os; open(os.environ.get('LOADED', os.devnull), 'a').write(__name__
 
 
 def stage(
-    name: str, *, field: str = "steps: int = 1", config: str = "Config", run: str = "json:loads", api: int = 1
+    name: str,
+    *,
+    field: str = "steps: int = 1",
+    config: str = "Config",
+    run: str = "json:loads",
+    defaults: str = "{}",
+    api: int = 1,
 ) -> str:
     return (
         LOG
@@ -31,7 +37,7 @@ from mmcli.stage import Stage
 class Config:
     {field}
 
-STAGE = Stage(name="{name}", summary="Nothing.", config={config}, run="{run}", api={api})
+STAGE = Stage(name="{name}", summary="Nothing.", config={config}, run="{run}", defaults={defaults}, api={api})
 """
     )
 
@@ -49,6 +55,9 @@ BROKEN = {
     "plain": (stage("plain", config="dict"), "has a config that is no dataclass: <class 'dict'>"),
     "typo": (stage("typo", field="x: Nowhere = 1"), "NameError: name 'Nowhere' is not defined"),
     "empty": (stage("empty", field="x: int"), 'has a config without a default for "x"'),
+    "unknown": (stage("unknown", defaults="{'step': 2}"), 'unknown key "step" (from stage unknown)'),
+    "unfit": (stage("unfit", defaults="{'steps': 'x'}"), "steps = 'x' is not a whole number (from stage unfit)"),
+    "unlike": (stage("unlike", defaults="[1]"), "AttributeError"),
     "flags": (stage("flags", field="json: bool = False"), "gives --json two meanings"),
 }
 TAKEN = {"pretrain": "p-taker", "chat": "p-taker"}  # a built-in stage, and a command

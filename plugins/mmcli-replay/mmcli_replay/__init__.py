@@ -19,25 +19,9 @@ class ContinueData(DataConfig):
 
     def __post_init__(self) -> None:
         if not self.sources:
-            fix = "name it: --data news/; to go on with a run that stopped: mmcli resume"
+            fix = "name it: --data news/; to resume a stopped run: mmcli resume"
             raise ConfigError("sources", "mmcli continue needs new text", fix)
         super().__post_init__()
-
-
-@dataclass(frozen=True, kw_only=True)
-class ContinueOptim(OptimConfig):
-    """AdamW, warmed up again to a lower peak."""
-
-    lr: float = option(2e-4, "peak learning rate", flag="--lr")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ContinueTrain(TrainConfig):
-    """Training that starts from a pretrained model."""
-
-    start_from: str | None = option(
-        "latest:pretrain", "model to start from: run, folder or latest:STAGE", flag="--from"
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +31,8 @@ class ContinueConfig:
     replay: tuple[str, ...] | None = option(None, "old text; none: what the model it starts from was pretrained on")
     replay_share: float = option(0.25, "share of the rows of every step that are old text, between 0 and 1")
     data: ContinueData = option(ContinueData, "the new text")
-    optim: ContinueOptim = option(ContinueOptim, "the optimizer")
-    train: ContinueTrain = option(ContinueTrain, "the training")
+    optim: OptimConfig = option(OptimConfig, "the optimizer")
+    train: TrainConfig = option(TrainConfig, "the training")
 
     def __post_init__(self) -> None:
         if not 0.0 < self.replay_share < 1.0:
@@ -73,5 +57,6 @@ CONTINUE = Stage(
     summary="Train on with new text, replaying old text so that it is not forgotten.",
     config=ContinueConfig,
     run="mmcli_replay.training:run",
+    defaults={"train.start_from": "latest:pretrain", "optim.lr": 2e-4},
     example="mmcli continue --data news/ --replay-share 0.25",
 )

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from mmcli_replay import ContinueConfig
+from mmcli_replay import CONTINUE, ContinueConfig
 from mmcli_replay.history import old_text
 from mmcli_replay.training import mixed
 
@@ -49,6 +49,12 @@ def test_new_text_must_be_named() -> None:
         resolve(ContinueConfig, [])
     assert "needs new text" in caught.value.what
     assert "mmcli resume" in caught.value.fix
+
+
+def test_the_defaults_of_the_stage() -> None:
+    resolved = resolve(ContinueConfig, [CONTINUE.layer, Layer("test", {"data.sources": ["new.txt"]})])
+    assert (resolved.config.train.start_from, resolved.config.optim.lr) == ("latest:pretrain", 2e-4)
+    assert resolved.sources["optim.lr"] == "stage continue"
 
 
 def test_a_stored_configuration_is_read_back() -> None:
