@@ -1,7 +1,8 @@
 """Run folders: runs/0007-sft-small/ with what was asked, what was chosen, what came out. No torch here.
 
 A run folder holds config.toml, resolved.toml, run.json, metrics.jsonl, checkpoints/, model/. Its state is one of
-`running`, `finished`, `stopped` (a signal, or the end of a budget) and `failed`.
+`running`, `finished`, `stopped` (a signal, or the end of a budget) and `failed`. A run is running while a process holds
+its lock, and only then: the pid in run.json is for people.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from mmcli.errors import MmcliError, UserError
+from mmcli.lock import Locked, file_lock, is_locked
 
 MANIFEST = "manifest.json"
+LOCK = "run.lock"  # there only while a process works on the run, or where one was killed
 _RUN_NAME = re.compile(r"^(\d{4,})-([a-z0-9_]+)-(.+)$|^(\d{4,})-([a-z0-9_]+)$")
 
 
@@ -137,19 +140,50 @@ class Run:
         return self.path / "metrics.jsonl"
 
     def info(self) -> dict[str, Any]:
-        """What run.json says; a damaged one reads as a failed run."""
-        try:
-            info = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            info = {"stage": self.stage, "state": "failed", "reason": "run.json is missing or unreadable"}
-        if info.get("state") == "running" and not _alive(info.get("pid")):
+        """What run.json says; a damaged one reads as a failed run, one whose process is gone as a stopped run."""
+        info = self._stored()
+        if info.get("state") == "running" and not is_locked(self.path / LOCK):
             info["state"] = "stopped"
             info.setdefault("reason", "the process ended without saving its state")
         return info
 
+    def _stored(self) -> dict[str, Any]:
+        try:
+            info: dict[str, Any] = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            info = {"stage": self.stage, "state": "failed", "reason": "run.json is missing or unreadable"}
+        return info
+
     def update(self, **values: Any) -> None:
         """Change some keys of run.json."""
-        write_json(self.path / "run.json", {**self.info(), **values})
+        write_json(self.path / "run.json", {**self._stored(), **values})
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[bool]:
+        """Hold the run, so that no other process works on it; False where its file system has no locks.
+
+        Raises:
+            UserError: another process holds it, or its folder cannot be written.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                held = stack.enter_context(file_lock(self.path / LOCK))
+            except Locked:
+                raise self.still_running() from None
+            except OSError as error:
+                what = f"cannot lock {self.path / LOCK}: {error.strerror}"
+                raise UserError(what, "check the permissions of that folder, or choose another --runs-dir") from None
+            yield held
+
+    def still_running(self) -> UserError:
+        """The refusal of a run that another process works on."""
+        return UserError(f"{self.name} is still running", "wait for it, or stop it first")
+
+    def begin(self) -> None:
+        """Say in run.json that this process, which holds the lock, works on the run."""
+        info = {**self._stored(), "state": "running", "pid": os.getpid()}
+        info.pop("reason", None)
+        write_json(self.path / "run.json", info)
 
     def read_config(self, name: str = "config.toml") -> dict[str, Any]:
         """The tables of config.toml or resolved.toml; empty if there is none."""
@@ -173,7 +207,10 @@ class Run:
 
     @classmethod
     def create(cls, runs_dir: Path, stage: str, label: str) -> Run:
-        """A new folder with the next number; `label` is the preset's or the person's name for it."""
+        """A new folder with the next number; `label` is the preset's or the person's name for it.
+
+        It is not running yet: hold its `lock`, then `begin`.
+        """
         label = re.sub(r"[^\w.-]+", "-", label).strip("-") or "run"
         number = max((run.number for run in list_runs(runs_dir)), default=0)
         while True:
@@ -187,22 +224,17 @@ class Run:
                 raise UserError(f"cannot make {path}: {error.strerror}", "choose another --runs-dir") from None
             run = cls(path)
             started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            command = ["mmcli", *sys.argv[1:]]
-            info = {"stage": stage, "state": "running", "pid": os.getpid(), "started": started, "command": command}
-            write_json(path / "run.json", info)
+            info = {"stage": stage, "state": "stopped", "reason": "nothing was done yet", "started": started}
+            write_json(path / "run.json", {**info, "command": _command_line()})
             return run
 
 
-def _alive(pid: object) -> bool:
-    if not isinstance(pid, int):
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def _command_line() -> list[str]:
+    """What this process was called with: `mmcli ...`, or a Python program that uses mmcli."""
+    program = Path(sys.argv[0])
+    if program.stem == "mmcli" or program.parts[-2:] == ("mmcli", "__main__.py"):
+        return ["mmcli", *sys.argv[1:]]
+    return list(sys.orig_argv)
 
 
 def list_runs(runs_dir: Path) -> list[Run]:
@@ -269,7 +301,8 @@ def find_model(ref: str, runs_dir: Path) -> ModelRef:
         return ModelRef(folder, inside if folder.name == "model" else None)
     run = find_run(ref, runs_dir)
     if not (run.model / "tokenizer.json").is_file():
-        raise UserError(f"{run.name} has no saved model (state: {run.info()['state']})", "go on: mmcli resume " + ref)
+        what = f"{run.name} has no saved model (state: {run.info()['state']})"
+        raise UserError(what, f"resume it: mmcli resume {ref}")
     return ModelRef(run.model, run)
 
 
@@ -290,10 +323,10 @@ def _how_to_get(stage: str) -> str:
 
 
 def find_unfinished(runs_dir: Path, stage: str | None = None) -> Run:
-    """The newest run of `stage` that can go on: not finished, not running, with a stored config.
+    """The newest run of `stage` that can be resumed: not finished, with a stored config.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it is still running.
     """
     of = f" of stage {stage}" if stage else ""
     for run in reversed(list_runs(runs_dir)):
@@ -302,5 +335,5 @@ def find_unfinished(runs_dir: Path, stage: str | None = None) -> Run:
             if state in ("stopped", "failed"):
                 return run
             if state == "running":
-                raise UserError(f"{run.name} is still running", "wait for it, or stop it first")
+                raise run.still_running()
     raise UserError(f"there is no unfinished run{of} in {runs_dir}", f"start one: mmcli {stage or 'pretrain'}")

@@ -1,4 +1,4 @@
-"""The life of a run: layers of values -> config -> run folder -> the stage's function -> state.
+"""The life of a run: layers of values -> config -> run folder, locked -> the stage's function -> state.
 
 Nothing is printed here and no torch is imported: the command line and Python call the same functions.
 """
@@ -6,7 +6,6 @@ Nothing is printed here and no torch is imported: the command line and Python ca
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -128,9 +127,15 @@ def start(
     resolved: Resolved[Any] = resolve(stage.config, layers)
     _function(stage)  # a plugin that cannot be imported leaves no run behind
     run = Run.create(runs_dir, stage.name, name or preset or "run")
-    run.update(preset=preset, sources=dict(resolved.sources))
-    run.write_config(to_tables(resolved.config))
-    _work(stage, resolved, run, report or Silent(), resume=False)
+    try:
+        with run.lock() as held:
+            run.update(preset=preset, sources=dict(resolved.sources))
+            run.write_config(to_tables(resolved.config))
+            _work(stage, resolved, run, report or Silent(), held, resume=False)
+    except UserError:
+        if not run.checkpoints.exists():
+            shutil.rmtree(run.path, ignore_errors=True)  # nothing was made: leave no empty run behind
+        raise
     return run
 
 
@@ -142,27 +147,31 @@ def resume(run: Run, report: Reporter | None = None) -> Run:
         Interrupted: it was stopped again.
         MmcliError: it failed.
     """
-    state = run.info()["state"]
-    if state == "finished":
-        raise UserError(f"{run.name} is finished", f"train on from it: mmcli {run.stage} --from {run.number}")
-    if state == "running":
-        raise UserError(f"{run.name} is still running", "wait for it, or stop it first")
-    if not (run.path / "config.toml").is_file():
-        raise UserError(f"{run.name} has no stored configuration", "start it again")
-    stage = load_stage(run.stage)
-    stored: Resolved[Any] = resolve(stage.config, [Layer(str(run.path / "config.toml"), run.read_config())])
-    sources = run.info().get("sources") or stored.sources
-    _work(stage, Resolved(stored.config, sources), run, report or Silent(), resume=True)
+    with run.lock() as held:  # first: what run.json says holds only then
+        if run.info()["state"] == "finished":
+            raise UserError(f"{run.name} is finished", f"train on from it: mmcli {run.stage} --from {run.number}")
+        if not (run.path / "config.toml").is_file():
+            raise UserError(f"{run.name} has no stored configuration", "start it again")
+        stage = load_stage(run.stage)
+        stored: Resolved[Any] = resolve(stage.config, [Layer(str(run.path / "config.toml"), run.read_config())])
+        sources = run.info().get("sources") or stored.sources
+        _work(stage, Resolved(stored.config, sources), run, report or Silent(), held, resume=True)
     return run
 
 
-def _work(stage: Stage, resolved: Resolved[Any], run: Run, report: Reporter, *, resume: bool) -> None:
-    """Call the stage's function and keep the run's state true, whatever happens."""
+def _work(stage: Stage, resolved: Resolved[Any], run: Run, report: Reporter, held: bool, *, resume: bool) -> None:
+    """Call the stage's function and keep the run's state true, whatever happens.
+
+    Args:
+        held: the run is locked; False where its file system has no locks.
+    """
     from mmcli.data.config import DataConfig
     from mmcli.data.sources.source import pin_data
 
     function = _function(stage)
-    run.update(state="running", pid=os.getpid())
+    run.begin()
+    if not held:
+        report.warn(f"{run.path.parent} has no file locks: nothing keeps a second process from resuming {run.name}")
     try:
         config = resolved.config
         if isinstance(data := getattr(config, "data", None), DataConfig):
@@ -177,11 +186,8 @@ def _work(stage: Stage, resolved: Resolved[Any], run: Run, report: Reporter, *, 
         run.update(state="stopped", reason=what)
         raise Interrupted(what, f"resume it: mmcli resume {run.number}", signal.SIGINT) from None
     except BaseException as error:
-        if isinstance(error, UserError) and not resume and not run.checkpoints.exists():
-            shutil.rmtree(run.path, ignore_errors=True)  # nothing was made: leave no empty run behind
-        else:
-            reason = error.what if isinstance(error, MmcliError) else f"{type(error).__name__}: {error}"
-            run.update(state="failed", reason=reason)
+        reason = error.what if isinstance(error, MmcliError) else f"{type(error).__name__}: {error}"
+        run.update(state="failed", reason=reason)
         raise
     finally:
         report.close()

@@ -81,12 +81,14 @@ def _save_run(found: Imported, runs_dir: Path, label: str) -> tuple[str, Path]:
     from mmcli.run import Run, atomic_folder
 
     run = Run.create(runs_dir, STAGE, label)
+    source = {"source": str(found.source.resolve()), "kind": found.kind}
     try:
-        with atomic_folder(run.model) as folder:
-            save_imported(folder, found)
+        with run.lock():
+            run.begin()
+            with atomic_folder(run.model) as folder:
+                save_imported(folder, found)
+            run.update(state="finished", tokenizer=found.tokenizer.fingerprint, **source)
     except BaseException:
         shutil.rmtree(run.path, ignore_errors=True)  # nothing was made: leave no empty run behind
         raise
-    source = {"source": str(found.source.resolve()), "kind": found.kind}
-    run.update(state="finished", tokenizer=found.tokenizer.fingerprint, **source)
     return run.name, run.model

@@ -126,9 +126,11 @@ def _save_run(tokenizer: Tokenizer, runs_dir: Path, label: str, facts: dict[str,
     from mmcli.run import Run, atomic_folder
 
     run = Run.create(runs_dir, stage="tokenizer", label=label)
-    with atomic_folder(run.model) as folder:
-        tokenizer.save(folder)
-    run.update(state="finished", **facts)
+    with run.lock():
+        run.begin()
+        with atomic_folder(run.model) as folder:
+            tokenizer.save(folder)
+        run.update(state="finished", **facts)
     return run
 
 

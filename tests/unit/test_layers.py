@@ -10,6 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "mmcli"
 LEVELS = {
     "errors": 0,
+    "lock": 0,
     "config": 1,
     "stage": 2,
     "plugins": 2,
@@ -26,7 +27,7 @@ LEVELS = {
     "serve": 9,
     "cli": 10,
 }
-LIGHT_EVERYWHERE = {"errors", "config", "stage", "plugins", "run"}
+LIGHT_EVERYWHERE = {"errors", "lock", "config", "stage", "plugins", "run"}
 HEAVY = {"torch", "datasets", "onnx", "onnxruntime", "transformers", "rich"}
 
 

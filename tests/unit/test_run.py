@@ -56,18 +56,61 @@ def test_no_model_yet_says_what_to_do(tmp_path: Path) -> None:
     assert "mmcli pretrain" in caught.value.fix
 
 
-def test_a_run_whose_process_died_reads_as_stopped(tmp_path: Path) -> None:
-    run = a_run(tmp_path, state="running")
-    assert run.info()["state"] == "running"
-    with pytest.raises(UserError, match="still running"):
-        find_unfinished(tmp_path)
-    dead = os.fork()
-    if dead == 0:
-        os._exit(0)
-    os.waitpid(dead, 0)
-    run.update(pid=dead)
+def test_a_run_is_running_while_it_is_locked_whatever_its_pid(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    with run.lock() as held:
+        assert held
+        run.begin()
+        assert run.info()["state"] == "running"
+        with pytest.raises(UserError, match=f"{run.name} is still running"):
+            find_unfinished(tmp_path)
+        with pytest.raises(UserError, match=f"{run.name} is still running"), run.lock():
+            pass
+    assert json.loads((run.path / "run.json").read_text())["state"] == "running"
+    run.update(pid=1)  # a process that lives
     assert run.info()["state"] == "stopped"
+    assert run.info()["reason"] == "the process ended without saving its state"
     assert find_unfinished(tmp_path) == run
+    assert not (run.path / "run.lock").exists()
+
+
+def test_a_run_is_not_running_before_it_is_locked(tmp_path: Path) -> None:
+    run = Run.create(tmp_path, "pretrain", "tiny")
+    assert json.loads((run.path / "run.json").read_text())["state"] == "stopped"
+    with pytest.raises(UserError, match="no unfinished run"):  # it has no configuration yet
+        find_unfinished(tmp_path)
+
+
+def test_a_run_that_begins_again_forgets_why_it_stopped(tmp_path: Path) -> None:
+    run = a_run(tmp_path, state="stopped")
+    run.update(reason="stopped by SIGINT", steps_done=3)
+    with run.lock():
+        run.begin()
+        info = run.info()
+    assert "reason" not in info
+    assert (info["state"], info["pid"], info["steps_done"]) == ("running", os.getpid(), 3)
+
+
+def test_what_a_reader_sees_is_not_written(tmp_path: Path) -> None:
+    run = a_run(tmp_path, state="running")
+    assert run.info()["state"] == "stopped"
+    run.update(steps_done=4)
+    stored = json.loads((run.path / "run.json").read_text())
+    assert (stored["state"], stored["steps_done"]) == ("running", 4)
+    assert "the process ended" not in str(stored.get("reason"))
+
+
+def test_the_command_is_that_of_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def command() -> object:
+        return Run.create(tmp_path, "pretrain", "x").info()["command"]
+
+    monkeypatch.setattr("sys.orig_argv", ["python", "train.py", "7"])
+    for program in ("train.py", "/x/pytest/__main__.py"):
+        monkeypatch.setattr("sys.argv", [program, "7"])
+        assert command() == ["python", "train.py", "7"]
+    for program in ("/bin/mmcli", "/x/mmcli/__main__.py"):
+        monkeypatch.setattr("sys.argv", [program, "pretrain"])
+        assert command() == ["mmcli", "pretrain"]
 
 
 def test_choices_are_made_once(tmp_path: Path) -> None:
