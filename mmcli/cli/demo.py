@@ -88,7 +88,7 @@ def _stage(stage: str, steps: int, before: Mapping[str, Run], runs_dir: Path, re
         report.note(f"{number}. {stage}: done, {run.name}")
         return run
     report.note(f"\n{number}. {stage}")
-    if run is not None and state != "running" and (run.path / "config.toml").is_file():
+    if run is not None and (run.path / "config.toml").is_file():
         return runner.resume(run, report)
     source = "data.tokenizer" if stage == "pretrain" else "train.start_from"
     own = [Layer("demo", {"train.steps": steps, source: list(before.values())[-1].name})]
