@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from mmcli import plugins
-from mmcli.config import Layer, Resolved, leaves, preset_layers, preset_names, read_toml, resolve, to_tables
+from mmcli.config import (
+    Layer,
+    Resolved,
+    leaves,
+    merge_layers,
+    preset_layers,
+    preset_names,
+    read_toml,
+    resolve,
+    to_tables,
+)
 from mmcli.errors import Interrupted, MmcliError, UserError, did_you_mean
 from mmcli.run import Run, find_model
 from mmcli.stage import Reporter, Silent, Stage, StageContext
@@ -64,13 +74,13 @@ def stage_layers(
         own: what the person sets, the later winning; it wins over `config_file` (TOML).
 
     Raises:
-        UserError: no such preset, or the file cannot be read.
+        UserError: no such preset, the file cannot be read, or an unknown key or a wrong type in `own`.
     """
     if config_file is not None:
         own = [Layer(str(config_file), read_toml(config_file)), *own]
-    keys = {leaf.key: leaf for leaf in leaves(stage.config)}
-    default = keys["train.start_from"].default if "train.start_from" in keys else None
-    parent = _start_from([stage.layer, *own], default)
+    keys = {leaf.key: leaf.default for leaf in leaves(stage.config)}
+    set_values, _ = merge_layers(stage.config, [stage.layer, *own])
+    parent = set_values.get("train.start_from", keys.get("train.start_from"))
     builds_model = any(key.startswith("model.") for key in keys)
     has_shape = builds_model and (preset is not None or parent is None)
     if preset is None:
@@ -79,13 +89,6 @@ def stage_layers(
     if not has_shape:  # the shape is the parent's own; the preset says how such a model is trained in this stage
         of_preset = [Layer(x.name, {k: v for k, v in x.values.items() if k != "model"}) for x in of_preset]
     return [stage.layer, *of_preset, *own], preset
-
-
-def _start_from(layers: Sequence[Layer], ref: Any) -> str | None:
-    """The model that a stage starts from: what the last layer says, else `ref`."""
-    for layer in layers:
-        ref = layer.values.get("train.start_from", layer.values.get("train", {}).get("start_from", ref))
-    return None if ref in (None, "none") else str(ref)
 
 
 def _parent_preset(ref: str, runs_dir: Path) -> str | None:

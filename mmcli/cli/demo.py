@@ -1,4 +1,4 @@
-"""`mmcli demo`: the whole way on the built-in corpus, each part a run of its own that can be resumed."""
+"""`mmcli demo`: the full pipeline on the built-in corpus, each stage a run of its own that can be resumed."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ QUESTIONS = ("Who are you?", "How much is 7 plus 6?", "小梅住在哪里？")
 @app.command()
 def demo(
     pretrain_steps: Annotated[int, typer.Option(help="Optimizer steps of pretraining.", min=1)] = STEPS["pretrain"],
-    sft_steps: Annotated[int, typer.Option(help="Optimizer steps of learning to answer.", min=1)] = STEPS["sft"],
-    dpo_steps: Annotated[int, typer.Option(help="Optimizer steps of learning to prefer.", min=1)] = STEPS["dpo"],
+    sft_steps: Annotated[int, typer.Option(help="Optimizer steps of SFT.", min=1)] = STEPS["sft"],
+    dpo_steps: Annotated[int, typer.Option(help="Optimizer steps of DPO.", min=1)] = STEPS["dpo"],
     limit: Annotated[int, typer.Option(help="Held-out questions of each family for the scores.", min=1)] = 40,
     runs_dir: RunsDir = Path("runs"),
     json: AsJson = False,
 ) -> None:
-    """Go the whole way on the built-in corpus: tokenizer, pretrain, sft, dpo, ONNX; with scores and replies.
+    """Run every stage on the built-in corpus: tokenizer, pretrain, sft, dpo, ONNX; with scores and replies.
 
-    Stopped in the middle, it goes on where it was. Example: mmcli demo
+    Resumes if interrupted. Example: mmcli demo
     """
     from mmcli.cli.console import print_json, reporter
     from mmcli.run import find_model
@@ -78,7 +78,7 @@ def _tokenizer(runs_dir: Path, report: Reporter) -> Run:
 
 
 def _stage(stage: str, steps: int, before: Mapping[str, Run], runs_dir: Path, report: Reporter) -> Run:
-    """Run one stage of the demo, go on with it, or take it as done."""
+    """Run one stage of the demo, resume it, or take it as done."""
     from mmcli import runner
     from mmcli.config import Layer
 
@@ -127,7 +127,7 @@ def _backend(model: ModelRef) -> str:
 
 
 def _write(model: ModelRef, prompts: Sequence[str], *, chat: bool) -> list[dict[str, str]]:
-    """What a model says to each prompt, greedily."""
+    """The greedy reply of a model to each prompt."""
     from mmcli.evaluation.engines import load_engine
     from mmcli.generate.conversation import Conversation
     from mmcli.generate.sampler import SamplingConfig
@@ -152,13 +152,13 @@ def _show(
 
     console = out()
     table = Table(box=None, pad_edge=False)
-    table.add_column("held-out questions answered right, after")
+    table.add_column("correct answers by stage")
     for name in scores:
         table.add_column(name, justify="right")
     families = next(iter(scores.values()))["families"]
     for family in families:
         table.add_row(family, *(f"{score['families'][family]:.0%}" for score in scores.values()))
-    table.add_row("together", *(f"{score['score']:.0%}" for score in scores.values()), style="bold")
+    table.add_row("all", *(f"{score['score']:.0%}" for score in scores.values()), style="bold")
     console.print(table, soft_wrap=False)
     console.print("\nafter pretrain, it continues texts (torch)", style="bold")
     for each in continued:

@@ -290,6 +290,11 @@ def test_the_shape_of_a_parent_is_its_own_and_its_preset_says_how_it_trains(tmp_
     assert runner.stage_layers(starting, none, runs_dir=tmp_path)[1] == "tiny"
 
 
+def test_a_value_where_a_table_belongs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r'unknown key "train" \(from mine\.toml\)'):
+        runner.stage_layers(BUILDS, [Layer("mine.toml", {"train": 3})], runs_dir=tmp_path)
+
+
 def test_a_stage_without_a_model_of_its_own_takes_the_training_of_a_preset_alone(tmp_path: Path) -> None:
     sft = runner.load_stage("sft")
     layers, preset = runner.stage_layers(sft, [], runs_dir=tmp_path, preset="tiny")
