@@ -83,12 +83,15 @@ def options_app(stage: Stage, help_text: str, action: Callable[..., None], *, wi
         """The command, whose help knows its own command line."""
 
         def parse_args(self, ctx: Any, args: list[str]) -> Any:
-            if any(name in args for name in ctx.help_option_names):
-                values = _parsed(self, ctx, args)
-                shown = _shown_values(stage, flag_layers(values), values)
-                for parameter in self.params:
-                    parameter.help += shown.get(parameter.name, "")  # type: ignore[attr-defined]  # an option
+            self.arguments = list(args)
             return super().parse_args(ctx, args)
+
+        def format_help(self, ctx: Any, formatter: Any) -> None:
+            values = _parsed(self, ctx, self.arguments)
+            shown = _shown_values(stage, flag_layers(values), values)
+            for parameter in self.params:
+                parameter.help += shown.get(parameter.name, "")  # type: ignore[attr-defined]  # an option
+            super().format_help(ctx, formatter)
 
     command.__signature__ = inspect.Signature([*parameters, *common])  # type: ignore[attr-defined]  # typer reads it
     command.__annotations__ = {p.name: p.annotation for p in [*parameters, *common]}
@@ -102,7 +105,7 @@ def options_app(stage: Stage, help_text: str, action: Callable[..., None], *, wi
 
 def _parsed(command: TyperCommand, ctx: Any, args: list[str]) -> dict[str, Any]:
     """The value of each parameter on a command line; no option is carried out, `--help` neither."""
-    given, _, _ = command.make_parser(ctx).parse_args(list(args))
+    given, _, _ = command.make_parser(ctx).parse_args(args)
     values = {}
     for parameter in command.params:
         raw, _ = parameter.consume_value(ctx, given)
