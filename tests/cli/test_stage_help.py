@@ -18,11 +18,12 @@ def wide(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def shown(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, str]:
-    """For each option that has one, the value in its line of the help: `default: 8`, `given: 3`."""
+    """For each option that has one, the value that the help tells: `default: 8`, `given: 3`."""
     assert run([*argv, "--help"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    found = [(re.search(r"(--[a-z-]+)", line), re.search(r"\[((?:default|given): .*?)\] *│", line)) for line in lines]
-    return {flag[1]: value[1] for flag, value in found if flag and value}
+    page = re.sub(r"[│\s]+", " ", capsys.readouterr().out)
+    found = [re.match(r"(--[a-z-]+)(.*)", each) for each in re.split(r" (?=--[a-z-]+ )", page)]
+    values = {option[1]: re.search(r"\[((?:default|given): [^]]*)\]", option[2]) for option in found if option}
+    return {option: value[1] for option, value in values.items() if value}
 
 
 def test_pretrain_shows_what_tiny_trains_with(capsys: pytest.CaptureFixture[str]) -> None:
