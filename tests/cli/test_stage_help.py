@@ -20,9 +20,9 @@ def wide(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def shown(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, str]:
     """For each option that has one, the value that the help tells: `default: 8`, `given: 3`."""
     assert run([*argv, "--help"]) == 0
-    page = re.sub(r"[│\s]+", " ", capsys.readouterr().out)
-    found = [re.match(r"(--[a-z-]+)(.*)", each) for each in re.split(r" (?=--[a-z-]+ )", page)]
-    values = {option[1]: re.search(r"\[((?:default|given): [^]]*)\]", option[2]) for option in found if option}
+    blocks = re.split(r"\n[│ ]{1,3}(?=--)", capsys.readouterr().out)
+    texts = {block.split()[0]: re.sub(r"[│\s]+", " ", block) for block in blocks}
+    values = {option: re.search(r"\[((?:default|given): [^]]*)\]", text) for option, text in texts.items()}
     return {option: value[1] for option, value in values.items() if value}
 
 
