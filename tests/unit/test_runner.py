@@ -22,6 +22,7 @@ from mmcli.errors import Interrupted, MmcliError, UserError
 from mmcli.model.config import ModelConfig
 from mmcli.run import Run, list_runs
 from mmcli.stage import Silent, Stage, StageContext
+from mmcli.stages import PRETRAIN
 from mmcli.train.config import OptimConfig, TrainConfig
 
 Function = Callable[[Any, StageContext], Mapping[str, Any] | None]
@@ -306,7 +307,7 @@ def test_a_stage_without_a_model_of_its_own_takes_the_training_of_a_preset_alone
 
 
 def test_stages_are_found_by_name() -> None:
-    assert runner.load_stage("pretrain").summary == "Train a model from zero on plain text."
+    assert runner.load_stage("pretrain") is PRETRAIN
     with pytest.raises(UserError, match='there is no stage "pretran"') as caught:
         runner.load_stage("pretran")
     assert caught.value.fix == 'did you mean "pretrain"?'
