@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import tokenizers
-
 from mmcli.cli.corpus import Corpus, open_text_data
+
 from mmcli.text.bytelevel import byte_alphabet
 from mmcli.text.tokenizer import Tokenizer
 from mmcli.text.train import CONTROLS, train_tokenizer

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mmcli.data.formats.lines import DamagedError, OnBytes, fault, reject
-from mmcli.data.records.kinds import Record, Rejected
+from mmcli.data.formats.lines import DamagedError, OnBytes, fault
+from mmcli.data.record import Record, Rejected, reject
 
 ROWS_AT_ONCE = 256
 

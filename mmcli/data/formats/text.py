@@ -16,8 +16,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
-from mmcli.data.formats.lines import Line, fault, reject
-from mmcli.data.records.kinds import Record, Rejected
+from mmcli.data.formats.lines import Line, fault
+from mmcli.data.record import Record, Rejected, reject
 
 Cut = Literal["lines", "paragraphs"]
 

@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
-from mmcli.data.records.conversations import RecordError
-from mmcli.data.records.kinds import Record, as_chat, as_preference, as_text, kind_of
+from mmcli.data.record import Record, RecordError
+from mmcli.data.records.conversations import as_chat
+from mmcli.data.records.kinds import as_text, kind_of
+from mmcli.data.records.preferences import as_preference
 
 Q, A = {"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}
 SYSTEM = {"role": "system", "content": "be brief"}

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mmcli.data.records.kinds import Record, as_text
-from mmcli.data.sources.sampling import Pace
+from mmcli.data.encode.texts import EvenSample
+from mmcli.data.record import Record
+from mmcli.data.records.kinds import as_text
 from mmcli.data.sources.sources import open_sources
 
 COUNT = 20_000
@@ -17,9 +18,15 @@ COUNT = 20_000
 def taken(path: Path, most: float) -> list[int]:
     """Numbers of the records that are taken."""
     sources = open_sources([str(path)])
-    pace = Pace(sources, most)
-    records = (item for item in sources.records(pace.on_bytes) if isinstance(item, Record))
-    return [number for number, record in enumerate(records) if pace.takes(as_text(record))]
+    even = EvenSample(sources.total, most)
+    read = 0
+
+    def on_bytes(count: int) -> None:
+        nonlocal read
+        read += count
+
+    records = (item for item in sources.records(on_bytes) if isinstance(item, Record))
+    return [number for number, record in enumerate(records) if even.takes(as_text(record), read)]
 
 
 @pytest.fixture(params=["jsonl", "jsonl.gz", "parquet"])
@@ -52,6 +59,6 @@ def test_a_part_is_taken_from_everywhere(corpus: Path) -> None:
 
 
 def test_data_of_unknown_size_is_taken_from_the_beginning() -> None:
-    pace = Pace(open_sources(["demo"]), 10)
-    assert [pace.takes("12345") for _ in range(4)] == [True, True, False, False]
-    assert (pace.taken, pace.skipped) == (10, 2)
+    even = EvenSample(open_sources(["demo"]).total, 10)
+    assert [even.takes("12345", 0) for _ in range(4)] == [True, True, False, False]
+    assert (even.taken, even.skipped) == (10, 2)
