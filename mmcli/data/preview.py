@@ -1,4 +1,4 @@
-"""Data as a model will see it: records as tokens, packed rows, and tokens as people can read them."""
+"""Data as the model sees it: records as tokens, packed rows, and tokens as people can read them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the training stages share before the loop: the tokenizer, the model, the batches."""
+"""Shared by the training stages before the loop: the tokenizer, the model, the micro-batch size."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 16384, "mps": 4096}  # at once, for a
 
 @dataclass(frozen=True)
 class Start:
-    """What a training begins with."""
+    """The tokenizer and the model that a training starts from."""
 
     tokenizer: Tokenizer
     model: Transformer

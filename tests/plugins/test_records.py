@@ -108,7 +108,7 @@ def path_with(site: Any) -> str:
 
 
 def mmcli(site: Any, *argv: str) -> Any:
-    done = site.mmcli(*argv, "--json", PYTHONPATH=path_with(site), MMCLI_RUNS=str(site.path / "runs"))
+    done = site.mmcli(*argv, "--json", MMCLI_RUNS=str(site.path / "runs"))
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -143,10 +143,10 @@ def test_data_check_and_preview_know_the_kind(site: Any) -> None:
         assert found["kinds"] == {"prompt": len(ROWS) + 1, "text": 1, "unknown": 1}
     [first] = mmcli(site, "data", "preview", data, "--limit", "1")
     assert first["text"] == ROWS[0]["prompt"] + ROWS[0]["answer"]
-    refused = site.mmcli("data", "check", data, "--stage", "pretrain", PYTHONPATH=path_with(site))
+    refused = site.mmcli("data", "check", data, "--stage", "pretrain")
     assert refused.returncode == 2 and "holds prompts with an answer" in refused.stderr
     assert "mmcli toy" in refused.stderr
-    refused = site.mmcli("data", "check", data, "--stage", "toi", PYTHONPATH=path_with(site))
+    refused = site.mmcli("data", "check", data, "--stage", "toi")
     assert refused.returncode == 2 and 'did you mean "toy"?' in refused.stderr
 
 

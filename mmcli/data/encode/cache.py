@@ -1,7 +1,7 @@
 """The token cache: every sequence of the data as ids in memory-mapped files, made once for each content.
 
 A cache lies in `<cache_dir>/<key>/`; the key is a SHA-256 over the content of the data, the tokenizer, the kind, the
-options and the format. Names and times of files are not part of it: edited text is encoded anew, touched text is not.
+options and the format. Names and times of files are not part of it: edited text is encoded again, touched text is not.
 
 A cache is written beside its place, flushed to disk, then renamed, so that it is whole or absent. Two processes that
 build the same one each write their own folder; the first rename wins and the loser's folder is dropped. A builder

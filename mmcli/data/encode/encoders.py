@@ -75,7 +75,7 @@ def encode_records(
         options: what the encoder is given.
         batch_records: records encoded together, at most.
         workers: processes that encode, once that takes a while; by default one a core.
-        report, task: is told how far the reading of `sources` is, under that name.
+        report, task: the reporter of the progress, and the name of the task.
 
     Raises:
         UserError: the tokenizer has no usable chat template where one is needed; with `account` strict, a rejected
@@ -106,7 +106,7 @@ def keep_records(
     Args:
         convert: from batches to each batch with one result a record, a RecordError for one that cannot be used.
         batch_records: records of a batch, at most.
-        report, task: is told how far the reading of `sources` is, under that name.
+        report, task: the reporter of the progress, and the name of the task.
 
     Raises:
         UserError: with `account` strict, a rejected record.

@@ -176,7 +176,7 @@ def read_file(file: DataFile, is_record: IsRecord, on_bytes: OnBytes | None = No
 
     Args:
         is_record: tells a record from a wrapper around records, where a JSON file is one object.
-        on_bytes: is told the file's own bytes as they are read.
+        on_bytes: is called with the counts of the file's own bytes as they are read.
     """
     line, count = 0, 0
     try:
@@ -252,7 +252,7 @@ class FileHashes:
 
 
 def _state(path: Path) -> list[object] | None:
-    """What tells one state of a large file from another; None where that cannot be told."""
+    """The values by which two states of a large file differ; None where that cannot be known."""
     found = path.stat()
     newest = max(found.st_mtime_ns, found.st_ctime_ns)
     if os.name != "posix" or found.st_size < LARGE or time.time_ns() - newest < SETTLED_NS:

@@ -65,7 +65,7 @@ class _Counting(io.RawIOBase):
 
 @contextmanager
 def open_text(path: Path, on_bytes: OnBytes | None = None) -> Iterator[io.TextIOWrapper]:
-    """The decompressed text of a file; `on_bytes` is told the file's own bytes as they are read."""
+    """The decompressed text of a file; `on_bytes` is called with counts of the file's own bytes as they are read."""
     with path.open("rb") as file:
         raw: IO[bytes] = cast(IO[bytes], _Counting(file, on_bytes)) if on_bytes else file
         stream: IO[bytes]
@@ -136,7 +136,7 @@ def read_chunks(stream: io.TextIOWrapper, size: int = CHUNK) -> Iterator[str]:
 
 
 def fault(text: str) -> str | None:
-    """Why a text cannot be used, or None: bytes that are not UTF-8, a lone surrogate, a NUL."""
+    """The reason why a text cannot be used, or None: bytes that are not UTF-8, a lone surrogate, a NUL."""
     if "\0" in text:
         return "a NUL character: this is binary data, or UTF-16 without a byte order mark"
     if text.isascii():
@@ -163,7 +163,7 @@ def _guess(text: str) -> str:
 
 
 def choose_layout(head: str, *, named_lines: bool = False) -> Layout:
-    """How the JSON values of a file lie, by its beginning.
+    """The layout of the JSON values of a file, by its beginning.
 
     `lines`: a value a line; `array`: one array of records; `object`: one object over several lines, or alone.
     `named_lines`: its name says JSONL, which decides where the beginning is too broken to tell.
@@ -192,7 +192,7 @@ def _try(text: str) -> Any:
 
 
 def parse_record(file: str, line: int, text: str) -> Record | Rejected:
-    """The record that a JSON text spells."""
+    """The record that a JSON text holds."""
     if problem := fault(text):
         return reject(file, line, problem, text)
     try:
@@ -209,7 +209,7 @@ def parse_record(file: str, line: int, text: str) -> Record | Rejected:
 
 
 def _escaped_fault(value: Any) -> str | None:
-    r"""A NUL or a lone surrogate that the JSON text spells as `\u0000`, `\ud800`."""
+    r"""A NUL or a lone surrogate that the JSON text escapes as `\u0000`, `\ud800`."""
     if isinstance(value, str):
         if "\0" in value:
             return "a NUL character: written \\u0000"

@@ -34,7 +34,7 @@ def records_of_parquet(
     with a NUL, or with text that is not UTF-8, is rejected.
 
     Args:
-        size: bytes of the file; `on_bytes` is told of them in proportion to the rows read.
+        size: bytes of the file; `on_bytes` is called with counts of them in proportion to the rows read.
 
     Raises:
         DamagedError: it cannot be read (further).

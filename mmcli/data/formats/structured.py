@@ -1,4 +1,4 @@
-"""Readers of JSON (arrays and objects) and CSV that know the line of every record and go on after a bad one."""
+"""Readers of JSON (arrays and objects) and CSV that know the line of every record and continue after a bad one."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _is_records(item: Any) -> bool:
 
 
 def _span(text: str, wanted: str) -> tuple[int, int]:
-    """Where the value of the member `wanted` lies in the text of a valid JSON object."""
+    """(start, end) of the value of the member `wanted` in the text of a valid JSON object."""
     decoder, position = json.JSONDecoder(), text.index("{") + 1
     span = (0, 0)
     while match := MEMBER.match(text, position):

@@ -1,4 +1,4 @@
-"""How a plain text file is cut into documents.
+"""Plain text files: the rules by which one is split into documents.
 
 The rule is chosen for each file by a look at its first million characters:
 

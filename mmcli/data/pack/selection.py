@@ -44,9 +44,9 @@ class Selection:
         return [np.flatnonzero(source_N == source) for source in range(len(cache.sequences_by_source))]
 
     def mixed(self, cache: TokenCache, seed: int = 0) -> Selection:
-        """What an epoch has of this where the sources have weights: each its share of the tokens; else all of it.
+        """The part of this that an epoch uses: of each source its share of the tokens; all of it without weights.
 
-        Plain text is cut to the very shares; conversations and pairs are taken whole, as near as they come.
+        Plain text is cut to exactly the shares; conversations and pairs are taken whole, as near as they come.
 
         Raises:
             UserError: a source has a weight and no token in this selection.

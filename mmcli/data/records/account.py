@@ -17,7 +17,7 @@ SHOWN = 5  # rejections shown to the person; the quarantine file has all
 
 @dataclass
 class Tally:
-    """How many records were kept and rejected, the reasons with their counts, and the first rejections."""
+    """Numbers of records kept and rejected, the reasons with their counts, and the first rejections."""
 
     kept: int = 0
     rejected: int = 0
@@ -29,7 +29,7 @@ class Tally:
         return self.kept + self.rejected
 
     def lines(self) -> list[str]:
-        """What to show the person: nothing where nothing was rejected."""
+        """Lines to show the person: none where nothing was rejected."""
         if not self.rejected:
             return []
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.reasons.items())
@@ -111,7 +111,7 @@ class RecordAccount:
         self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
     def check(self, named: frozenset[str]) -> None:
-        """Refuse data of which nothing is left.
+        """Refuse data without a usable record.
 
         Args:
             named: files that the person named one by one; each must have a record that is kept.

@@ -37,7 +37,7 @@ class HubData:
 
     @property
     def name(self) -> str:
-        """What a record's place begins with."""
+        """The name with config and split, as in the places of its records."""
         return ":".join([PREFIX + self.repo, *([self.config] if self.config else []), self.split])
 
     def records(self) -> Iterator[Record | Rejected]:

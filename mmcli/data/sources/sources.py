@@ -1,4 +1,4 @@
-"""What a person names with `--data`: the built-in corpus, files, folders, globs and data sets of the Hugging Face hub,
+"""The sources of `--data`: the built-in corpus, files, folders, globs and data sets of the Hugging Face hub,
 each with a weight or without, opened as one stream of records.
 """
 
@@ -31,7 +31,7 @@ WEIGHTED = re.compile(r"(.+):([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)")
 
 @dataclass(frozen=True)
 class Source:
-    """What one `--data` names: the built-in corpus, a data set of the hub, or files in order."""
+    """One argument of `--data`: the built-in corpus, a data set of the hub, or files in order."""
 
     name: str
     weight: float | None = None
@@ -103,7 +103,7 @@ class Sources:
 
     @property
     def total(self) -> float | None:
-        """Bytes that a reader will be told of; None where other sources than files make that meaningless."""
+        """Bytes that will be read of the files; None where other sources than files make that meaningless."""
         return float(self.size) if all(each.files for each in self.members) and self.most is None else None
 
     @property
@@ -129,7 +129,7 @@ class Sources:
         return replace(self, most=most)
 
     def records(self, on_bytes: OnBytes | None = None) -> Iterator[Record | Rejected]:
-        """Every record in order, the unreadable ones as `Rejected`; `on_bytes` is told the bytes of files as read."""
+        """Every record in order, the unreadable ones as `Rejected`; `on_bytes` is called with counts of bytes read."""
         return (item for _, item in self.numbered(on_bytes))
 
     def numbered(self, on_bytes: OnBytes | None = None) -> Iterator[tuple[int, Record | Rejected]]:
