@@ -34,9 +34,7 @@ INNER = {
 }
 # Pairs of modules that are part of a circle; to be emptied.
 KNOWN_CIRCLES = {
-    frozenset(("mmcli.cli", "mmcli.cli.stages")),
     frozenset(("mmcli.cli.console", "mmcli.cli.live")),
-    frozenset(("mmcli.cli.stages", "mmcli.cli.training")),
     frozenset(("mmcli.model.attention", "mmcli.model.cache")),
     frozenset(("mmcli.model.attention", "mmcli.model.transformer")),
     frozenset(("mmcli.model.cache", "mmcli.model.transformer")),
