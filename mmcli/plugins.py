@@ -1,4 +1,5 @@
-"""Stages and adapters that are installed: found in package metadata, loaded one by one, each failure kept to itself.
+"""Stages, adapters and record kinds that are installed: found in package metadata, loaded one by one, each failure
+kept to itself.
 
 No torch here. Finding loads nothing; `load` imports what one entry point names.
 """
@@ -22,7 +23,7 @@ from mmcli.errors import MmcliError, UserError
 from mmcli.stage import API_VERSION, Adapter, Stage
 
 OUR_PACKAGE = "mmcli"
-GROUPS = {"mmcli.stages": "stage", "mmcli.adapters": "adapter"}
+GROUPS = {"mmcli.stages": "stage", "mmcli.adapters": "adapter", "mmcli.records": "record kind"}
 UNREADABLE = "?"  # kind and name of what damaged metadata hide
 COMMANDS = frozenset(  # the commands that are no stages: no plugin can take their names
     {
@@ -32,14 +33,14 @@ COMMANDS = frozenset(  # the commands that are no stages: no plugin can take the
 )
 _NAME = re.compile(r"[a-z][a-z0-9_]*")  # a part of a run folder's name: no "-"
 
-S = TypeVar("S", Stage, Adapter)
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
 class Plugin:
     """One entry point as the metadata tell it; nothing of the package is loaded."""
 
-    kind: str  # "stage" or "adapter"
+    kind: str  # a value of GROUPS
     name: str
     package: str
     version: str
@@ -56,7 +57,7 @@ class Plugin:
 
 @functools.cache
 def installed() -> tuple[Plugin, ...]:
-    """Every stage and adapter of every installed package, sorted, clashes included."""
+    """Every stage, adapter and record kind of every installed package, sorted, clashes included."""
     found: dict[Plugin, None] = {}
     packages: set[str] = set()
     for distribution in distributions():
@@ -180,14 +181,16 @@ def contained(what: str, fix: str) -> Iterator[None]:
         raise MmcliError(f"{what}: {cause(error)}", fix) from error
 
 
-def _misfit(found: Any, plugin: Plugin, kind: type[Stage] | type[Adapter]) -> str | None:
+def _misfit(found: Any, plugin: Plugin, kind: type[Any]) -> str | None:
     """Why a loaded object is of no use, or None."""
     if not isinstance(found, kind):
-        return f"is {type(found).__name__} ({plugin.value}), not mmcli.stage.{kind.__name__}"
+        return f"is {type(found).__name__} ({plugin.value}), not {kind.__module__}.{kind.__name__}"
     if found.api != API_VERSION:
         return f"needs plugin API {found.api}; this mmcli has {API_VERSION}"
     if found.name != plugin.name:  # runs and resume know a stage by its own name
         return f'calls itself "{found.name}"'
+    if not isinstance(found, Stage | Adapter):
+        return None
     if not dataclasses.is_dataclass(found.config) or not isinstance(found.config, type):
         return f"has a config that is no dataclass: {found.config!r}"
     try:

@@ -169,7 +169,7 @@ def _work(stage: Stage, resolved: Resolved[Any], run: Run, report: Reporter, hel
         held: the run is locked; False where its file system has no locks.
     """
     from mmcli.data.config import DataConfig
-    from mmcli.data.sources.source import pin_data
+    from mmcli.data.sources.pinning import pin_data
 
     function = _function(stage)
     run.begin()

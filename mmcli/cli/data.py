@@ -1,4 +1,4 @@
-"""`mmcli data`: records as the model will see them, and what a data file amounts to."""
+"""`mmcli data`: preview records as the model sees them, and validate a data set."""
 
 from __future__ import annotations
 
@@ -10,30 +10,31 @@ import typer
 
 from mmcli.cli.data_view import detail, heading, print_histogram, print_text, print_tokens
 from mmcli.cli.options import HELP, AsJson, Columns, RunsDir
-from mmcli.errors import UserError
+from mmcli.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from mmcli.data.check import DataCheck
     from mmcli.data.preview import PackedRow, PackedRows, TokenSequence
-    from mmcli.data.records.kinds import Kind, Rejected
+    from mmcli.data.record import Rejected
     from mmcli.data.sources.sources import Sources
     from mmcli.text.tokenizer import Tokenizer
 
-app = typer.Typer(no_args_is_help=True, context_settings=HELP, help="See data as a model will; check a data file.")
+app = typer.Typer(no_args_is_help=True, context_settings=HELP, help="Preview and validate data.")
 Files = Annotated[
     list[str],
     typer.Argument(help="Files, folders, globs, hf:OWNER/NAME, or demo; all with :WEIGHT or none.", show_default=False),
 ]
 StageOption = Annotated[
-    Literal["pretrain", "sft", "dpo"] | None, typer.Option(help="What it is for. Default: what the data holds.")
+    str | None,
+    typer.Option(
+        metavar="[pretrain|sft|dpo|...]", help="Target stage, also a plugin's. Default: by the kind of the records."
+    ),
 ]
 TokenizerOption = Annotated[
-    str | None, typer.Option(help="Run, model folder or tokenizer.json. Default: that of the newest run.")
+    str | None, typer.Option(help="Run, model folder or tokenizer.json. Default: the newest run's.")
 ]
 
-KINDS: dict[str, Kind] = {"pretrain": "text", "sft": "chat", "dpo": "preference"}
-STAGES = {kind: stage for stage, kind in KINDS.items()}
-SIDES = ("chosen", "rejected")
+SIDES = ("chosen", "rejected")  # of a preference pair
 SEQ_LEN = 512  # tokens in a row, the default of training
 PACKED_RECORDS = 1_000  # records whose rows --packed shows
 LISTED = 20  # rejected records shown; --json has more, a quarantine file all
@@ -47,13 +48,13 @@ def preview(
     tokenizer: TokenizerOption = None,
     limit: Annotated[int, typer.Option(help="Records, or rows, to show.")] = 3,
     train_on: Annotated[
-        Literal["all", "last"] | None, typer.Option(help="sft: learn all turns of the assistant, or the last. [all]")
+        Literal["all", "last"] | None, typer.Option(help="sft: train on all assistant turns, or the last. [all]")
     ] = None,
     train_reasoning: Annotated[
         bool | None,
         typer.Option(
             "--train-reasoning/--no-train-reasoning",
-            help="sft: learn the reasoning before a reply too, or not. [yes]",
+            help="sft: train on the reasoning before a reply too, or not. [yes]",
             show_default=False,
         ),
     ] = None,
@@ -62,9 +63,9 @@ def preview(
     runs_dir: RunsDir = Path("runs"),
     json: AsJson = False,
 ) -> None:
-    """Show records as the model will see them: tokens, and which of them it is trained to write.
+    """Preview records as the model sees them: their tokens and the loss mask.
 
-    Trained tokens are green; without colour they stand in ⟦ ⟧, with ¦ between tokens. ⏎ is a line end.
+    Trained tokens are green; without colour they are in ⟦ ⟧, with ¦ between tokens. ⏎ is a line end.
 
     Example: mmcli data preview conversations.jsonl --stage sft
     """
@@ -96,35 +97,53 @@ def preview(
 
 
 def _open(files: Sequence[str], stage: str | None, columns: Sequence[str]) -> Sources:
-    from mmcli.data.preview import open_any
-    from mmcli.data.sources.sources import open_sources
+    from mmcli.data.sources.sources import open_any, open_sources
 
     if stage is None:
         return open_any(files, columns=columns)
-    return open_sources(files, kind=KINDS[stage], columns=columns)
+    return open_sources(files, kind=_kind_of_stage(stage), columns=columns)
+
+
+def _kind_of_stage(stage: str) -> str:
+    """The record kind that a stage trains on.
+
+    Raises:
+        UserError: no record kind is for this stage.
+    """
+    from mmcli.data.records.kinds import all_kinds
+
+    kinds = {kind.stage: name for name, kind in all_kinds().items()}
+    if stage not in kinds:
+        raise UserError(f'--stage {stage}: there is no record kind for "{stage}"', did_you_mean(stage, list(kinds)))
+    return kinds[stage]
+
+
+def _stage(sources: Sources) -> str:
+    """The stage that trains on records of this kind."""
+    from mmcli.data.records.kinds import find_kind
+
+    return find_kind(sources.kind).stage
 
 
 def _records(sources: Sources, tokenizer: Tokenizer, limit: int, options: dict[str, Any]) -> list[dict[str, Any]]:
-    """The first usable records; those passed over on the way are told on stderr."""
+    """The first usable records; those rejected on the way are reported on stderr."""
     from mmcli.cli.console import reporter
-    from mmcli.data.preview import Example, read_examples
+    from mmcli.data.preview import read_examples
+    from mmcli.data.records.account import RecordAccount
 
-    report, found, left_out = reporter(), [], []
-    for item in read_examples(sources, tokenizer, **options):
-        if not isinstance(item, Example):
-            left_out.append(item)
-            if len(left_out) <= LISTED:
-                report.warn(f"left out: {_place(item)}")
-            continue
+    report, found, account = reporter(), [], RecordAccount()
+    for item in read_examples(sources, tokenizer, account, **options):
         sides = [{"ids": each.ids, "trained": each.trained, "text": _text(tokenizer, each)} for each in item.sequences]
         values = sides[0] if len(sides) == 1 else dict(zip(SIDES, sides, strict=True))
         found.append({"file": item.record.file, "line": item.record.line, **values, "sequences": item.sequences})
         if len(found) == limit:
             break
+    for rejected in account.rejections[:LISTED]:
+        report.warn(f"rejected: {_place(rejected)}")
     if not found:
-        first = f", the first: {_place(left_out[0])}" if left_out else ""
-        what = f"no usable {STAGES[sources.kind]} record: {len(left_out):,} rejected{first}"
-        raise UserError(what, f"see all of them: mmcli data check --stage {STAGES[sources.kind]} ...")
+        first = f", the first: {_place(account.rejections[0])}" if account.rejections else ""
+        what = f"no usable {_stage(sources)} record: {account.tally.rejected:,} rejected{first}"
+        raise UserError(what, f"see all of them: mmcli data check --stage {_stage(sources)} ...")
     return found
 
 
@@ -149,7 +168,7 @@ def _print_records(records: list[dict[str, Any]], tokenizer: Tokenizer) -> None:
 
 
 def _packed_rows(sources: Sources, tokenizer: Tokenizer, seq_len: int, limit: int) -> PackedRows:
-    """The first packed rows; what is left out of their records is told on stderr."""
+    """The first packed rows; rejected records are reported on stderr."""
     from mmcli.cli.console import reporter
     from mmcli.data.preview import read_rows
 
@@ -204,7 +223,7 @@ def check(
     runs_dir: RunsDir = Path("runs"),
     json: AsJson = False,
 ) -> None:
-    """Read all of it as a training would: what is kept, what is left out and why, lengths, duplicates.
+    """Validate a data set: records kept and rejected, with reasons; lengths; exact duplicates.
 
     Example: mmcli data check corpus.jsonl --stage pretrain
     """
@@ -221,9 +240,9 @@ def check(
     found = check_data(sources, loaded, quarantine=quarantine, report=report)
     written = quarantine if found.tally.rejected else None
     if json:
-        print_json(_as_json(found, STAGES[sources.kind], written))
+        print_json(_as_json(found, _stage(sources), written))
     else:
-        _print_check(found, STAGES[sources.kind], written)
+        _print_check(found, _stage(sources), written)
     if found.unusable is not None:
         raise found.unusable
 
@@ -266,12 +285,12 @@ def _print_check(found: DataCheck, stage: str, quarantine: Path | None) -> None:
     if found.kinds:
         detail("kinds: " + ", ".join(f"{count:,} {kind}" for kind, count in found.kinds.items()))
     if tally.kept:
-        detail(f"duplicates: {found.duplicates:,} kept records with the very tokens of an earlier one")
+        detail(f"duplicates: {found.duplicates:,} kept records with exactly the tokens of an earlier one")
         share = found.trained / found.tokens
         detail(f"{found.tokens:,} tokens, {found.trained:,} trained ({share:.0%}), of {found.text_bytes:,} bytes")
         detail("lengths in tokens: " + ", ".join(f"{name} {n:,}" for name, n in _percentiles(found).items()))
         if found.mixture is not None:
-            from mmcli.data.pack.mixture import describe_mixture
+            from mmcli.data.pack.selection import describe_mixture
 
             names, taken, tokens = zip(*found.mixture, strict=True)
             detail(describe_mixture(names, taken, tokens))

@@ -1,4 +1,4 @@
-"""How `mmcli data` prints: lines, tokens and bars within the width of the terminal, with and without colour."""
+"""Printing for `mmcli data`: lines, tokens and bars within the width of the terminal, with and without colour."""
 
 from __future__ import annotations
 

@@ -271,7 +271,7 @@ def _measure(
 
     from mmcli.cli.console import out, print_json
     from mmcli.data.encode.cache import TokenCache
-    from mmcli.data.preview import open_any
+    from mmcli.data.sources.sources import open_any
     from mmcli.generate.conversation import is_chat_model
     from mmcli.text.tokenizer import Tokenizer
 

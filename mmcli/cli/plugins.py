@@ -1,4 +1,4 @@
-"""`mmcli plugins list`: the stages and adapters that are installed, and whether each can be used."""
+"""`mmcli plugins list`: the stages, adapters and record kinds that are installed, and whether each can be used."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ app = typer.Typer(no_args_is_help=True, context_settings=HELP)
 
 @app.callback()
 def plugins() -> None:
-    """Stages and adapters that other packages add."""
+    """Stages, adapters and record kinds that other packages add."""
 
 
 @app.command("list")
 def list_(json: AsJson = False) -> None:
-    """List every stage and adapter with its package, and why one cannot be used. Example: mmcli plugins list"""
+    """List every plugin with its package, and why one cannot be used. Example: mmcli plugins list"""
     from mmcli.cli.console import out, print_json
 
     found = installed()
@@ -90,6 +90,11 @@ def _try(plugin: Plugin) -> None:
     """Load a plugin as its command does, all but the work itself (which may import torch)."""
     if plugin.kind == "adapter":
         _check_module(load(plugin, Adapter).build)
+        return
+    if plugin.kind == "record kind":
+        from mmcli.data.records.kinds import RecordKind
+
+        _check_module(load(plugin, RecordKind).encode)
         return
     from mmcli.cli.stages import options_app
     from mmcli.runner import load_stage

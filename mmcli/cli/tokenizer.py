@@ -1,4 +1,4 @@
-"""`mmcli tokenizer`: train a tokenizer, see how one cuts a text, measure one or two on data."""
+"""`mmcli tokenizer`: train a tokenizer, inspect tokenization, measure one or two tokenizers on data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mmcli.cli.corpus import Corpus, open_text_data
 from mmcli.cli.options import HELP, AsJson, Columns, RunsDir
 from mmcli.cli.tokenizer_eval import evaluate
 from mmcli.errors import UserError
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     context_settings=HELP,
-    help="Train a tokenizer; see how it cuts a text; measure one, or two side by side.",
+    help="Train a tokenizer; inspect tokenization; measure one tokenizer, or two side by side.",
 )
 app.command("eval")(evaluate)
 MAX_SHOWN = 2_000  # tokens; --json has all
@@ -38,17 +37,18 @@ BYTES_STYLE = "black on yellow"
 def train(
     data: Annotated[list[str] | None, typer.Option(help="File, folder, glob or demo; may be repeated.")] = None,
     columns: Columns = None,
-    vocab_size: Annotated[int, typer.Option(help="Tokens: small models want few, as each costs a row.")] = 6400,
-    pretokenizer: Annotated[str, typer.Option(help="How text is cut first: qwen2 (single digits) or gpt2.")] = "qwen2",
-    max_mb: Annotated[int, typer.Option(help="MB of text to learn from at most, taken evenly; 0: all.")] = 50,
-    out: Annotated[Path | None, typer.Option(help="Folder to write instead of a new run.")] = None,
+    vocab_size: Annotated[int, typer.Option(help="Vocabulary size.")] = 6400,
+    pretokenizer: Annotated[str, typer.Option(help="Pre-tokenizer: qwen2 (single digits) or gpt2.")] = "qwen2",
+    max_mb: Annotated[int, typer.Option(help="Maximum MB of text, sampled evenly; 0: all.")] = 50,
+    out: Annotated[Path | None, typer.Option(help="Output folder, instead of a new run.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
     runs_dir: RunsDir = Path("runs"),
     json: AsJson = False,
 ) -> None:
-    """Learn a tokenizer (byte-level BPE) from text, of plain files or of conversations.
+    """Train a tokenizer (byte-level BPE) on text, conversations or preference pairs.
 
-    Without --data it learns from the built-in corpus. Trainings in the same runs folder then use it.
+    It reads the texts that pretrain, sft and dpo read from the same files: the text field, the messages. Without --data
+    it is trained on the built-in corpus. Training runs in the same runs folder then use it.
 
     Example: mmcli tokenizer train --data corpus.jsonl --vocab-size 6400
     """
@@ -57,7 +57,7 @@ def train(
     if out is not None and (out / "tokenizer.json").exists():
         raise UserError(f"{out} has a tokenizer already", "give another --out")
     if max_mb < 0:
-        raise UserError(f"--max-mb {max_mb} is below 0", "give the MB to learn from, or 0 for all of the data")
+        raise UserError(f"--max-mb {max_mb} is below 0", "give the maximum in MB, or 0 for all of the data")
     most = max_mb * 1e6 or math.inf
     tokenizer, facts, measured = _learn(data or ["demo"], columns or [], vocab_size, pretokenizer, most, reporter())
     if out is None:
@@ -88,29 +88,30 @@ def _learn(
     most: float,
     report: Reporter,
 ) -> tuple[Tokenizer, dict[str, Any], dict[str, Any]]:
-    """(the tokenizer, what its run says of it, how it does on a sample)."""
+    """(the tokenizer, the facts that its run keeps, its measurements on a sample)."""
+    from mmcli.data.encode.texts import open_corpus
     from mmcli.text.train import train_tokenizer
 
-    sources = open_text_data(data, columns)
-    described = ", ".join(source.describe for source in sources)
+    corpus = open_corpus(data, columns, most)
+    described = ", ".join(sources.describe for sources in corpus.sources)
     report.note(f"data: {described}; vocabulary {vocab_size:,}; pre-tokenizer {pretokenizer}")
-    corpus = Corpus(sources, most)
     tokenizer = train_tokenizer(corpus, vocab_size=vocab_size, pretokenizer=pretokenizer, report=report)
     if corpus.skipped:
-        report.note(f"learned from {corpus.taken / 1e6:.0f} MB of the text; more: --max-mb")
-    if corpus.rejected:
-        report.warn(f"{corpus.rejected:,} records could not be read; the first: {corpus.first_rejected}")
+        report.note(f"trained on {corpus.taken / 1e6:.0f} MB of the text; more: --max-mb")
+    tally = corpus.account.tally
+    for line in tally.lines():
+        report.warn(line)
     measured = _measure(tokenizer, tokenizer.encode_text(corpus.sample), corpus.sample)
     facts = {
         "data": described,
         "vocab_size": tokenizer.vocab_size,
         "pretokenizer": pretokenizer,
-        "records": corpus.records,
+        "records": tally.kept,
         "bytes": corpus.taken,
-        "rejected": corpus.rejected,
+        "rejected": tally.rejected,
         "fingerprint": tokenizer.fingerprint,
         **{name: measured[name] for name in ("characters_per_token", "bytes_per_token")},
-        "data_fingerprints": [each.fingerprint for each in sources],
+        "data_fingerprints": [each.fingerprint for each in corpus.sources],
     }
     return tokenizer, facts, measured
 
@@ -136,20 +137,20 @@ def _save_run(tokenizer: Tokenizer, runs_dir: Path, label: str, facts: dict[str,
 
 @app.command()
 def inspect(
-    text: Annotated[str | None, typer.Argument(help="The text; without it --file or a pipe is read.")] = None,
+    text: Annotated[str | None, typer.Argument(help="The text; by default --file or stdin is read.")] = None,
     file: Annotated[Path | None, typer.Option(help="A text file (UTF-8).")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Run, model folder or tokenizer.json; default: newest.")] = None,
     form: Annotated[
         Literal["text", "document", "chat"],
         typer.Option("--as", help="The text alone, between bos and eos, or as a message in the chat template."),
     ] = "text",
-    ids: Annotated[bool, typer.Option("--ids", help="One line a token, with its id and bytes.")] = False,
+    ids: Annotated[bool, typer.Option("--ids", help="One token per line, with its id and bytes.")] = False,
     runs_dir: RunsDir = Path("runs"),
     json: AsJson = False,
 ) -> None:
-    """Show how a tokenizer cuts a text into tokens.
+    """Inspect tokenization: the tokens of a text.
 
-    Neighbouring tokens have different colours (in a pipe: | between them); <E6> is a byte of a character that is cut.
+    Neighbouring tokens have different colours (in a pipe: | between them); <E6> is a byte of a character that is split.
     A text that spells a control token such as <|im_end|> stays text.
 
     Example: mmcli tokenizer inspect "The cat sat." --ids

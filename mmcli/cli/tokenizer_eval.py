@@ -1,4 +1,4 @@
-"""`mmcli tokenizer eval`: how many characters and bytes a token holds, for one tokenizer or two side by side."""
+"""`mmcli tokenizer eval`: characters and bytes per token, of one tokenizer or two side by side."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmcli.cli.corpus import Corpus, open_text_data
 from mmcli.cli.options import AsJson, Columns, RunsDir
 from mmcli.errors import UserError
 
@@ -21,7 +20,7 @@ BATCH = 2**20  # characters encoded together
 
 @dataclass
 class Measured:
-    """What a tokenizer makes of a text: tokens in all, and how many of its ids occur."""
+    """Measurements of a tokenizer on some text: the number of tokens, and the ids that occur."""
 
     name: str
     tokenizer: Tokenizer
@@ -43,24 +42,27 @@ def evaluate(
     files: Annotated[list[str], typer.Argument(help="Files, folders, globs, hf:OWNER/NAME, or demo.")],
     columns: Columns = None,
     tokenizer: Annotated[str | None, typer.Option(help="Run, model folder or tokenizer.json; default: newest.")] = None,
-    against: Annotated[str | None, typer.Option(help="Another one to compare with: the same.")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Tokenizer to compare with: run, model folder or tokenizer.json.")
+    ] = None,
     runs_dir: RunsDir = Path("runs"),
     json: AsJson = False,
 ) -> None:
-    """Measure a tokenizer on data: characters and bytes per token, beside another one if asked.
+    """Measure a tokenizer on data: characters and bytes per token, optionally beside another one.
 
-    More characters per token means shorter rows for the same text. Compare on text that neither has learned from. Any
-    byte-level BPE in Hugging Face's format will do.
+    More characters per token means shorter rows for the same text. Compare on text that neither was trained on. Any
+    byte-level BPE in the Hugging Face format works.
 
     Example: mmcli tokenizer eval held-out.jsonl --against other/tokenizer.json
     """
     from mmcli.cli.console import print_json, reporter
+    from mmcli.data.encode.texts import open_corpus
     from mmcli.text.find import find_tokenizer
 
     names = [tokenizer or "newest", *([against] if against is not None else [])]
     loaded = [find_tokenizer(ref, runs_dir) for ref in (tokenizer, *names[1:])]
     measured = [Measured(name, each, 0, set()) for name, each in zip(names, loaded, strict=True)]
-    corpus = Corpus(open_text_data(files, columns or []))
+    corpus = open_corpus(files, columns or [])
     characters = size = 0
     for texts in _batches(iter(corpus)):
         characters += sum(map(len, texts))
@@ -69,14 +71,15 @@ def evaluate(
             for ids in each.tokenizer.encode_texts(texts):
                 each.tokens += len(ids)
                 each.used.update(ids)
-    if corpus.rejected:
-        report = reporter()
-        report.warn(f"{corpus.rejected:,} records could not be read; the first: {corpus.first_rejected}")
+    tally = corpus.account.tally
+    report = reporter()
+    for line in tally.lines():
+        report.warn(line)
     if not all(each.tokens for each in measured):
         raise UserError(f"{', '.join(files)}: there is no text to measure on", "give files that hold text")
     facts = [each.facts(characters, size) for each in measured]
     if json:
-        counts = {"records": corpus.records, "rejected": corpus.rejected, "characters": characters, "bytes": size}
+        counts = {"records": tally.kept, "rejected": tally.rejected, "characters": characters, "bytes": size}
         print_json({**counts, "tokenizers": facts})
     else:
         _print(facts, characters, size)
@@ -117,5 +120,7 @@ def _print(facts: list[dict[str, Any]], characters: int, size: int) -> None:
     last = f"{characters:,} characters, {size:,} bytes"
     if len(facts) == 2:
         more = facts[0]["characters_per_token"] / facts[1]["characters_per_token"] - 1
-        last += f"; {abs(more):.1%} {'more' if more >= 0 else 'fewer'} characters a token than {facts[1]['tokenizer']}"
+        last += (
+            f"; {abs(more):.1%} {'more' if more >= 0 else 'fewer'} characters per token than {facts[1]['tokenizer']}"
+        )
     typer.echo(last)

@@ -1,1 +1,3 @@
-"""From files to batches: sources, records, packing, the token cache, the built-in corpus."""
+"""In: what a person names with `--data`.
+Out: batches of token ids. In the order of the hops: formats, records, sources, encode, pack; preview and check beside.
+"""

@@ -1,8 +1,7 @@
-"""What a data set amounts to for a stage: what is kept and left out, how long it is, what is in it twice."""
+"""Validation of a data set for a stage: records kept and rejected, lengths, exact duplicates."""
 
 from __future__ import annotations
 
-import json
 from array import array
 from collections import Counter
 from dataclasses import dataclass
@@ -11,34 +10,31 @@ from pathlib import Path
 
 import numpy as np
 
-from mmcli.data.encode.cache import record_batches, refusal
-from mmcli.data.encode.encoders import ENCODERS, EncodedRecord
-from mmcli.data.formats.lines import reject
-from mmcli.data.pack.mixture import token_targets
+from mmcli.data.encode.encoders import encode_records
+from mmcli.data.pack.selection import token_targets
 from mmcli.data.preview import TokenSequence, sequences_of
-from mmcli.data.records.accounting import Intake, Tally
-from mmcli.data.records.kinds import Rejected, kind_of
+from mmcli.data.record import Rejected
+from mmcli.data.records.account import RecordAccount, Tally
+from mmcli.data.records.kinds import kind_of
 from mmcli.data.sources.sources import Sources
 from mmcli.errors import UserError
-from mmcli.stage import Reporter, Silent
+from mmcli.stage import Reporter
 from mmcli.text.tokenizer import Tokenizer
-
-LISTED = 100  # rejected records that a check lists; a quarantine file has all
 
 
 @dataclass(frozen=True)
 class DataCheck:
-    """What a data set amounts to.
+    """The findings about a data set.
 
     Attributes:
         tally: records kept and rejected, with the reasons.
         kinds: readable records of each kind, the most frequent first.
-        rejections: the first `LISTED` records left out.
+        rejections: the first rejected records (see `RecordAccount.rejections`), by place.
         lengths: [N] int64, tokens of each sequence (a preference has two).
-        trained: tokens that the model learns to write.
+        trained: tokens that count towards the loss.
         text_bytes: UTF-8 bytes of the text behind the tokens.
-        duplicates: kept records with the very tokens of an earlier one.
-        mixture: (name, tokens that an epoch takes, tokens) of each part of the data; None: there are no weights.
+        duplicates: kept records with exactly the tokens of an earlier one.
+        mixture: (name, tokens that an epoch takes, tokens) of each source; None: there are no weights.
         unusable: why a training refuses this data as a whole; None: it does not.
     """
 
@@ -65,19 +61,6 @@ class DataCheck:
         return [(2**i, 2 ** (i + 1) - 1, int(counts[i])) for i in range(first, len(counts))]
 
 
-class _Listing(Intake):
-    """An intake that keeps the first rejected records."""
-
-    def __init__(self, quarantine: Path | None) -> None:
-        super().__init__(quarantine)
-        self.items: list[Rejected] = []
-
-    def reject(self, item: Rejected) -> None:
-        if len(self.items) < LISTED:
-            self.items.append(item)
-        super().reject(item)
-
-
 def check_data(
     sources: Sources, tokenizer: Tokenizer, *, quarantine: Path | None = None, report: Reporter | None = None
 ) -> DataCheck:
@@ -89,48 +72,34 @@ def check_data(
     Raises:
         UserError: the tokenizer has no usable chat template where one is needed.
     """
-    report, encode, total = report or Silent(), ENCODERS[sources.kind], sources.total
     kinds = Counter[str]()
     lengths, hashes = array("q"), array("Q")  # 8 bytes a value, however large the data is
     trained = text_bytes = 0
-    part_tokens = [0] * len(sources.parts)
-    intake = _Listing(quarantine)
-    with intake:
-        for part, batch, done in record_batches(sources, intake):
-            kinds.update(kind_of(record.value) for record in batch)
-            for record, result in zip(batch, encode(tokenizer, batch, {}), strict=True):
-                reason = refusal(result)
-                if not isinstance(result, EncodedRecord) or reason is not None:
-                    raw = json.dumps(record.value, ensure_ascii=False)
-                    intake.reject(reject(record.file, record.line, str(reason), raw))
-                    continue
-                intake.keep(record.file)
-                sequences = list(sequences_of(result))
+    source_tokens = [0] * len(sources.members)
+    with RecordAccount(quarantine) as account:
+        for batch in encode_records(sources, tokenizer, account, report=report, task="check"):
+            kinds.update(kind_of(record.value, sources.kind) for record in batch.records)
+            for _, encoded in batch.kept:
+                sequences = list(sequences_of(encoded))
                 lengths.extend(len(sequence.ids) for sequence in sequences)
-                part_tokens[part] += sum(len(sequence.ids) for sequence in sequences)
+                source_tokens[batch.source] += sum(len(sequence.ids) for sequence in sequences)
                 hashes.append(_hash(sequences))
                 trained += sum(sum(sequence.trained) for sequence in sequences)
-                text_bytes += result.text_bytes
-            if total is None:
-                report.progress("check", intake.tally.total, None, "records")
-            elif done < total:  # the end is told once
-                report.progress("check", done, total, "B")
-    end, unit = (total, "B") if total is not None else (intake.tally.total, "records")
-    report.progress("check", end, end, unit)
-    unusable, mixture = _unusable(intake, sources), None
+                text_bytes += encoded.text_bytes
+    unusable, mixture = _unusable(account, sources), None
     if sources.mixture is not None and unusable is None:
         try:
-            targets = token_targets(part_tokens, sources.mixture)
+            targets = token_targets(source_tokens, sources.mixture)
         except UserError as error:
             unusable = error
         else:
             names = [name for name, _ in sources.mixture]
-            mixture = list(zip(names, targets, part_tokens, strict=True))
-    order = {file: number for number, file in enumerate(intake.first_by_file)}
+            mixture = list(zip(names, targets, source_tokens, strict=True))
+    order = {file: number for number, file in enumerate(account.first_by_file)}
     return DataCheck(
-        tally=intake.tally,
+        tally=account.tally,
         kinds=dict(kinds.most_common()),
-        rejections=sorted(intake.items, key=lambda item: (order[item.file], item.line)),
+        rejections=sorted(account.rejections, key=lambda item: (order[item.file], item.line)),
         lengths=np.array(lengths, dtype=np.int64),
         trained=trained,
         text_bytes=text_bytes,
@@ -147,9 +116,9 @@ def _hash(sequences: list[TokenSequence]) -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
-def _unusable(intake: Intake, sources: Sources) -> UserError | None:
+def _unusable(account: RecordAccount, sources: Sources) -> UserError | None:
     try:
-        intake.check(sources.named)
+        account.check(sources.named)
     except UserError as error:
         return error
     return None

@@ -1,4 +1,4 @@
-"""What a training stage reads: sources, tokenizer, row length, the held-out part."""
+"""Configuration of the data that a stage trains on: sources, tokenizer, row length, validation split."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from mmcli.config import ConfigError, option
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where the text comes from and how it becomes rows."""
+    """The data of a training: its sources, its tokenizer, and how it is packed into rows."""
 
     sources: tuple[str, ...] = option(
         ("demo",), "files, folders, globs, hf:OWNER/NAME, or demo; each with :WEIGHT or none", flag="--data"
     )
-    columns: tuple[str, ...] | None = option(None, "fields under other names: text=body; none: as is", flag="--columns")
-    val: tuple[str, ...] | None = option(None, "held-out files; none: a part of --data", flag="--val")
-    val_fraction: float = option(0.01, "share of the documents held out when there is no --val")
-    val_tokens: int = option(65536, "tokens of the held-out part that a validation reads, at most")
+    columns: tuple[str, ...] | None = option(None, "rename columns: text=body; default: unchanged", flag="--columns")
+    val: tuple[str, ...] | None = option(None, "validation files; default: a split of --data", flag="--val")
+    val_fraction: float = option(0.01, "validation split, a fraction of the documents, when there is no --val")
+    val_tokens: int = option(65536, "maximum tokens of the validation split")
     tokenizer: str | None = option(
-        None, "tokenizer run, folder or file; none: the latest, or one trained on --data", flag="--tokenizer"
+        None, "tokenizer run, folder or file; default: the latest, or one trained on --data", flag="--tokenizer"
     )
-    seq_len: int = option(512, "tokens in a row", flag="--seq-len")
-    strict: bool = option(False, "stop at the first unreadable record instead of setting it aside", flag="--strict")
+    seq_len: int = option(512, "tokens per row", flag="--seq-len")
+    strict: bool = option(False, "stop at the first unusable record instead of skipping it", flag="--strict")
 
     def __post_init__(self) -> None:
         if self.seq_len < 2:

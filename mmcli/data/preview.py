@@ -1,53 +1,27 @@
-"""Data as a model will see it: records as tokens, packed rows, and tokens as people can read them."""
+"""Data as the model sees it: records as tokens, packed rows, and tokens as people can read them."""
 
 from __future__ import annotations
 
 import itertools
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmcli.data.encode.cache import TokenCache, refusal
-from mmcli.data.encode.encoders import ENCODERS, EncodedRecord
+from mmcli.data.encode.cache import TokenCache
+from mmcli.data.encode.encoders import encode_records
 from mmcli.data.pack.batches import Batch, evaluation_batches
 from mmcli.data.pack.packing import Rows, pack_cache
 from mmcli.data.pack.selection import Selection
-from mmcli.data.records.accounting import Tally
-from mmcli.data.records.kinds import Kind, Record, Rejected, kind_of
-from mmcli.data.sources.sources import PEEK, Sources, open_sources
+from mmcli.data.record import EncodedRecord, Record
+from mmcli.data.records.account import RecordAccount, Tally
+from mmcli.data.records.preferences import PREFERENCE
+from mmcli.data.sources.sources import Sources
 from mmcli.errors import UserError
 from mmcli.text.tokenizer import Tokenizer
 
 SIGNS = {"\n": "⏎", "\t": "⇥"}
-
-
-def open_any(
-    data: Sequence[str], kinds: Sequence[Kind] = ("text", "chat", "preference"), *, columns: Sequence[str] = ()
-) -> Sources:
-    """The data that `data` names, of the kind that its first records are.
-
-    Args:
-        kinds: the kinds that will do; the first of them where the data has several (`demo`) or cannot be told.
-        columns: see `open_sources`.
-
-    Raises:
-        UserError: see `open_sources`; the data is of none of these kinds.
-    """
-    refusals: list[UserError] = []
-    for kind in kinds:
-        try:
-            sources = open_sources(data, kind=kind, columns=columns)
-        except UserError as refusal:
-            refusals.append(refusal)
-            continue
-        first = [item for item in itertools.islice(sources.records(), PEEK) if isinstance(item, Record)]
-        found = Counter(kind_of(item.value) for item in first)
-        best = max(kinds, key=lambda each: found[each])
-        return replace(sources, kind=best) if found[best] else sources
-    raise refusals[0]
 
 
 @dataclass(frozen=True)
@@ -66,8 +40,8 @@ class Example:
     sequences: tuple[TokenSequence, ...]
 
 
-def read_examples(sources: Sources, tokenizer: Tokenizer, **options: Any) -> Iterator[Example | Rejected]:
-    """Each record as a training on it would encode it, in order; those it would leave out as `Rejected`.
+def read_examples(sources: Sources, tokenizer: Tokenizer, account: RecordAccount, **options: Any) -> Iterator[Example]:
+    """Each record as a training on it would encode it, in order; those it would leave out go to `account`.
 
     Args:
         options: of the encoder: `train_on` for conversations.
@@ -75,17 +49,9 @@ def read_examples(sources: Sources, tokenizer: Tokenizer, **options: Any) -> Ite
     Raises:
         UserError: the tokenizer has no usable chat template where one is needed.
     """
-    encode = ENCODERS[sources.kind]
-    for item in sources.records():
-        if isinstance(item, Rejected):
-            yield item
-            continue
-        result = encode(tokenizer, [item], options)[0]
-        reason = refusal(result)
-        if isinstance(result, EncodedRecord) and reason is None:
-            yield Example(item, tuple(sequences_of(result)))
-        else:
-            yield Rejected(item.file, item.line, str(reason), b"")
+    for batch in encode_records(sources, tokenizer, account, options=options, batch_records=1, workers=1):
+        for record, encoded in batch.kept:
+            yield Example(record, tuple(sequences_of(encoded)))
 
 
 def sequences_of(record: EncodedRecord) -> Iterator[TokenSequence]:
@@ -118,7 +84,7 @@ def read_rows(sources: Sources, tokenizer: Tokenizer, *, seq_len: int, most: int
     Raises:
         UserError: no usable record among them; pairs of preferences, which are not packed.
     """
-    if sources.kind == "preference":
+    if sources.kind == PREFERENCE.name:
         raise UserError("preference pairs are not packed into rows", "leave --packed out")
     with tempfile.TemporaryDirectory(prefix="mmcli-", ignore_cleanup_errors=True) as folder:
         cache = TokenCache.build_or_open(Path(folder), sources.first(most), tokenizer)

@@ -19,6 +19,7 @@ from mmcli.data.encode.cache import TokenCache
 from mmcli.data.pack.batches import Batches
 from mmcli.data.pack.packing import Rows
 from mmcli.data.pack.pairs import make_pair_batch, pair_lengths, pair_rows
+from mmcli.data.sources.sources import OpenedData, open_data
 from mmcli.errors import UserError
 from mmcli.model.config import ModelConfig
 from mmcli.model.formats.hf_folder import load_model
@@ -26,8 +27,8 @@ from mmcli.model.transformer import Transformer
 from mmcli.run import find_model, write_atomic
 from mmcli.stage import StageContext
 from mmcli.stages import DpoConfig
-from mmcli.stages.start import Start, choose_micro_batch, open_data, prepare_start, save_into
-from mmcli.stages.tokens import open_parts
+from mmcli.stages.start import Start, choose_micro_batch, prepare_start, save_into
+from mmcli.stages.tokens import open_split
 from mmcli.text.tokenizer import Tokenizer
 from mmcli.train.adapters import training_flops
 from mmcli.train.device import Accelerator, choose_accelerator, make_deterministic
@@ -76,9 +77,9 @@ def run(config: DpoConfig, context: StageContext) -> dict[str, Any]:
     """Train on preference pairs; the totals of the run."""
     make_deterministic()
     accelerator = choose_accelerator(config.train.device, config.train.precision)
-    open_data("preference", config.data)  # refuse what is not there before anything is made
-    start = prepare_start(None, config.data, config.train, context, accelerator.device)
-    training, held_out = _open_pairs(config, start.tokenizer, context)
+    data = open_data("preference", config.data)  # refuse what is not there before anything is made
+    start = prepare_start(None, data, config.train, context, accelerator.device)
+    training, held_out = _open_pairs(data, config.train.seed, start.tokenizer, context)
     micro_batch = choose_micro_batch(config.train, start.model.config, 2 * config.data.seq_len, accelerator, context)
     batches = Batches(
         training.cache,
@@ -92,15 +93,15 @@ def run(config: DpoConfig, context: StageContext) -> dict[str, Any]:
     return train(work.task(), config.optim, config.train, context)
 
 
-def _open_pairs(config: DpoConfig, tokenizer: Tokenizer, context: StageContext) -> tuple[Pairs, Pairs | None]:
+def _open_pairs(data: OpenedData, seed: int, tokenizer: Tokenizer, context: StageContext) -> tuple[Pairs, Pairs | None]:
     """The pairs to train on, and those held out."""
-    data = config.data
-    cache, kept, val_cache, held = open_parts("preference", data, config.train.seed, tokenizer, context)
-    rows = pair_rows(cache, kept, data.seq_len)
-    val = pair_rows(val_cache, held, data.seq_len) if len(held) else None
+    cache, kept, val_cache, held = open_split(data, seed, tokenizer, context)
+    seq_len = data.config.seq_len
+    rows = pair_rows(cache, kept, seq_len)
+    val = pair_rows(val_cache, held, seq_len) if len(held) else None
     line = f"{len(rows):,} pairs"
     if rows.truncated:
-        line += f", {rows.truncated:,} cut at {data.seq_len} tokens ({rows.truncated_tokens:,} tokens lost)"
+        line += f", {rows.truncated:,} cut at {seq_len} tokens ({rows.truncated_tokens:,} tokens lost)"
     if rows.dropped:
         line += f", {rows.dropped:,} too long and left out"
     context.report.note(line + (f"; held out: {len(val):,}" if val else ""))

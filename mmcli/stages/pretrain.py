@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from mmcli.data.sources.sources import open_data
 from mmcli.stage import StageContext
 from mmcli.stages import PretrainConfig
 from mmcli.stages.samples import continuations
-from mmcli.stages.start import open_data, prepare_start
+from mmcli.stages.start import prepare_start
 from mmcli.stages.tokens import open_rows, token_task
 from mmcli.train.device import choose_accelerator, make_deterministic
 from mmcli.train.loop import train
@@ -19,9 +20,9 @@ def run(config: PretrainConfig, context: StageContext) -> dict[str, Any]:
     """Train on plain text; the totals of the run."""
     make_deterministic()
     accelerator = choose_accelerator(config.train.device, config.train.precision)
-    open_data("text", config.data)  # refuse what is not there before anything is made
-    start = prepare_start(config.model, config.data, config.train, context, accelerator.device)
-    rows = open_rows("text", config.data, config.train, start.tokenizer, context)
+    data = open_data("text", config.data)  # refuse what is not there before anything is made
+    start = prepare_start(config.model, data, config.train, context, accelerator.device)
+    rows = open_rows(data, config.train, start.tokenizer, context)
     sample = continuations(start, rows, config.train.seed, prompt_tokens=PROMPT_TOKENS)
     task = token_task(start, rows, config.train, accelerator, context, sample=sample)
     return train(task, config.optim, config.train, context)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from mmcli.data.sources.sources import open_data
 from mmcli.stage import StageContext
 from mmcli.stages import SftConfig
 from mmcli.stages.samples import continuations
-from mmcli.stages.start import open_data, prepare_start
+from mmcli.stages.start import prepare_start
 from mmcli.stages.tokens import open_rows, token_task
 from mmcli.train.device import choose_accelerator, make_deterministic
 from mmcli.train.loop import train
@@ -17,11 +18,10 @@ def run(config: SftConfig, context: StageContext) -> dict[str, Any]:
     """Train on conversations; the totals of the run."""
     make_deterministic()
     accelerator = choose_accelerator(config.train.device, config.train.precision)
-    open_data("chat", config.data)  # refuse what is not there before anything is made
-    start = prepare_start(None, config.data, config.train, context, accelerator.device)
+    data = open_data("chat", config.data)  # refuse what is not there before anything is made
+    start = prepare_start(None, data, config.train, context, accelerator.device)
     rows = open_rows(
-        "chat",
-        config.data,
+        data,
         config.train,
         start.tokenizer,
         context,

@@ -1,11 +1,9 @@
-"""What the training stages share before the loop: the tokenizer, the model, the batches."""
+"""Shared by the training stages before the loop: the tokenizer, the model, the micro-batch size."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +11,8 @@ from typing import Any
 import torch
 
 from mmcli.config import to_tables
-from mmcli.data.config import DataConfig
-from mmcli.data.records.accounting import Intake
-from mmcli.data.records.kinds import Kind, RecordError, Rejected, as_text
-from mmcli.data.sources.sampling import Pace
-from mmcli.data.sources.sources import Sources, open_sources
+from mmcli.data.encode.texts import Corpus
+from mmcli.data.sources.sources import OpenedData
 from mmcli.errors import UserError
 from mmcli.model.config import ModelConfig
 from mmcli.model.formats.hf_config import read_model_config
@@ -37,7 +32,7 @@ MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 16384, "mps": 4096}  # at once, for a
 
 @dataclass(frozen=True)
 class Start:
-    """What a training begins with."""
+    """The tokenizer and the model that a training starts from."""
 
     tokenizer: Tokenizer
     model: Transformer
@@ -46,12 +41,13 @@ class Start:
 
 
 def prepare_start(
-    model: ModelConfig | None, data: DataConfig, train: TrainConfig, context: StageContext, device: torch.device
+    model: ModelConfig | None, data: OpenedData, train: TrainConfig, context: StageContext, device: torch.device
 ) -> Start:
     """The tokenizer and the model: new, or those of `--from`.
 
     Args:
         model: the shape of a new model, or what one asks of the parent's; None for a stage that builds no model.
+        data: what the stage trains on; a tokenizer is trained on it where there is none yet.
 
     Raises:
         UserError: no such model or tokenizer, or parts that do not fit each other.
@@ -76,8 +72,9 @@ def prepare_start(
         config = _fit_vocabulary(model, tokenizer, context)
         built = Transformer(config, seed=train.seed).to(device)
     context.report.note(describe_model(config, context.run.info().get("preset")))
-    if data.seq_len > config.max_seq_len:
-        what = f"data.seq_len = {data.seq_len} is longer than the model's max_seq_len = {config.max_seq_len}"
+    seq_len = data.config.seq_len
+    if seq_len > config.max_seq_len:
+        what = f"data.seq_len = {seq_len} is longer than the model's max_seq_len = {config.max_seq_len}"
         raise UserError(what, f"give --seq-len {config.max_seq_len} or less")
     built.checkpoint_layers = train.activation_checkpointing
     return Start(tokenizer, built, parent, _apply_adapter(built, parent, train, context))
@@ -116,59 +113,27 @@ def _describe(ref: ModelRef) -> str:
     return ref.label + (f" ({state})" if state and state != "finished" else "")
 
 
-def _choose_tokenizer(vocab_size: int, data: DataConfig, parent: ModelRef | None, context: StageContext) -> Tokenizer:
+def _choose_tokenizer(vocab_size: int, data: OpenedData, parent: ModelRef | None, context: StageContext) -> Tokenizer:
     """The tokenizer of the parent, the one named, the latest trained, or a new one for this data."""
     runs_dir, report = context.run.path.parent, context.report
+    wanted = data.config.tokenizer
     if parent is not None:
         tokenizer = Tokenizer.load(parent.path)
-        if data.tokenizer is not None:
-            named = find_tokenizer(data.tokenizer, runs_dir)
+        if wanted is not None:
+            named = find_tokenizer(wanted, runs_dir)
             if named.fingerprint != tokenizer.fingerprint:
-                what = f"--tokenizer {data.tokenizer} is not the tokenizer that {parent.label} was trained with"
+                what = f"--tokenizer {wanted} is not the tokenizer that {parent.label} was trained with"
                 raise UserError(what, "leave --tokenizer out: the model's own is used")
         return tokenizer
-    if data.tokenizer is not None:
-        return find_tokenizer(data.tokenizer, runs_dir)
+    if wanted is not None:
+        return find_tokenizer(wanted, runs_dir)
     try:
         latest = find_model("latest:tokenizer", runs_dir)
     except UserError:
         report.note("no tokenizer yet: training one on this data")
-        texts = read_texts(open_data("text", data), most=ENOUGH_TEXT)
-        return train_tokenizer(texts, vocab_size=vocab_size, report=report)
+        return train_tokenizer(Corpus([data.train], ENOUGH_TEXT), vocab_size=vocab_size, report=report)
     report.note(f"tokenizer: {latest.label}")
     return Tokenizer.load(latest.path)
-
-
-def open_data(kind: Kind, data: DataConfig, names: Sequence[str] | None = None) -> Sources:
-    """The sources that a stage's data names (or `names`, read in the same way); this looks at files, and reads none.
-
-    Raises:
-        UserError: nothing there, or data of another kind.
-    """
-    return open_sources(names or data.sources, kind=kind, strict=data.strict, columns=data.columns or ())
-
-
-def read_texts(sources: Sources, *, most: float = math.inf) -> Iterator[str]:
-    """The plain texts of text records, or `most` bytes of them, taken evenly.
-
-    Raises:
-        UserError: there is none, or, with `strict`, one that cannot be used.
-    """
-    pace = Pace(sources, most)
-    with Intake(strict=sources.strict) as intake:
-        for record in sources.records(pace.on_bytes):
-            if isinstance(record, Rejected):
-                intake.reject(record)
-                continue
-            try:
-                text = as_text(record)
-            except RecordError as error:
-                intake.reject(Rejected(record.file, record.line, str(error), b""))
-                continue
-            intake.keep(record.file)
-            if pace.takes(text):
-                yield text
-        intake.check(sources.named)
 
 
 def _fit_vocabulary(model: ModelConfig, tokenizer: Tokenizer, context: StageContext) -> ModelConfig:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from mmcli.data.config import DataConfig
 from mmcli.data.encode.cache import TokenCache
 from mmcli.data.pack.batches import Batches, evaluation_batches
 from mmcli.data.pack.packing import Rows, pack_cache
 from mmcli.data.pack.selection import Selection, split_documents
-from mmcli.data.records.kinds import Kind
+from mmcli.data.sources.sources import OpenedData, Sources
 from mmcli.stage import StageContext
-from mmcli.stages.start import Start, choose_micro_batch, open_data, save_into
+from mmcli.stages.start import Start, choose_micro_batch, save_into
 from mmcli.text.tokenizer import Tokenizer
 from mmcli.train.adapters import training_flops
 from mmcli.train.config import TrainConfig
@@ -39,25 +38,17 @@ class TokenRows:
 
 
 def open_cache(
-    kind: Kind,
-    names: Sequence[str],
-    data: DataConfig,
-    tokenizer: Tokenizer,
-    context: StageContext,
-    *,
-    part: str = "",
-    **options: Any,
+    sources: Sources, tokenizer: Tokenizer, context: StageContext, *, part: str = "", **options: Any
 ) -> TokenCache:
-    """The token cache of what `names` names, built if it is not there yet; what was rejected is said.
+    """The token cache of `sources`, built if it is not there yet; what was rejected is reported.
 
     Args:
         part: which of a run's data it is; each part has its own quarantine file.
         options: of the encoder (see `mmcli.data.encode.encoders`).
 
     Raises:
-        UserError: a missing or unreadable source, or no record that can be used.
+        UserError: no record that can be used.
     """
-    sources = open_data(kind, data, names)
     context.report.note(f"data: {sources.describe}")
     quarantine = context.run.path / (f"quarantine-{part}.jsonl" if part else "quarantine.jsonl")
     folder = context.run.path.parent / CACHE
@@ -71,29 +62,28 @@ def open_cache(
     return cache
 
 
-def open_parts(
-    kind: Kind, data: DataConfig, seed: int, tokenizer: Tokenizer, context: StageContext, part: str = "", **options: Any
+def open_split(
+    data: OpenedData, seed: int, tokenizer: Tokenizer, context: StageContext, part: str = "", **options: Any
 ) -> tuple[TokenCache, Selection, TokenCache, Selection]:
     """(cache, what is trained on, cache, what is held out): the files of `--val`, or a part of the data.
 
     Raises:
         UserError: the data cannot be used (see `open_cache`).
     """
-    cache = open_cache(kind, data.sources, data, tokenizer, context, part=part, **options)
+    cache = open_cache(data.train, tokenizer, context, part=part, **options)
     if data.val is not None:
-        val_cache = open_cache(kind, data.val, data, tokenizer, context, part=f"{part}val", **options)
+        val_cache = open_cache(data.val, tokenizer, context, part=f"{part}val", **options)
         kept, held = Selection.whole(cache).mixed(cache, seed), Selection.whole(val_cache).mixed(val_cache, seed)
     else:
-        val_cache = cache
-        kept, held = split_documents(cache, data.val_fraction, seed, max_tokens=data.val_tokens)
+        val_cache, config = cache, data.config
+        kept, held = split_documents(cache, config.val_fraction, seed, max_tokens=config.val_tokens)
     if line := kept.describe_mixture(cache):
         context.report.note(line)
     return cache, kept, val_cache, held
 
 
 def open_rows(
-    kind: Kind,
-    data: DataConfig,
+    data: OpenedData,
     train: TrainConfig,
     tokenizer: Tokenizer,
     context: StageContext,
@@ -106,14 +96,15 @@ def open_rows(
     Raises:
         UserError: the data cannot be used (see `open_cache`), or nothing is left to train on.
     """
-    cache, kept, val_cache, held = open_parts(kind, data, train.seed, tokenizer, context, part, **options)
-    rows = pack_cache(cache, data.seq_len, selection=kept, seed=train.seed)
-    val = pack_cache(val_cache, data.seq_len, selection=held, seed=train.seed) if len(held) else None
+    cache, kept, val_cache, held = open_split(data, train.seed, tokenizer, context, part, **options)
+    seq_len = data.config.seq_len
+    rows = pack_cache(cache, seq_len, selection=kept, seed=train.seed)
+    val = pack_cache(val_cache, seq_len, selection=held, seed=train.seed) if len(held) else None
     context.report.note(rows.describe() + (f"; held out: {held.tokens:,} tokens" if val else ""))
     tally = cache.tally
     context.run.update(
         data={
-            "sources": list(data.sources),
+            "sources": list(data.config.sources),
             "cache": cache.key,
             "kept": tally.kept,
             "rejected": tally.rejected,

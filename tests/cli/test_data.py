@@ -306,5 +306,5 @@ def test_columns_parquet_and_weights(tmp_path: Path, runs_dir: Path) -> None:
     assert [each["name"] for each in mixture] == [texts, str(rows)]
     assert mixture[0]["epoch_tokens"] == mixture[1]["epoch_tokens"] == mixture[1]["tokens"] < mixture[0]["tokens"]
     shown = invoke(runs_dir, "check", f"{texts}:0.5", f"{rows}:0.5", "--columns", "text=body")
-    assert "an epoch has: " in shown.stdout and "(50.0%)" in shown.stdout
+    assert "tokens per epoch: " in shown.stdout and "(50.0%)" in shown.stdout
     assert "no field bodi" in refused(invoke(runs_dir, "check", texts, "--columns", "text=bodi")).what

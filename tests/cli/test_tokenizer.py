@@ -102,7 +102,7 @@ def test_train_tells_of_bad_records(here: Path, capsys: pytest.CaptureFixture[st
     (here / "bad.jsonl").write_text('{"text": "good good"}\n{"text": \n{"text": "good again"}\n')
     assert run(["tokenizer", "train", "--data", "bad.jsonl", "--vocab-size", "300", "--json"]) == 0
     captured = capsys.readouterr()
-    assert "1 records could not be read; the first: bad.jsonl:2: " in captured.err
+    assert "1 of 3 records rejected (1 not JSON)" in captured.err and "bad.jsonl:2 not JSON" in captured.err
     assert json.loads(captured.out)["rejected"] == 1
 
 
@@ -120,7 +120,7 @@ def test_train_tells_that_it_learned_from_a_part(here: Path, capsys: pytest.Capt
     path = here / "much.jsonl"
     path.write_text("".join(json.dumps({"text": f"line {n} of a long file " * 40}) + "\n" for n in range(3000)))
     assert run(["tokenizer", "train", "--data", str(path), "--vocab-size", "300", "--max-mb", "1"]) == 0
-    assert "learned from 1 MB of the text; more: --max-mb" in capsys.readouterr().err
+    assert "trained on 1 MB of the text; more: --max-mb" in capsys.readouterr().err
 
 
 def test_train_refuses(here: Path, capsys: pytest.CaptureFixture[str], trained: Tokenizer) -> None:
@@ -257,7 +257,7 @@ def test_eval_measures_two_tokenizers_on_the_same_text(
     captured = capsys.readouterr()
     assert "tokenizer  vocabulary  tokens  characters/token  bytes/token   used" in captured.out
     assert f"{characters:,} characters, {size:,} bytes; " in captured.out
-    assert "fewer characters a token than 1" in captured.out
+    assert "fewer characters per token than 1" in captured.out
     assert "held.jsonl:4" in captured.err
 
 
@@ -281,7 +281,9 @@ def test_eval_refuses_what_it_cannot_measure(
     assert "has a weight" in refused(capsys, "eval", "corpus.txt:0.5")
     assert "none.json" in refused(capsys, "eval", "corpus.txt", "--against", "none.json")
     (here / "numbers.jsonl").write_text('{"text": "", "id": 5}\n')
-    assert "no text to measure on" in refused(capsys, "eval", "numbers.jsonl")
+    assert 'numbers.jsonl has no usable record: 1 rejected, the first at line 1: "text" is empty' in refused(
+        capsys, "eval", "numbers.jsonl"
+    )
     assert "has a weight" in refused(capsys, "train", "--data", "corpus.txt:0.5")
 
 

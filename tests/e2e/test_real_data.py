@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import tokenizers
 
-from mmcli.cli.corpus import Corpus, open_text_data
+from mmcli.data.encode.texts import open_corpus
 from mmcli.text.bytelevel import byte_alphabet
 from mmcli.text.tokenizer import Tokenizer
 from mmcli.text.train import CONTROLS, train_tokenizer
@@ -89,7 +89,7 @@ def plain_bpe(text: str, merges: int, prefer: Callable[[Pair, dict[str, int]], A
 
 
 def texts() -> Iterator[str]:
-    yield from Corpus(open_text_data([str(path) for path in sorted(needed(PRETRAIN).iterdir())]))
+    yield from open_corpus([str(path) for path in sorted(needed(PRETRAIN).iterdir())])
 
 
 def test_a_token_holds_as_much_as_one_of_the_published_tokenizer() -> None:

@@ -42,7 +42,8 @@ class Site:
 
     def mmcli(self, *argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run mmcli in a process that sees these packages."""
-        variables = {**os.environ, "PYTHONPATH": str(self.path), "OMP_NUM_THREADS": "1", **environment}
+        path = os.pathsep.join(filter(None, [str(self.path), os.environ.get("PYTHONPATH")]))
+        variables = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment}
         return subprocess.run([sys.executable, "-m", "mmcli", *argv], env=variables, capture_output=True, text=True)
 
     def mmcli_here(self, *argv: str) -> subprocess.CompletedProcess[str]:

@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-import mmcli.data.encode.cache
+import mmcli.data.encode.encoders
 from mmcli.data.encode.cache import TokenCache
-from mmcli.data.encode.encoders import EncodedRecord
-from mmcli.data.records.kinds import Record, RecordError
+from mmcli.data.record import EncodedRecord, Record, RecordError
 from mmcli.data.sources.sources import open_sources
 from mmcli.text.tokenizer import Tokenizer
 from mmcli.text.train import train_tokenizer
@@ -58,7 +57,7 @@ def test_building_is_flat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     row = json.dumps({"text": TEXT}) + "\n"
     path.write_text(row * (SIZE // len(row)))
     tokenizer = train_tokenizer([TEXT], vocab_size=300)
-    monkeypatch.setattr(mmcli.data.encode.cache, "BATCH_RECORDS", 100)
+    monkeypatch.setattr(mmcli.data.encode.encoders, "BATCH_RECORDS", 100)
 
     def encode(
         tokenizer: Tokenizer, records: Sequence[Record], options: Mapping[str, Any]

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from mmcli.data.encode.cache import TokenCache
-from mmcli.data.records.conversations import RecordError
-from mmcli.data.records.kinds import Record, Rejected, as_chat, as_preference, as_text
+from mmcli.data.record import Record, RecordError, Rejected
+from mmcli.data.records.conversations import as_chat
+from mmcli.data.records.kinds import as_text
+from mmcli.data.records.preferences import as_preference
 from mmcli.data.sources.sources import open_sources
 from mmcli.errors import UserError
 from mmcli.text.tokenizer import Tokenizer

@@ -21,13 +21,12 @@ from mmcli.text.train import train_tokenizer
 BUILDER = """
 import sys, time
 from pathlib import Path
-import mmcli.data.encode.cache as cache
-from mmcli.data.encode.encoders import ENCODERS
+from mmcli.data.encode import cache, encoders
 from mmcli.data.sources.sources import open_sources
 from mmcli.text.tokenizer import Tokenizer
 
 folder = Path(sys.argv[1])
-cache.BATCH_RECORDS = 50
+encoders.BATCH_RECORDS = 50
 
 def held(tokenizer, records, options):
     print("encoding", flush=True)
@@ -35,9 +34,9 @@ def held(tokenizer, records, options):
         time.sleep(0.005)
     return encode(tokenizer, records, options)
 
-encode = ENCODERS["text"]
+encode = encoders.encode_documents
 held.__module__, held.__qualname__ = encode.__module__, encode.__qualname__
-ENCODERS["text"] = held
+encoders.encode_documents = held
 made = cache.TokenCache.build_or_open(folder / "cache", open_sources([str(folder / "a.jsonl")]), Tokenizer.load(folder))
 print(made.key, made.tokens, (made.folder / "tokens.bin").stat().st_ino, flush=True)
 """

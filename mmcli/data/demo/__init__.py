@@ -6,11 +6,14 @@ for the same seed, and needs no network and nothing but the standard library.
 """
 
 import hashlib
+from collections.abc import Iterator
+from typing import Any
 
 from mmcli.data.demo.conversations import conversations
 from mmcli.data.demo.documents import documents
 from mmcli.data.demo.preferences import preferences
 from mmcli.data.demo.questions import Question, is_correct, questions
+from mmcli.errors import UserError
 
 __all__ = [
     "CORPUS_VERSION",
@@ -21,6 +24,7 @@ __all__ = [
     "is_correct",
     "preferences",
     "questions",
+    "records",
 ]
 
 CORPUS_VERSION = "1"
@@ -30,3 +34,18 @@ CORPUS_VERSION = "1"
 def fingerprint(seed: int = 0) -> str:
     """A key for caches of the corpus: 16 hex digits from version and seed, without generating any text."""
     return hashlib.sha256(f"mmcli-demo:{CORPUS_VERSION}:{seed}".encode()).hexdigest()[:16]
+
+
+def records(kind: str, seed: int = 0) -> Iterator[dict[str, Any]]:
+    """The values of the corpus's records of a kind: `text`, `chat` or `preference`.
+
+    Raises:
+        UserError: another kind.
+    """
+    if kind == "text":
+        return ({"text": text} for text in documents(seed))
+    if kind == "chat":
+        return conversations(seed)
+    if kind == "preference":
+        return preferences(seed)
+    raise UserError(f"the built-in corpus has no {kind} records", "give --data a file that has them")

@@ -1,51 +1,47 @@
 """The token cache: every sequence of the data as ids in memory-mapped files, made once for each content.
 
 A cache lies in `<cache_dir>/<key>/`; the key is a SHA-256 over the content of the data, the tokenizer, the kind, the
-options and the format. Names and times of files are not part of it: edited text is encoded anew, touched text is not.
+options and the format. Names and times of files are not part of it: edited text is encoded again, touched text is not.
+
+A cache is written beside its place, flushed to disk, then renamed, so that it is whole or absent. Two processes that
+build the same one each write their own folder; the first rename wins and the loser's folder is dropped. A builder
+holds a lock on `building-*.lock`; folders whose lock is free belong to a process that died, and the next builder
+removes them.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
+import os
 import secrets
 import shutil
-import time
-from collections import deque
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
-from mmcli.data.encode.cache_writer import (
-    HASHES,
-    META,
-    OFFSETS,
-    REJECTED,
-    TOKENS,
-    TRAINED,
-    CacheWriter,
-    building,
-    publish,
-)
-from mmcli.data.encode.encoders import ENCODERS, Encode, EncodedRecord
-from mmcli.data.encode.workers import EncoderPool, Results, usable_cores
-from mmcli.data.formats.lines import reject
-from mmcli.data.records.accounting import Intake, Tally, refused_by_strict
-from mmcli.data.records.kinds import Record
-from mmcli.data.sources.hashes import FileHashes
+from mmcli.data.encode.encoders import encode_records
+from mmcli.data.formats.files import FileHashes
+from mmcli.data.records.account import RecordAccount, Tally, refused_by_strict
+from mmcli.data.records.kinds import Encode, find_kind
 from mmcli.data.sources.sources import Sources
 from mmcli.stage import Reporter, Silent
 from mmcli.text.tokenizer import Tokenizer
 
+try:
+    import fcntl
+except ImportError:  # Windows: what dead builders left stays until it is removed by hand
+    fcntl = None  # type: ignore[assignment]  # a module that is not there
+
 FORMAT = 3
+META = "meta.json"
+TOKENS, TRAINED, OFFSETS, HASHES = "tokens.bin", "trained.bin", "offsets.bin", "hashes.bin"
+REJECTED = "rejected.jsonl"
 HASHES_OF_FILES = "files.json"  # beside the caches
-BATCH_RECORDS = 1024  # records encoded together, or fewer once this many bytes of files were read:
-BATCH_BYTES = 4 * 2**20
-ALONE_SECONDS = 1.0  # of encoding before other processes are started for it
+BUFFER = 2**20  # bytes
 
 
 class DamagedCacheError(Exception):
@@ -63,8 +59,8 @@ class TokenCache:
         tokens, text_bytes: totals; `text_bytes` counts UTF-8 bytes of the text behind the tokens.
         pad_id: what fills rows.
         tally: how many records were kept and rejected when the cache was made.
-        parts: [P] int64, sequences of each part of the sources (each `--data`), in order.
-        mixture: (name, share of the tokens) of each part, where weights were given. Not part of the key.
+        sequences_by_source: [N] int64, sequences of each source (each `--data`), in order.
+        mixture: (name, share of the tokens) of each source, where weights were given. Not part of the key.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -89,7 +85,7 @@ class TokenCache:
         self.text_bytes: int = meta["text_bytes"]
         self.pad_id: int = meta["pad_id"]
         self.tally = Tally(**meta["tally"])
-        self.parts: np.ndarray = np.array(meta["parts"], dtype=np.int64)
+        self.sequences_by_source: np.ndarray = np.array(meta["parts"], dtype=np.int64)
         self.mixture: tuple[tuple[str, float], ...] | None = None
         self._ids = np.memmap(folder / TOKENS, dtype=meta["dtype"], mode="r")
         self._trained = np.memmap(folder / TRAINED, dtype=np.uint8, mode="r") if self.masked else None
@@ -140,13 +136,14 @@ class TokenCache:
             UserError: no usable record; with `sources.strict`, a rejected one; data that changed while it was read.
         """
         report = report or Silent()
-        encode, options = encode or ENCODERS[sources.kind], dict(options or {})
+        options = dict(options or {})
+        function = encode or find_kind(sources.kind).encoder
         ingredients = {
             "format": FORMAT,
             "data": sources.fingerprint_by(FileHashes(cache_dir / HASHES_OF_FILES)),
             "tokenizer": tokenizer.fingerprint,
             "kind": sources.kind,
-            "encode": f"{encode.__module__}.{encode.__qualname__}",
+            "encode": f"{function.__module__}.{function.__qualname__}",
             "options": options,
         }
         key = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
@@ -173,7 +170,7 @@ def _open(place: Path, report: Reporter) -> TokenCache | None:
     try:
         return TokenCache(place)
     except DamagedCacheError as error:
-        report.warn(f"the token cache is damaged and is made anew ({error})")
+        report.warn(f"the token cache is damaged and is rebuilt ({error})")
     aside = place.with_name(f"damaged-{secrets.token_hex(4)}")
     try:
         place.rename(aside)
@@ -193,45 +190,32 @@ def _build(
     folder: Path,
     sources: Sources,
     tokenizer: Tokenizer,
-    encode: Encode,
+    encode: Encode | None,
     options: Mapping[str, Any],
     meta: dict[str, Any],
     report: Reporter,
 ) -> None:
-    """Encode everything into `folder`; flat in memory, since a few batches of records are held for each core."""
+    """Encode everything into `folder`."""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
     writer: CacheWriter | None = None
     text_bytes, per_record = 0, 1
-    parts = [0] * len(sources.parts)
-    total = sources.total
+    sequences = [0] * len(sources.members)
     try:
-        with Intake(folder / REJECTED, strict=sources.strict) as intake:
-            batches = record_batches(sources, intake)
-            for part, batch, done, results in _encoded(batches, tokenizer, encode, options):
-                for record, result in zip(batch, results, strict=True):
-                    reason = refusal(result)
-                    if reason is not None or not isinstance(result, EncodedRecord):
-                        raw = json.dumps(record.value, ensure_ascii=False)
-                        intake.reject(reject(record.file, record.line, reason or "", raw))
-                        continue
+        with RecordAccount(folder / REJECTED, strict=sources.strict) as account:
+            batches = encode_records(sources, tokenizer, account, encode=encode, options=options, report=report)
+            for batch in batches:
+                for _, record in batch.kept:
                     if writer is None:
-                        writer = CacheWriter(folder, dtype, masked=result.trained is not None)
-                        per_record = len(result.ids)
-                    masks = result.trained if result.trained is not None else [None] * per_record
-                    for ids, trained in zip(result.ids, masks, strict=True):
+                        writer = CacheWriter(folder, dtype, masked=record.trained is not None)
+                        per_record = len(record.ids)
+                    masks = record.trained if record.trained is not None else [None] * per_record
+                    for ids, trained in zip(record.ids, masks, strict=True):
                         writer.append(ids, trained)
-                    parts[part] += per_record
-                    text_bytes += result.text_bytes
-                    intake.keep(record.file)
-                if total is None:
-                    report.progress("encode", intake.tally.total, None, "records")
-                elif done != total:  # the end is told once all is written
-                    report.progress("encode", done, total, "B")
-            intake.check(sources.named)
+                    text_bytes += record.text_bytes
+                sequences[batch.source] += per_record * len(batch.kept)
+            account.check(sources.named)
         sources.check_unchanged()
         assert writer is not None  # `check` refuses data with nothing kept
-        end, unit = (total, "B") if total is not None else (intake.tally.total, "records")
-        report.progress("encode", end, end, unit)
         rest = {
             "dtype": dtype.name,
             "masked": (folder / TRAINED).exists(),
@@ -240,8 +224,8 @@ def _build(
             "tokens": writer.tokens,
             "text_bytes": text_bytes,
             "pad_id": tokenizer.pad_id,
-            "parts": parts,
-            "tally": intake.tally.to_json(),
+            "parts": sequences,
+            "tally": account.tally.to_json(),
         }
         writer.finish({**meta, **rest})
     finally:
@@ -249,60 +233,100 @@ def _build(
             writer.close()
 
 
-def _encoded(
-    batches: Iterator[tuple[int, list[Record], float]], tokenizer: Tokenizer, encode: Encode, options: Mapping[str, Any]
-) -> Iterator[tuple[int, list[Record], float, Results]]:
-    """Each batch with its results, in order: encoded here at first, by a process a core once that takes a while."""
-    kind = next((kind for kind, known in ENCODERS.items() if known is encode), None)
-    cores = usable_cores()
-    started = time.perf_counter()
-    for part, batch, done in batches:
-        yield part, batch, done, encode(tokenizer, batch, options)
-        if kind is not None and cores > 1 and time.perf_counter() - started > ALONE_SECONDS:
-            yield from _encoded_by_workers(batches, EncoderPool(kind, tokenizer, options, workers=cores))
+class CacheWriter:
+    """Appends sequences to the files of a cache folder."""
+
+    def __init__(self, folder: Path, dtype: np.dtype[Any], *, masked: bool) -> None:
+        self._dtype = dtype
+        names = [TOKENS, OFFSETS, HASHES, *([TRAINED] if masked else [])]
+        self._folder = folder
+        self._files: dict[str, IO[bytes]] = {name: (folder / name).open("wb", buffering=BUFFER) for name in names}
+        self._files[OFFSETS].write(np.int64(0).tobytes())
+        self.sequences = 0
+        self.tokens = 0
+
+    def append(self, ids: Sequence[int], trained: Sequence[bool] | None) -> None:
+        """Add one sequence; `trained` where and only where the cache is masked."""
+        data = np.asarray(ids, dtype=self._dtype).tobytes()
+        self.sequences += 1
+        self.tokens += len(ids)
+        self._files[TOKENS].write(data)
+        self._files[OFFSETS].write(np.int64(self.tokens).tobytes())
+        self._files[HASHES].write(hashlib.blake2b(data, digest_size=8).digest())
+        if TRAINED in self._files:
+            assert trained is not None and len(trained) == len(ids)
+            self._files[TRAINED].write(np.asarray(trained, dtype=np.uint8).tobytes())
+
+    def finish(self, meta: dict[str, Any]) -> None:
+        """Flush everything to the disk, the description of the cache last."""
+        sizes = {}
+        for name, file in self._files.items():
+            file.flush()
+            os.fsync(file.fileno())
+            sizes[name] = file.tell()
+        self.close()
+        with (self._folder / META).open("w", encoding="utf-8") as description:
+            json.dump({**meta, "sizes": sizes}, description, indent=1)
+            description.flush()
+            os.fsync(description.fileno())
+
+    def close(self) -> None:
+        """Close the files; a cache that is not finished stays unusable."""
+        for file in self._files.values():
+            file.close()
 
 
-def _encoded_by_workers(
-    batches: Iterator[tuple[int, list[Record], float]], pool: EncoderPool
-) -> Iterator[tuple[int, list[Record], float, Results]]:
-    with pool:
-        ahead: deque[tuple[int, list[Record], float, Future[Results]]] = deque()
-        for item in itertools.chain(batches, [None]):
-            if item is not None:
-                ahead.append((*item, pool.submit(item[1])))
-            while len(ahead) > (pool.workers + 1 if item is not None else 0):
-                part, batch, done, results = ahead.popleft()
-                yield part, batch, done, results.result()
+@contextmanager
+def building(cache_dir: Path) -> Iterator[Path]:
+    """A new folder to build in, removed at the end unless it was published (renamed)."""
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    _sweep(cache_dir)
+    name = f"building-{os.getpid()}-{secrets.token_hex(4)}"
+    lock, folder = cache_dir / f"{name}.lock", cache_dir / name
+    with lock.open("w") as held:
+        if fcntl is not None:
+            fcntl.flock(held, fcntl.LOCK_EX)
+        try:
+            folder.mkdir()
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            lock.unlink(missing_ok=True)
 
 
-def refusal(result: object) -> str | None:
-    """Why an encoded record cannot be used, or None."""
-    if not isinstance(result, EncodedRecord):
-        return str(result)
-    if not all(len(ids) > 1 for ids in result.ids):
-        return "fewer than two tokens: there is nothing to predict"
-    if result.trained is not None and not all(any(trained[1:]) for trained in result.trained):
-        return "no token to train on"
-    return None
+def _sweep(cache_dir: Path) -> None:
+    """Remove what dead builders left: those whose lock can be taken."""
+    if fcntl is None:
+        return
+    for lock in cache_dir.glob("building-*.lock"):
+        try:
+            with lock.open("r") as held:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+                lock.unlink(missing_ok=True)
+        except (BlockingIOError, FileNotFoundError):
+            continue
 
 
-def record_batches(sources: Sources, intake: Intake) -> Iterator[tuple[int, list[Record], float]]:
-    """(part, readable records of it, bytes of files read so far), batch by batch; other records go to `intake`."""
-    read, start, current = 0, 0, 0
+def publish(folder: Path, place: Path) -> bool:
+    """Rename a finished folder to its place; False if another process was first."""
+    _sync(folder)
+    try:
+        folder.rename(place)
+    except OSError:
+        if place.is_dir():
+            return False
+        raise
+    _sync(place.parent)
+    return True
 
-    def on_bytes(count: int) -> None:
-        nonlocal read
-        read += count
 
-    batch: list[Record] = []
-    for part, item in sources.numbered(on_bytes):
-        if batch and (part != current or len(batch) >= BATCH_RECORDS or read - start >= BATCH_BYTES):
-            yield current, batch, float(read)
-            batch, start = [], read
-        current = part
-        if isinstance(item, Record):
-            batch.append(item)
-        else:
-            intake.reject(item)
-    if batch:
-        yield current, batch, float(read)
+def _sync(folder: Path) -> None:
+    """Flush a folder's entries to the disk, where the system can."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -18,9 +18,8 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, cast
 
-from mmcli.data.encode.encoders import ENCODERS, EncodedRecord
-from mmcli.data.records.conversations import RecordError
-from mmcli.data.records.kinds import Record
+from mmcli.data.record import EncodedRecord, Record, RecordError
+from mmcli.data.records.kinds import find_kind, register_kind
 from mmcli.errors import MmcliError, UserError
 from mmcli.text.tokenizer import Tokenizer
 
@@ -36,10 +35,13 @@ def usable_cores() -> int:
 class EncoderPool:
     """Workers that encode batches at once. Close it, or use it in a `with`."""
 
-    def __init__(self, kind: str, tokenizer: Tokenizer, options: Mapping[str, Any], *, workers: int) -> None:
+    def __init__(
+        self, kind: str, kinds: bytes, tokenizer: Tokenizer, options: Mapping[str, Any], *, workers: int
+    ) -> None:
         """
         Args:
-            kind: names the encoder (a key of `ENCODERS`).
+            kind: the record kind whose encoder is run.
+            kinds: every kind that this process knows (see `dump_kinds`).
             options: what the encoder is given.
         """
         self.workers = min(workers, MOST_WORKERS)
@@ -56,7 +58,7 @@ class EncoderPool:
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True
             )
             self._processes.append(process)
-            _send(process, (kind, tokenizer.definition, dict(options)))
+            _send(process, (kind, kinds, tokenizer.definition, dict(options)))
             self._idle.put(process)
 
     def __enter__(self) -> EncoderPool:
@@ -114,12 +116,14 @@ def serve() -> None:
     inbox, outbox = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # what a library prints must not come between the answers
     try:
-        kind, definition, options = pickle.load(inbox)
-        tokenizer = Tokenizer(definition)
+        kind, kinds, definition, options = pickle.load(inbox)
+        for each in pickle.loads(kinds):
+            register_kind(each)
+        tokenizer, encode = Tokenizer(definition), find_kind(kind).encoder
         while True:
             records = pickle.load(inbox)
             try:
-                answer: Any = [_packed(each) for each in ENCODERS[kind](tokenizer, records, options)]
+                answer: Any = [_packed(each) for each in encode(tokenizer, records, options)]
             except UserError as error:
                 answer = _Refusal(error.what, error.fix)
             except Exception:

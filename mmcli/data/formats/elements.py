@@ -85,7 +85,7 @@ class ElementScanner:
 
 
 def _opening(chunk: str) -> str | None:
-    """How a line begins an element, or None where that cannot be told from a line inside one."""
+    """The beginning of a line that begins an element, or None where a line inside one may begin alike."""
     match = OPENING.search(chunk)
     if match is None or chunk[: match.start()].strip() != "[":
         return None

@@ -7,6 +7,10 @@ read with all their folders, sorted by name, hidden names left out. JSON is told
 from __future__ import annotations
 
 import glob
+import hashlib
+import json
+import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,19 +21,14 @@ from mmcli.data.formats.lines import (
     MAX_LINE,
     DamagedError,
     OnBytes,
+    choose_layout,
     open_text,
     read_chunks,
     read_lines,
-    reject,
+    records_by_line,
 )
 from mmcli.data.formats.parquet import count_rows, records_of_parquet
-from mmcli.data.formats.structured import (
-    choose_layout,
-    records_by_line,
-    records_of_array,
-    records_of_csv,
-    records_of_object,
-)
+from mmcli.data.formats.structured import IsRecord, records_of_array, records_of_csv, records_of_object
 from mmcli.data.formats.text import (
     MAX_DOCUMENT,
     PARAGRAPHS_TARGET,
@@ -37,12 +36,16 @@ from mmcli.data.formats.text import (
     documents_by_line,
     documents_by_paragraph,
 )
-from mmcli.data.records.kinds import Record, Rejected
+from mmcli.data.record import Record, Rejected, reject
 from mmcli.errors import UserError
+from mmcli.run import write_json
 
 ENDINGS = (".txt", ".md", ".jsonl", ".json", ".csv")
 PARQUET = ".parquet"
 SUPPORTED = f"demo, hf:OWNER/NAME, or files that end in {PARQUET}, {', '.join(ENDINGS)} (these also with .gz or .zst)"
+
+LARGE = 8 * 2**20  # bytes; what is smaller is read in no time
+SETTLED_NS = 2_000_000_000  # a file that changed a moment ago may change again within the same tick of its clock
 
 HOW = {
     "lines": "a document a line",
@@ -168,11 +171,16 @@ def _head(path: Path) -> str:
         return "damaged"
 
 
-def read_file(file: DataFile, on_bytes: OnBytes | None = None) -> Iterator[Record | Rejected]:
-    """The records of one file; a damaged or empty file ends in a `Rejected`."""
+def read_file(file: DataFile, is_record: IsRecord, on_bytes: OnBytes | None = None) -> Iterator[Record | Rejected]:
+    """The records of one file; a damaged or empty file ends in a `Rejected`.
+
+    Args:
+        is_record: tells a record from a wrapper around records, where a JSON file is one object.
+        on_bytes: is called with the counts of the file's own bytes as they are read.
+    """
     line, count = 0, 0
     try:
-        for item in _items(file, on_bytes):
+        for item in _items(file, is_record, on_bytes):
             line, count = item.line, count + 1
             yield item
     except DamagedError as error:
@@ -182,7 +190,7 @@ def read_file(file: DataFile, on_bytes: OnBytes | None = None) -> Iterator[Recor
         yield reject(file.name, 1, "the file is empty")
 
 
-def _items(file: DataFile, on_bytes: OnBytes | None) -> Iterator[Record | Rejected]:
+def _items(file: DataFile, is_record: IsRecord, on_bytes: OnBytes | None) -> Iterator[Record | Rejected]:
     if file.how == "parquet":
         yield from records_of_parquet(file.name, file.path, file.size, on_bytes)
         return
@@ -194,7 +202,7 @@ def _items(file: DataFile, on_bytes: OnBytes | None) -> Iterator[Record | Reject
             if stream.read(1):
                 yield reject(file.name, 1, f"an object is too long: more than {MAX_LINE:,} characters", text)
             else:
-                yield from records_of_object(file.name, text)
+                yield from records_of_object(file.name, text, is_record)
         else:
             limit = MAX_DOCUMENT if file.how in ("lines", "paragraphs") else MAX_LINE
             yield from _LINE_READERS[file.how](file.name, read_lines(stream, limit))
@@ -206,3 +214,47 @@ _LINE_READERS: dict[str, Callable[..., Iterator[Record | Rejected]]] = {
     "jsonl": records_by_line,
     "csv": records_of_csv,
 }
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+class FileHashes:
+    """`hash_file`, with the hashes of large files kept in a JSON file.
+
+    A kept hash counts while size, inode, and the times of the last change of content and of entry are all the same;
+    the latter cannot be set by a program, so an edit never goes unseen. Windows has no such time and keeps nothing.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        try:
+            kept = json.loads(place.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            kept = {}
+        self._kept: dict[str, list[object]] = kept if isinstance(kept, dict) else {}
+
+    def __call__(self, path: Path) -> str:
+        state = _state(path)
+        name = str(path.resolve())
+        known = self._kept.get(name)
+        if state is not None and isinstance(known, list) and known[:-1] == state:
+            return str(known[-1])
+        found = hash_file(path)
+        if state is not None and state == _state(path):
+            self._kept[name] = [*state, found]
+            self._place.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self._place, self._kept)
+        return found
+
+
+def _state(path: Path) -> list[object] | None:
+    """The values by which two states of a large file differ; None where that cannot be known."""
+    found = path.stat()
+    newest = max(found.st_mtime_ns, found.st_ctime_ns)
+    if os.name != "posix" or found.st_size < LARGE or time.time_ns() - newest < SETTLED_NS:
+        return None
+    return [found.st_size, found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns]

@@ -1,4 +1,4 @@
-"""Bytes of a data file to lines of text: gzip and zstd, byte order marks, and what is wrong with a line.
+"""Bytes of a data file to lines of text, and the records of JSON Lines.
 
 Undecodable bytes become lone surrogates (PEP 383), so nothing is lost before a line is judged. UTF-8 is assumed where
 no byte order mark says UTF-16. A line ends at LF or CRLF. Lines with nothing but white space are no records: they are
@@ -10,23 +10,25 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
+import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, Literal, cast
 
 import zstandard
 
-from mmcli.data.records.kinds import Rejected
+from mmcli.data.formats.compression import ZstdReader
+from mmcli.data.record import Record, Rejected, reject, to_bytes
 
 MAX_LINE = 64 * 2**20  # characters; a longer line is not held in memory
-MAX_RAW = 64 * 2**10  # bytes of a rejected record that are kept
 HEAD = 2**20  # characters that are looked at to choose how a file is cut
 CHUNK = 2**18  # characters read at once where lines do not matter
 COMPRESSED = (".gz", ".zst")
 
+Layout = Literal["lines", "array", "object"]
 OnBytes = Callable[[int], None]
 
 
@@ -61,47 +63,16 @@ class _Counting(io.RawIOBase):
         return len(data)
 
 
-class _Zstd(io.RawIOBase):
-    """The decompressed bytes of zstd frames. (The library's own stream reader takes a cut-off frame for the end.)"""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._frame = zstandard.ZstdDecompressor().decompressobj()
-        self._open = False  # inside a frame
-        self._ready = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: object) -> int:
-        view = memoryview(cast(bytearray, buffer))
-        while not self._ready:
-            data = self._file.read(2**16)
-            if not data:
-                if self._open:
-                    raise EOFError("it ends in the middle of a frame")
-                return 0
-            while data:
-                self._ready += self._frame.decompress(data)
-                self._open = not self._frame.eof
-                data = self._frame.unused_data
-                if not self._open:
-                    self._frame = zstandard.ZstdDecompressor().decompressobj()
-        count = min(len(view), len(self._ready))
-        view[:count], self._ready = self._ready[:count], self._ready[count:]
-        return count
-
-
 @contextmanager
 def open_text(path: Path, on_bytes: OnBytes | None = None) -> Iterator[io.TextIOWrapper]:
-    """The decompressed text of a file; `on_bytes` is told the file's own bytes as they are read."""
+    """The decompressed text of a file; `on_bytes` is called with counts of the file's own bytes as they are read."""
     with path.open("rb") as file:
         raw: IO[bytes] = cast(IO[bytes], _Counting(file, on_bytes)) if on_bytes else file
         stream: IO[bytes]
         if path.suffix == ".gz":
             stream = cast(IO[bytes], gzip.GzipFile(fileobj=raw))
         elif path.suffix == ".zst":
-            stream = cast(IO[bytes], _Zstd(raw))
+            stream = cast(IO[bytes], ZstdReader(raw))
         else:
             stream = raw
         buffered = io.BufferedReader(cast(io.RawIOBase, stream), 2**18)
@@ -165,7 +136,7 @@ def read_chunks(stream: io.TextIOWrapper, size: int = CHUNK) -> Iterator[str]:
 
 
 def fault(text: str) -> str | None:
-    """Why a text cannot be used, or None: bytes that are not UTF-8, a lone surrogate, a NUL."""
+    """The reason why a text cannot be used, or None: bytes that are not UTF-8, a lone surrogate, a NUL."""
     if "\0" in text:
         return "a NUL character: this is binary data, or UTF-16 without a byte order mark"
     if text.isascii():
@@ -191,14 +162,75 @@ def _guess(text: str) -> str:
     return "; it reads as GBK: convert it with `iconv -f GB18030 -t UTF-8`" if looks_chinese else ""
 
 
-def to_bytes(text: str) -> bytes:
-    """The bytes that `text` was read from (UTF-8), lone surrogates included."""
+def choose_layout(head: str, *, named_lines: bool = False) -> Layout:
+    """The layout of the JSON values of a file, by its beginning.
+
+    `lines`: a value a line; `array`: one array of records; `object`: one object over several lines, or alone.
+    `named_lines`: its name says JSONL, which decides where the beginning is too broken to tell.
+    """
+    filled = [line.strip() for line in head.split("\n") if line.strip()]
+    if not filled:
+        return "lines"
+    first, second = filled[0], filled[1] if len(filled) > 1 else ""
+    if first.startswith("["):
+        # A bad first line of JSONL may begin with "[" too: then the second line is a record by itself.
+        return "lines" if first != "[" and isinstance(_try(second), dict) else "array"
+    if not first.startswith("{"):
+        return "lines"
+    if isinstance(_try(first), dict):
+        return "lines" if second else "object"
+    if isinstance(_try(second), dict) and first != "{":
+        return "lines"
+    return "object" if first == "{" or not (named_lines or first.endswith("}")) else "lines"
+
+
+def _try(text: str) -> Any:
     try:
-        return text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "surrogatepass")
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
-def reject(file: str, line: int, reason: str, text: str = "") -> Rejected:
-    """A rejected line or record, its raw bytes bounded."""
-    return Rejected(file, line, reason, to_bytes(text[:MAX_RAW])[:MAX_RAW])
+def parse_record(file: str, line: int, text: str) -> Record | Rejected:
+    """The record that a JSON text holds."""
+    if problem := fault(text):
+        return reject(file, line, problem, text)
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        return reject(file, line, f"not JSON: {error.msg} at character {error.pos + 1}", text)
+    except (ValueError, RecursionError) as error:
+        return reject(file, line, f"not JSON: {error}", text)
+    if not isinstance(value, dict):
+        return reject(file, line, f"not an object: a JSON {_name(value)}", text)
+    if "\\u" in text and (problem := _escaped_fault(value)):
+        return reject(file, line, problem, text)
+    return Record(file, line, value)
+
+
+def _escaped_fault(value: Any) -> str | None:
+    r"""A NUL or a lone surrogate that the JSON text escapes as `\u0000`, `\ud800`."""
+    if isinstance(value, str):
+        if "\0" in value:
+            return "a NUL character: written \\u0000"
+        lone = next((char for char in value if "\ud800" <= char <= "\udfff"), None)
+        return f"a lone surrogate: written \\u{ord(lone):04x}" if lone else None
+    parts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
+    return next((problem for part in parts if (problem := _escaped_fault(part))), None)
+
+
+def _name(value: Any) -> str:
+    names = {list: "array", str: "string", bool: "boolean", type(None): "null"}
+    return names.get(type(value), "number")
+
+
+def records_by_line(file: str, lines: Iterable[Line]) -> Iterator[Record | Rejected]:
+    """A JSON object a line."""
+    too_long = 0
+    for line in lines:
+        if not line.complete or line.number == too_long:
+            if line.number != too_long:
+                yield reject(file, line.number, f"a line is too long: more than {MAX_LINE:,} characters", line.text)
+            too_long = line.number
+        elif line.text.strip():
+            yield parse_record(file, line.number, line.text)

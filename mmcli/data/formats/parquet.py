@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mmcli.data.formats.lines import DamagedError, OnBytes, fault, reject
-from mmcli.data.records.kinds import Record, Rejected
+from mmcli.data.formats.lines import DamagedError, OnBytes, fault
+from mmcli.data.record import Record, Rejected, reject
 
 ROWS_AT_ONCE = 256
 
@@ -34,7 +34,7 @@ def records_of_parquet(
     with a NUL, or with text that is not UTF-8, is rejected.
 
     Args:
-        size: bytes of the file; `on_bytes` is told of them in proportion to the rows read.
+        size: bytes of the file; `on_bytes` is called with counts of them in proportion to the rows read.
 
     Raises:
         DamagedError: it cannot be read (further).

@@ -1,4 +1,4 @@
-"""Readers of JSONL, JSON and CSV that know the line of every record and go on after a bad one."""
+"""Readers of JSON (arrays and objects) and CSV that know the line of every record and continue after a bad one."""
 
 from __future__ import annotations
 
@@ -6,92 +6,19 @@ import csv
 import json
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 from mmcli.data.formats.elements import ElementScanner
-from mmcli.data.formats.lines import MAX_LINE, Line, fault, reject
-from mmcli.data.records.kinds import Record, Rejected, kind_of
+from mmcli.data.formats.lines import MAX_LINE, Line, fault, parse_record
+from mmcli.data.record import Record, Rejected, reject
 
-Layout = Literal["lines", "array", "object"]
+IsRecord = Callable[[Mapping[str, Any]], bool]
+"""True if an object has the fields of a record, and is no wrapper around records."""
 
 ROW_LINES = 1000  # a quoted CSV cell may span this many lines; past that, its quote was never closed
 MEMBER = re.compile(r'[\s,]*"')
 VALUE = re.compile(r"\s*:\s*")
-
-
-def choose_layout(head: str, *, named_lines: bool = False) -> Layout:
-    """How the JSON values of a file lie, by its beginning.
-
-    `lines`: a value a line; `array`: one array of records; `object`: one object over several lines, or alone.
-    `named_lines`: its name says JSONL, which decides where the beginning is too broken to tell.
-    """
-    filled = [line.strip() for line in head.split("\n") if line.strip()]
-    if not filled:
-        return "lines"
-    first, second = filled[0], filled[1] if len(filled) > 1 else ""
-    if first.startswith("["):
-        # A bad first line of JSONL may begin with "[" too: then the second line is a record by itself.
-        return "lines" if first != "[" and isinstance(_try(second), dict) else "array"
-    if not first.startswith("{"):
-        return "lines"
-    if isinstance(_try(first), dict):
-        return "lines" if second else "object"
-    if isinstance(_try(second), dict) and first != "{":
-        return "lines"
-    return "object" if first == "{" or not (named_lines or first.endswith("}")) else "lines"
-
-
-def _try(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _record(file: str, line: int, text: str) -> Record | Rejected:
-    """The record that a JSON text spells."""
-    if problem := fault(text):
-        return reject(file, line, problem, text)
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        return reject(file, line, f"not JSON: {error.msg} at character {error.pos + 1}", text)
-    except (ValueError, RecursionError) as error:
-        return reject(file, line, f"not JSON: {error}", text)
-    if not isinstance(value, dict):
-        return reject(file, line, f"not an object: a JSON {_name(value)}", text)
-    if "\\u" in text and (problem := _escaped_fault(value)):
-        return reject(file, line, problem, text)
-    return Record(file, line, value)
-
-
-def _escaped_fault(value: Any) -> str | None:
-    r"""A NUL or a lone surrogate that the JSON text spells as `\u0000`, `\ud800`."""
-    if isinstance(value, str):
-        if "\0" in value:
-            return "a NUL character: written \\u0000"
-        lone = next((char for char in value if "\ud800" <= char <= "\udfff"), None)
-        return f"a lone surrogate: written \\u{ord(lone):04x}" if lone else None
-    parts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
-    return next((problem for part in parts if (problem := _escaped_fault(part))), None)
-
-
-def _name(value: Any) -> str:
-    names = {list: "array", str: "string", bool: "boolean", type(None): "null"}
-    return names.get(type(value), "number")
-
-
-def records_by_line(file: str, lines: Iterable[Line]) -> Iterator[Record | Rejected]:
-    """A JSON object a line."""
-    too_long = 0
-    for line in lines:
-        if not line.complete or line.number == too_long:
-            if line.number != too_long:
-                yield reject(file, line.number, f"a line is too long: more than {MAX_LINE:,} characters", line.text)
-            too_long = line.number
-        elif line.text.strip():
-            yield _record(file, line.number, line.text)
 
 
 def records_of_array(file: str, chunks: Iterable[str], first_line: int = 1) -> Iterator[Record | Rejected]:
@@ -101,14 +28,14 @@ def records_of_array(file: str, chunks: Iterable[str], first_line: int = 1) -> I
         if text is None:
             yield reject(file, line, f"an element is too long: more than {MAX_LINE:,} characters")
         else:
-            yield _record(file, line, text)
+            yield parse_record(file, line, text)
 
 
-def records_of_object(file: str, text: str) -> Iterator[Record | Rejected]:
+def records_of_object(file: str, text: str, is_record: IsRecord) -> Iterator[Record | Rejected]:
     """One JSON object: a record itself, or a wrapper around one array of records (`{"data": [...]}`)."""
     line = 1 + text[: len(text) - len(text.lstrip())].count("\n")
-    record = _record(file, line, text)
-    if isinstance(record, Record) and kind_of(record.value) == "unknown":
+    record = parse_record(file, line, text)
+    if isinstance(record, Record) and not is_record(record.value):
         wrapped = [key for key, item in record.value.items() if _is_records(item)]
         if len(wrapped) == 1:
             start, end = _span(text, wrapped[0])
@@ -122,7 +49,7 @@ def _is_records(item: Any) -> bool:
 
 
 def _span(text: str, wanted: str) -> tuple[int, int]:
-    """Where the value of the member `wanted` lies in the text of a valid JSON object."""
+    """(start, end) of the value of the member `wanted` in the text of a valid JSON object."""
     decoder, position = json.JSONDecoder(), text.index("{") + 1
     span = (0, 0)
     while match := MEMBER.match(text, position):

@@ -1,4 +1,4 @@
-"""How a plain text file is cut into documents.
+"""Plain text files: the rules by which one is split into documents.
 
 The rule is chosen for each file by a look at its first million characters:
 
@@ -16,8 +16,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
-from mmcli.data.formats.lines import Line, fault, reject
-from mmcli.data.records.kinds import Record, Rejected
+from mmcli.data.formats.lines import Line, fault
+from mmcli.data.record import Record, Rejected, reject
 
 Cut = Literal["lines", "paragraphs"]
 

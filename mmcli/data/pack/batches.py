@@ -1,7 +1,7 @@
 """Batches: packed rows as arrays, which rows of which step decided by (seed, step) alone.
 
 B batch rows, T tokens in a row. `labels_BT[b, t]` is the token that follows `ids_BT[b, t]` in its document: labels are
-shifted already. There is no other state than the step's number, so a resumed run goes on with the very rows.
+shifted already. There is no other state than the step's number, so a resumed run continues with the same rows.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def make_batch(cache: TokenCache, rows: Rows, which: Sequence[int] | np.ndarray)
 class Batches:
     """The batches of a training run: row r of step s is a function of (seed, s, r).
 
-    The steps run through the rows in an order drawn anew for each epoch; a step may span epochs, also several where
+    The steps run through the rows in a new order for each epoch; a step may span epochs, also several where
     there are fewer rows than the batch size.
     """
 

@@ -71,7 +71,7 @@ class Rows:
         if self.truncated:
             parts.append(f"{self.truncated:,} longer ones cut at their end ({self.truncated_tokens:,} tokens lost)")
         if self.dropped:
-            parts.append(f"{self.dropped:,} with nothing to train on left out")
+            parts.append(f"{self.dropped:,} dropped with nothing to train on")
         return ", ".join(parts)
 
 

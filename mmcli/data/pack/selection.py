@@ -1,13 +1,20 @@
-"""Which part of a token cache is used: all of it, or its training or held-out part."""
+"""Which part of a token cache is used: its training or held-out part, each source's share of a mixture.
+
+The weights of `--data a.jsonl:0.7 --data b.parquet:0.3` are shares of the tokens of an epoch. No source is repeated: an
+epoch has all of the source that is scarcest for its share, and of the others as many tokens as their shares then allow.
+Which records those are, a hash of their content and the seed decides. See docs/decisions/005-mixtures.md.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from mmcli.data.encode.cache import TokenCache
-from mmcli.data.pack.mixture import describe_mixture, scatter, take_tokens, token_targets
+from mmcli.data.sources.hub import COMMIT
+from mmcli.errors import UserError
 
 FEW = 8  # distinct documents; with fewer, the end of the longest one is held out instead of whole documents
 MAX_HELD_OUT = 2**22  # tokens: more does not make a validation loss any sharper
@@ -27,44 +34,44 @@ class Selection:
         which = np.arange(len(cache), dtype=np.int64) if documents is None else np.asarray(documents, dtype=np.int64)
         return cls(which, np.zeros(len(which), dtype=np.int64), np.asarray(cache.lengths)[which])
 
-    def part_tokens(self, cache: TokenCache) -> list[int]:
-        """Tokens of each part of the cache's sources in this selection."""
-        return [int(self.lengths[inside].sum()) for inside in self._parts(cache)]
+    def source_tokens(self, cache: TokenCache) -> list[int]:
+        """Tokens of each source of the cache in this selection."""
+        return [int(self.lengths[inside].sum()) for inside in self._by_source(cache)]
 
-    def _parts(self, cache: TokenCache) -> list[np.ndarray]:
-        """For each part of the sources, where in this selection its spans are."""
-        part_N = np.searchsorted(np.cumsum(cache.parts), self.documents, side="right")
-        return [np.flatnonzero(part_N == part) for part in range(len(cache.parts))]
+    def _by_source(self, cache: TokenCache) -> list[np.ndarray]:
+        """For each source, where in this selection its spans are."""
+        source_N = np.searchsorted(np.cumsum(cache.sequences_by_source), self.documents, side="right")
+        return [np.flatnonzero(source_N == source) for source in range(len(cache.sequences_by_source))]
 
     def mixed(self, cache: TokenCache, seed: int = 0) -> Selection:
-        """What an epoch has of this where the sources have weights: each its share of the tokens; else all of it.
+        """The part of this that an epoch uses: of each source its share of the tokens; all of it without weights.
 
-        Plain text is cut to the very shares; conversations and pairs are taken whole, as near as they come.
+        Plain text is cut to exactly the shares; conversations and pairs are taken whole, as near as they come.
 
         Raises:
-            UserError: a part of the sources has a weight and no token in this selection.
+            UserError: a source has a weight and no token in this selection.
         """
         if cache.mixture is None:
             return self
         each = cache.sequences_per_record
         cut = not cache.masked and each == 1
         stops = self.stops.copy()
-        targets = token_targets(self.part_tokens(cache), cache.mixture)
-        for inside, target in zip(self._parts(cache), targets, strict=True):
+        targets = token_targets(self.source_tokens(cache), cache.mixture)
+        for inside, target in zip(self._by_source(cache), targets, strict=True):
             lengths_R = self.lengths[inside].reshape(-1, each).sum(axis=1)
             hashes_R = scatter(np.asarray(cache.hashes)[self.documents[inside[::each]]], seed)
             taken_R = take_tokens(lengths_R, hashes_R, target, cut=cut)
-            in_part = self.starts[inside] + np.repeat(taken_R * cut, each)  # what is not cut is taken whole or not
-            stops[inside] = np.where(np.repeat(taken_R == lengths_R, each), stops[inside], in_part)
+            in_source = self.starts[inside] + np.repeat(taken_R * cut, each)  # what is not cut is taken whole or not
+            stops[inside] = np.where(np.repeat(taken_R == lengths_R, each), stops[inside], in_source)
         kept = np.flatnonzero(stops > self.starts)
         return Selection(self.documents[kept], self.starts[kept], stops[kept])
 
     def describe_mixture(self, cache: TokenCache) -> str | None:
-        """One line for the person: how much this has of each part of the sources; None where there are no weights."""
+        """One line for the person: how much this has of each source; None where there are no weights."""
         if cache.mixture is None:
             return None
         names = [name for name, _ in cache.mixture]
-        return describe_mixture(names, self.part_tokens(cache), Selection.whole(cache).part_tokens(cache))
+        return describe_mixture(names, self.source_tokens(cache), Selection.whole(cache).source_tokens(cache))
 
     def __len__(self) -> int:
         return len(self.documents)
@@ -128,3 +135,62 @@ def _split_tail(
     stops = np.where(group == group[longest], length - held, everything.stops)
     tail = Selection(np.array([longest]), np.array([length - held]), np.array([length]))
     return Selection(everything.documents, everything.starts, stops), tail
+
+
+# Mixtures
+
+
+def token_targets(tokens: Sequence[int], mixture: Sequence[tuple[str, float]]) -> list[int]:
+    """Tokens that an epoch takes of each source, which has `tokens` of them.
+
+    Args:
+        mixture: (name, share) of each source.
+
+    Raises:
+        UserError: a source has no token.
+    """
+    for count, (name, share) in zip(tokens, mixture, strict=True):
+        if not count:
+            raise UserError(f"{name} has a share of {share:.1%}, but no token to train on", "leave it out of --data")
+    epoch = min(count / share for count, (_, share) in zip(tokens, mixture, strict=True))
+    return [min(count, round(epoch * share)) for count, (_, share) in zip(tokens, mixture, strict=True)]
+
+
+def describe_mixture(names: Sequence[str], taken: Sequence[int], tokens: Sequence[int]) -> str:
+    """One line for the person: how much of each source an epoch uses, and its actual share; commits are shortened."""
+    short = (COMMIT.sub(lambda commit: commit[0][:7], name) for name in names)
+    each = (
+        f"{name} {used:,} of {count:,} tokens ({used / max(1, sum(taken)):.1%})"
+        for name, used, count in zip(short, taken, tokens, strict=True)
+    )
+    return "tokens per epoch: " + ", ".join(each)
+
+
+def take_tokens(lengths_N: np.ndarray, hashes_N: np.ndarray, target: int, *, cut: bool) -> np.ndarray:
+    """[N] tokens to take of each of N records, `target` in all, in the order of their hashes.
+
+    Args:
+        cut: the last record may be taken in part (its beginning); else whole records come as near as they can, and
+            there is at least one.
+    """
+    order = np.argsort(hashes_N, kind="stable")
+    ends = np.cumsum(lengths_N[order])
+    taken = np.zeros(len(lengths_N), dtype=np.int64)
+    if cut:
+        starts = ends - lengths_N[order]
+        taken[order] = np.clip(target - starts, 0, lengths_N[order])
+        return taken
+    count = int(np.searchsorted(ends, target, side="right"))  # so many records do not go beyond the target
+    before = int(ends[count - 1]) if count else 0
+    if count < len(order) and (not count or int(ends[count]) - target < target - before):
+        count += 1
+    taken[order[:count]] = lengths_N[order[:count]]
+    return taken
+
+
+def scatter(hashes: np.ndarray, seed: int) -> np.ndarray:
+    """splitmix64 (Steele et al. 2014) of hash + seed: even over 0 to 2**64, another order for each seed."""
+    x = hashes.astype(np.uint64) + np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

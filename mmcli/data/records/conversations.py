@@ -14,6 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mmcli.data.record import Record, RecordError
+from mmcli.data.records.kinds import PAIR_KEYS, TURN_KEYS, RecordKind, has_pair, has_turns, is_chat
+
 Message = dict[str, Any]
 
 ROLES = {
@@ -23,19 +26,7 @@ ROLES = {
     **dict.fromkeys(("function_call",), "function_call"),
     **dict.fromkeys(("tool", "observation", "function", "function_response", "tool_response"), "tool"),
 }
-TURN_KEYS = ("messages", "conversations", "conversation")
-PAIR_KEYS = (
-    ("instruction", "output"),
-    ("prompt", "response"),
-    ("prompt", "completion"),
-    ("question", "answer"),
-    ("query", "response"),
-)
 THOUGHT = re.compile(r"\s*<think>(.*?)</think>(.*)", re.DOTALL)
-
-
-class RecordError(ValueError):
-    """A record that cannot be used. The text before the first `: ` groups reasons, what follows is detail."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +37,17 @@ class Chat:
     tools: list[dict[str, Any]] | None = None
 
 
-def has_turns(value: Mapping[str, Any]) -> bool:
-    """True if `value` holds a list of messages under one of the usual names."""
-    return any(isinstance(value.get(key), list) for key in TURN_KEYS)
+def as_chat(record: Record) -> Chat:
+    """The conversation of a chat record.
 
-
-def has_pair(value: Mapping[str, Any]) -> bool:
-    """True if `value` holds a question and its answer under one of the usual names."""
-    return any(question in value and answer in value for question, answer in PAIR_KEYS)
+    Raises:
+        RecordError: it is of another kind, a turn is not understood, or no assistant message is in it.
+    """
+    CHAT.check(record)
+    chat = read_chat(record.value)
+    if not any(message["role"] == "assistant" for message in chat.messages):
+        raise RecordError("no assistant message: there is nothing to learn from")
+    return chat
 
 
 def read_chat(value: Mapping[str, Any]) -> Chat:
@@ -265,3 +259,27 @@ def _text(value: Mapping[str, Any], key: str) -> str:
 def _keys(value: Mapping[str, Any]) -> str:
     names = ", ".join(list(value)[:6])
     return f"the fields {names}" if names else "no fields"
+
+
+def message_texts(messages: Sequence[Message]) -> list[str]:
+    """The texts of messages: reasoning, content, and each tool call as JSON; none that is empty."""
+    found: list[str] = []
+    for message in messages:
+        calls = [json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls", ())]
+        found += [message.get("reasoning_content", ""), message["content"], *calls]
+    return [text for text in found if text.strip()]
+
+
+def _texts(chat: Chat) -> list[str]:
+    return message_texts(chat.messages)
+
+
+CHAT = RecordKind(
+    name="chat",
+    label="conversations",
+    stage="sft",
+    matches=is_chat,
+    read=as_chat,
+    texts=_texts,
+    encode="mmcli.data.encode.encoders:encode_conversations",
+)

@@ -1,82 +1,196 @@
-"""Records: what a line or an element of a data file holds, and the kinds that training stages need.
+"""The kinds of records: how each is recognised, what it becomes, and which stage trains on it.
 
 | kind | shapes |
 |---|---|
 | text | `{"text"}`, `{"content"}`, `{"paragraphs": [...]}`; a document of a text file is `{"text"}` too |
 | chat | messages, or a question with its answer: see `conversations.py` |
-| preference | `{chosen, rejected}` as whole conversations; `{prompt, chosen, rejected}` as text or messages; |
-|  | `{conversations, chosen, rejected}` and `{instruction, input, chosen, rejected}` |
+| preference | a prompt with a chosen and a rejected reply: see `preferences.py` |
+
+A plugin adds a kind with an entry point of the group `mmcli.records` that names a `RecordKind`, or a program with
+`register_kind`. The built-in kinds exclude each other, and no plugin changes what they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import importlib
+import pickle
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from mmcli.data.records.conversations import (
-    PAIR_KEYS,
-    Chat,
-    Message,
-    RecordError,
-    assistant_message,
-    has_pair,
-    has_turns,
-    read_chat,
-    read_messages,
-    read_prompt,
-    read_tools,
-)
+from mmcli.data.record import EncodedRecord, Record, RecordError
+from mmcli.errors import MmcliError, UserError, did_you_mean
+from mmcli.plugins import installed, load, load_function
 
-Kind = Literal["text", "chat", "preference"]
-KIND_NAMES = {
-    "text": 'plain text ({"text"})',
-    "chat": "conversations",
-    "preference": "preference pairs (chosen, rejected)",
-    "unknown": "records of no known kind",
-}
-KIND_STAGES = {"text": "mmcli pretrain", "chat": "mmcli sft", "preference": "mmcli dpo"}
+if TYPE_CHECKING:
+    from mmcli.text.tokenizer import Tokenizer
+
 TEXT_KEYS = ("text", "content", "paragraphs")
+TURN_KEYS = ("messages", "conversations", "conversation")
+PAIR_KEYS = (
+    ("instruction", "output"),
+    ("prompt", "response"),
+    ("prompt", "completion"),
+    ("question", "answer"),
+    ("query", "response"),
+)
+UNKNOWN = "unknown"  # what `kind_of` calls a record that no kind recognises
+
+Encode = Callable[["Tokenizer", Sequence[Record], Mapping[str, Any]], list[EncodedRecord | RecordError]]
+"""(tokenizer, records, options) -> one result a record, in order; a record that cannot be used gives its error."""
 
 
-@dataclass(frozen=True)
-class Record:
-    """One readable record; `line` (from 1) is where it starts in `file`."""
+@dataclass(frozen=True, kw_only=True)
+class RecordKind:
+    """A kind of record. Its functions are module-level ones: processes that encode receive them by name."""
 
-    file: str
-    line: int
-    value: dict[str, Any]
+    name: str  # "text"
+    label: str  # for people: 'plain text ({"text"})'
+    stage: str  # the training command that needs it: "pretrain"
+    matches: Callable[[Mapping[str, Any]], bool]  # whether a record's value has the fields of this kind
+    read: Callable[[Record], Any]  # the record as an object; raises RecordError
+    texts: Callable[[Any], list[str]]  # the texts of that object, from which a tokenizer is trained
+    encode: str  # "package.module:function", an `Encode`; imported when data is encoded
+    api: int = 1  # the API_VERSION that it was written for
+
+    @property
+    def encoder(self) -> Encode:
+        """The function that `encode` names.
+
+        Raises:
+            MmcliError: it cannot be imported.
+        """
+        found: Encode = load_function(self.encode, f'the record kind "{self.name}"')
+        return found
+
+    def check(self, record: Record) -> None:
+        """Refuse a record of another kind.
+
+        Raises:
+            RecordError: it has not the fields of this kind.
+        """
+        if self.matches(record.value):
+            return
+        found = kind_of(record.value)
+        if found == UNKNOWN:
+            names = ", ".join(list(record.value)[:6]) or "none"
+            raise RecordError(f"a record of no known kind: its fields are {names}")
+        raise RecordError(f"a {found} record where a {self.name} record is needed")
 
 
-@dataclass(frozen=True)
-class Rejected:
-    """One record that is left out, and why; `raw` holds its bytes (at most the first 64 KiB)."""
-
-    file: str
-    line: int
-    reason: str
-    raw: bytes
+# Recognising
 
 
-@dataclass(frozen=True)
-class Preference:
-    """A prompt with a better and a worse continuation, each one or more messages that begin with the assistant."""
-
-    prompt: list[Message]
-    chosen: list[Message]
-    rejected: list[Message]
-    tools: list[dict[str, Any]] | None = None
+def has_turns(value: Mapping[str, Any]) -> bool:
+    """True if `value` holds a list of messages under one of the usual names."""
+    return any(isinstance(value.get(key), list) for key in TURN_KEYS)
 
 
-def kind_of(value: Mapping[str, Any]) -> str:
-    """`text`, `chat`, `preference` or `unknown`, by the names of the fields."""
-    if "chosen" in value and "rejected" in value:
-        return "preference"
-    if has_turns(value) or has_pair(value):
-        return "chat"
-    if any(key in value for key in TEXT_KEYS):
-        return "text"
-    return "unknown"
+def has_pair(value: Mapping[str, Any]) -> bool:
+    """True if `value` holds a question and its answer under one of the usual names."""
+    return any(question in value and answer in value for question, answer in PAIR_KEYS)
+
+
+def is_preference(value: Mapping[str, Any]) -> bool:
+    return "chosen" in value and "rejected" in value
+
+
+def is_chat(value: Mapping[str, Any]) -> bool:
+    return (has_turns(value) or has_pair(value)) and not is_preference(value)
+
+
+def is_text(value: Mapping[str, Any]) -> bool:
+    return any(key in value for key in TEXT_KEYS) and not (is_preference(value) or is_chat(value))
+
+
+def kind_of(value: Mapping[str, Any], needed: str | None = None) -> str:
+    """The name of the first kind that recognises a record's value, `needed` before all others; else `unknown`."""
+    kinds = all_kinds()
+    if needed is not None and kinds[needed].matches(value):
+        return needed
+    return next((kind.name for kind in kinds.values() if kind.matches(value)), UNKNOWN)
+
+
+def is_known(value: Mapping[str, Any]) -> bool:
+    """True if some kind recognises a record's value."""
+    return kind_of(value) != UNKNOWN
+
+
+# The registry
+
+_BUILT_IN = (
+    ("mmcli.data.records.kinds", "TEXT"),
+    ("mmcli.data.records.conversations", "CHAT"),
+    ("mmcli.data.records.preferences", "PREFERENCE"),
+)
+_kinds: dict[str, RecordKind] = {}
+_broken: dict[str, MmcliError] = {}  # installed kinds that cannot be loaded
+
+
+def all_kinds() -> dict[str, RecordKind]:
+    """Every kind by name: the built-in ones, those that were registered, and those of installed plugins."""
+    _load_built_in()
+    _load_plugins()
+    return _kinds
+
+
+def find_kind(name: str) -> RecordKind:
+    """The kind of that name.
+
+    Raises:
+        UserError: there is none.
+        MmcliError: it is an installed plugin's and cannot be loaded.
+    """
+    kinds = all_kinds()
+    if name in kinds:
+        return kinds[name]
+    if name in _broken:
+        raise _broken[name]
+    raise UserError(f'there is no record kind "{name}"', did_you_mean(name, list(kinds)))
+
+
+def register_kind(kind: RecordKind) -> RecordKind:
+    """Add a kind of record; registering the same one again changes nothing.
+
+    Raises:
+        UserError: another kind has this name.
+    """
+    _load_built_in()
+    if _kinds.setdefault(kind.name, kind) != kind:
+        raise UserError(f'there is a record kind "{kind.name}" already', "give yours another name")
+    return kind
+
+
+@functools.cache
+def _load_built_in() -> None:
+    for module, attribute in _BUILT_IN:
+        kind: RecordKind = getattr(importlib.import_module(module), attribute)
+        _kinds[kind.name] = kind
+
+
+@functools.cache
+def _load_plugins() -> None:
+    for plugin in installed():
+        if plugin.kind == "record kind":
+            try:
+                register_kind(load(plugin, RecordKind))
+            except MmcliError as error:  # `mmcli plugins list` tells; other kinds do not need it
+                _broken[plugin.name] = error
+
+
+def dump_kinds() -> bytes | None:
+    """Every kind as a pickle for another process; None if one has functions that only this process knows."""
+    kinds = list(all_kinds().values())
+    if any(each.__module__ == "__main__" for kind in kinds for each in (kind.matches, kind.read, kind.texts)):
+        return None
+    try:
+        return pickle.dumps(kinds)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return None
+
+
+# Plain text
 
 
 def as_text(record: Record) -> str:
@@ -85,7 +199,7 @@ def as_text(record: Record) -> str:
     Raises:
         RecordError: it is of another kind, or its text is empty or not text.
     """
-    _need(record, "text")
+    TEXT.check(record)
     key = next(key for key in TEXT_KEYS if key in record.value)
     text = record.value[key]
     if key == "paragraphs" and isinstance(text, list) and all(isinstance(part, str) for part in text):
@@ -97,76 +211,16 @@ def as_text(record: Record) -> str:
     return text
 
 
-def as_chat(record: Record) -> Chat:
-    """The conversation of a chat record.
-
-    Raises:
-        RecordError: it is of another kind, a turn is not understood, or no assistant message is in it.
-    """
-    _need(record, "chat")
-    chat = read_chat(record.value)
-    if not any(message["role"] == "assistant" for message in chat.messages):
-        raise RecordError("no assistant message: there is nothing to learn from")
-    return chat
+def _texts(text: str) -> list[str]:
+    return [text]
 
 
-def as_preference(record: Record) -> Preference:
-    """The prompt and the two continuations of a preference record.
-
-    Raises:
-        RecordError: it is of another kind, a part is not understood, or both continuations are the same.
-    """
-    _need(record, "preference")
-    value = record.value
-    tools = read_tools(value)
-    chosen, rejected = _side(value, "chosen"), _side(value, "rejected")
-    if chosen[0]["role"] == "assistant" and rejected[0]["role"] == "assistant":
-        prompt = _prompt(value)
-    else:  # whole conversations: what they share is the prompt
-        shared = 0
-        while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
-            shared += 1
-        if chosen == rejected:
-            raise RecordError("chosen and rejected are the same")
-        prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
-    if not prompt:
-        raise RecordError("chosen and rejected share no prompt")
-    if not chosen or not rejected:
-        raise RecordError("one of chosen and rejected has no reply of its own")
-    if chosen[0]["role"] != "assistant" or rejected[0]["role"] != "assistant":
-        raise RecordError("chosen and rejected differ before the reply")
-    if chosen == rejected:
-        raise RecordError("chosen and rejected are the same")
-    return Preference(prompt, chosen, rejected, tools)
-
-
-def _prompt(value: Mapping[str, Any]) -> list[Message]:
-    if has_turns(value):
-        return read_chat(value).messages
-    if any(question in value for question, _ in PAIR_KEYS):
-        return read_prompt(value)
-    raise RecordError("no prompt for chosen and rejected")
-
-
-def _side(value: Mapping[str, Any], key: str) -> list[Message]:
-    side = value[key]
-    if isinstance(side, Mapping):
-        return read_messages([side])
-    if isinstance(side, list):
-        return read_messages(side)
-    if not isinstance(side, str):
-        raise RecordError(f'"{key}" is neither text nor messages')
-    message = assistant_message(side)
-    if not message["content"].strip():
-        raise RecordError(f'"{key}" is empty')
-    return [message]
-
-
-def _need(record: Record, kind: Kind) -> None:
-    found = kind_of(record.value)
-    if found == kind:
-        return
-    if found == "unknown":
-        names = ", ".join(list(record.value)[:6]) or "none"
-        raise RecordError(f"a record of no known kind: its fields are {names}")
-    raise RecordError(f"a {found} record where a {kind} record is needed")
+TEXT = RecordKind(
+    name="text",
+    label='plain text ({"text"})',
+    stage="pretrain",
+    matches=is_text,
+    read=as_text,
+    texts=_texts,
+    encode="mmcli.data.encode.encoders:encode_documents",
+)

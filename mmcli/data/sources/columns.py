@@ -1,4 +1,4 @@
-"""Fields under other names: `--columns text=body` reads the data's field `body` as the record's `text`.
+"""Renamed fields: `--columns text=body` reads the data's field `body` as the record's `text`.
 
 A record that has one of the fields named on the right becomes those fields alone, under the names on the left; so
 `text` (short for `text=text`) also picks one field out of many. A record that has none of them stays as it is.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from mmcli.data.records.kinds import Record, Rejected
+from mmcli.data.record import Record, Rejected
 from mmcli.errors import UserError
 
 
@@ -38,3 +38,16 @@ def renamed(items: Iterable[Record | Rejected], columns: Sequence[tuple[str, str
             yield Record(item.file, item.line, value) if value else item
         else:
             yield item
+
+
+def check_columns(columns: Sequence[tuple[str, str]], records: Iterable[Record]) -> None:
+    """Refuse columns that name a field which none of the records has; without records there is nothing to tell.
+
+    Raises:
+        UserError: such a column, with the fields that there are.
+    """
+    fields = dict.fromkeys(field for record in records for field in record.value)
+    missing = {old for _, old in columns} - set(fields)
+    if missing and fields:
+        known = ", ".join(list(fields)[:8])
+        raise UserError(f"the data has no field {', '.join(sorted(missing))}", f"give --columns one of: {known}")

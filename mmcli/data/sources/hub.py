@@ -1,8 +1,8 @@
 """Data sets of the Hugging Face hub: `hf:OWNER/NAME[@REVISION][:CONFIG][:SPLIT]`, read as a stream.
 
 A data set is pinned to the commit that its revision (by default `main`) names now, so the token cache knows its
-content; a run keeps that commit (`pin_commit`). Nothing is downloaded beforehand. `datasets` is imported only when such
-a name is given.
+content; a run keeps that commit (see `pinning.py`). Nothing is downloaded beforehand. `datasets` is imported only when
+such a name is given.
 """
 
 from __future__ import annotations
@@ -10,14 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import Any
 
 from mmcli.data.formats.parquet import row_record
-from mmcli.data.records.kinds import Record, Rejected
+from mmcli.data.record import Record, Rejected
 from mmcli.errors import MmcliError, UserError
-
-if TYPE_CHECKING:
-    from mmcli.run import Run
 
 PREFIX = "hf:"
 SPLITS = ("train", "validation", "test")  # what a single part after the name may be; else it is a config
@@ -39,7 +37,7 @@ class HubData:
 
     @property
     def name(self) -> str:
-        """What a record's place begins with."""
+        """The name with config and split, as in the places of its records."""
         return ":".join([PREFIX + self.repo, *([self.config] if self.config else []), self.split])
 
     def records(self) -> Iterator[Record | Rejected]:
@@ -49,17 +47,8 @@ class HubData:
             UserError: there is no such config or split, or its files cannot be read as a stream.
             MmcliError: the hub stopped answering.
         """
-        import datasets
-
-        try:
-            stream = datasets.load_dataset(
-                self.repo, self.config, split=self.split, revision=self.revision, streaming=True
-            )
-        except Exception as error:  # the library has no common class for them
-            what = f"{self.name} cannot be opened: {_short(error)}"
-            raise UserError(what, "check config and split on its page: hf:OWNER/NAME:CONFIG:SPLIT") from error
         row = 0
-        rows = iter(stream)
+        rows = iter(self._stream)
         while True:
             try:
                 value = next(rows, None)
@@ -70,6 +59,19 @@ class HubData:
                 return
             row += 1
             yield row_record(self.name, row, value)
+
+    @cached_property
+    def _stream(self) -> Any:
+        """The data set of the library, opened once and read from its beginning each time."""
+        import datasets
+
+        try:
+            return datasets.load_dataset(
+                self.repo, self.config, split=self.split, revision=self.revision, streaming=True
+            )
+        except Exception as error:  # the library has no common class for them
+            what = f"{self.name} cannot be opened: {_short(error)}"
+            raise UserError(what, "check config and split on its page: hf:OWNER/NAME:CONFIG:SPLIT") from error
 
 
 def open_hub(name: str) -> HubData:
@@ -86,23 +88,6 @@ def open_hub(name: str) -> HubData:
     if revision is None or not COMMIT.fullmatch(revision):
         revision = find_commit(repo, revision)
     return HubData(repo, config, split or SPLITS[0], revision)
-
-
-def pin_commit(name: str, run: Run) -> str:
-    """`name` with the commit that it meant when `run` began: chosen once, and read back when the run is resumed.
-
-    Raises:
-        UserError: there is no such data set or revision, or the hub cannot be reached.
-    """
-    match = NAME.fullmatch(name)
-    if match is None:
-        return name  # `open_hub` refuses it
-    repo, revision = match.group("repo", "revision")
-    if revision is not None and COMMIT.fullmatch(revision):
-        return name
-    written = PREFIX + repo if revision is None else f"{PREFIX}{repo}@{revision}"
-    commit = run.choose(written, lambda: find_commit(repo, revision))
-    return f"{PREFIX}{repo}@{commit}{name.removeprefix(written)}"
 
 
 def find_commit(repo: str, revision: str | None) -> str:

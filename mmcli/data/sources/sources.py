@@ -1,39 +1,64 @@
-"""What a person names with `--data`: the built-in corpus, files, folders, globs and data sets of the Hugging Face hub,
+"""The sources of `--data`: the built-in corpus, files, folders, globs and data sets of the Hugging Face hub,
 each with a weight or without, opened as one stream of records.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import itertools
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from mmcli.data.formats.files import SUPPORTED, DataFile, read_file
+from mmcli.data.config import DataConfig
+from mmcli.data.formats.files import HOW, SUPPORTED, DataFile, hash_file, open_files, read_file
 from mmcli.data.formats.lines import OnBytes
-from mmcli.data.records.kinds import KIND_NAMES, KIND_STAGES, Kind, Record, Rejected, kind_of
-from mmcli.data.sources.columns import parse_columns, renamed
-from mmcli.data.sources.hashes import hash_file
-from mmcli.data.sources.source import DEMO, Part, describe_files, describe_part, open_part
+from mmcli.data.record import Record, Rejected
+from mmcli.data.records.kinds import UNKNOWN, all_kinds, find_kind, is_known, kind_of
+from mmcli.data.sources.columns import check_columns, parse_columns, renamed
+from mmcli.data.sources.hub import PREFIX, HubData, open_hub
 from mmcli.errors import UserError
 
+DEMO = "demo"
 PEEK = 20  # records of a file that tell its kind
 READING = 2  # version of the rules by which files become records; part of the fingerprint
+WEIGHTED = re.compile(r"(.+):([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One argument of `--data`: the built-in corpus, a data set of the hub, or files in order."""
+
+    name: str
+    weight: float | None = None
+    demo: bool = False
+    hub: HubData | None = None
+    files: tuple[DataFile, ...] = ()
+
+    def describe(self) -> str:
+        """One line for the person: what is read, how large it is, and how it is cut."""
+        if self.demo:
+            return "the built-in corpus"
+        if self.hub is not None:
+            return f"{self.hub.name} (as of {self.hub.revision[:7]})"
+        if len(self.files) > 3:
+            return describe_files(self.files)
+        return ", ".join(f"{file.path.name} ({_size(file.size)}, {HOW[file.how]})" for file in self.files)
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Data to read: parts in the order in which they were named.
+    """Data to read: sources in the order in which they were named.
 
     `columns` are (field of the record, field of the data); `most` bounds the records that are read.
     """
 
-    parts: tuple[Part, ...]
-    kind: Kind = "text"
+    members: tuple[Source, ...]
+    kind: str = "text"  # the name of a record kind
     strict: bool = False
     seed: int = 0  # of the built-in corpus
     columns: tuple[tuple[str, str], ...] = ()
@@ -41,33 +66,33 @@ class Sources:
 
     @property
     def files(self) -> tuple[DataFile, ...]:
-        return tuple(file for part in self.parts for file in part.files)
+        return tuple(file for source in self.members for file in source.files)
 
     @property
     def mixture(self) -> tuple[tuple[str, float], ...] | None:
-        """(name, share of the tokens) of each part, the shares adding up to 1; None: no weights were given."""
-        weights = [part.weight or 0.0 for part in self.parts]
-        if self.parts[0].weight is None:
+        """(name, share of the tokens) of each source, the shares adding up to 1; None: no weights were given."""
+        weights = [source.weight or 0.0 for source in self.members]
+        if self.members[0].weight is None:
             return None
-        return tuple((part.name, weight / sum(weights)) for part, weight in zip(self.parts, weights, strict=True))
+        return tuple((each.name, weight / sum(weights)) for each, weight in zip(self.members, weights, strict=True))
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over how each part is read and its content, in order; names, times and weights do not matter."""
+        """SHA-256 over how each source is read and its content, in order; names, times and weights do not matter."""
         return self.fingerprint_by(hash_file)
 
     def fingerprint_by(self, content_of: Callable[[Path], str]) -> str:
         """The fingerprint, with the SHA-256 (hex) of each file's bytes as `content_of` gives it."""
         digest = hashlib.sha256(f"reading {READING} {self.columns} {self.most}\n".encode())
-        for part in self.parts:
+        for source in self.members:
             digest.update(b"part\n")
-            if part.demo:
+            if source.demo:
                 from mmcli.data import demo
 
                 digest.update(f"demo {self.kind} {demo.fingerprint(self.seed)}\n".encode())
-            if part.hub is not None:
-                digest.update(f"hub {part.hub.name} {part.hub.revision}\n".encode())
-            for file in part.files:
+            if source.hub is not None:
+                digest.update(f"hub {source.hub.name} {source.hub.revision}\n".encode())
+            for file in source.files:
                 digest.update(f"{file.how} {content_of(file.path)}\n".encode())
         return digest.hexdigest()
 
@@ -78,48 +103,45 @@ class Sources:
 
     @property
     def total(self) -> float | None:
-        """Bytes that a reader will be told of; None where other parts than files make that meaningless."""
-        return float(self.size) if all(part.files for part in self.parts) and self.most is None else None
+        """Bytes that will be read of the files; None where other sources than files make that meaningless."""
+        return float(self.size) if all(each.files for each in self.members) and self.most is None else None
 
     @property
     def named(self) -> frozenset[str]:
         """The files and data sets that the person named one by one."""
-        hubs = {part.hub.name for part in self.parts if part.hub is not None}
+        hubs = {each.hub.name for each in self.members if each.hub is not None}
         return frozenset(hubs | {file.name for file in self.files if file.named})
 
     @property
     def describe(self) -> str:
         """One line for the person: what is read, how large it is, how it is cut, and its share."""
-        if self.mixture is None and len(self.files) > 3:
-            others = [describe_part(part) for part in self.parts if not part.files]
+        if self.mixture is not None:
+            return ", ".join(
+                f"{each.describe()}: {share:.1%}" for each, (_, share) in zip(self.members, self.mixture, strict=True)
+            )
+        if len(self.files) > 3:
+            others = [each.describe() for each in self.members if not each.files]
             return ", ".join([*others, describe_files(self.files)])
-        shares = ["" if share is None else f": {share:.1%}" for share in self._shares]
-        return ", ".join(describe_part(part) + share for part, share in zip(self.parts, shares, strict=True))
-
-    @property
-    def _shares(self) -> list[float | None]:
-        return [None] * len(self.parts) if self.mixture is None else [share for _, share in self.mixture]
+        return ", ".join(each.describe() for each in self.members)
 
     def first(self, most: int) -> Sources:
         """The beginning of this data: its first `most` records."""
         return replace(self, most=most)
 
     def records(self, on_bytes: OnBytes | None = None) -> Iterator[Record | Rejected]:
-        """Every record in order, the unreadable ones as `Rejected`; `on_bytes` is told the bytes of files as read."""
+        """Every record in order, the unreadable ones as `Rejected`; `on_bytes` is called with counts of bytes read."""
         return (item for _, item in self.numbered(on_bytes))
 
     def numbered(self, on_bytes: OnBytes | None = None) -> Iterator[tuple[int, Record | Rejected]]:
-        """`records`, each with the number of its part."""
-        every = ((number, item) for number, part in enumerate(self.parts) for item in self._read(part, on_bytes))
+        """`records`, each with the number of its source."""
+        every = ((number, item) for number, each in enumerate(self.members) for item in self._read(each, on_bytes))
         return itertools.islice(every, self.most)
 
-    def _read(self, part: Part, on_bytes: OnBytes | None) -> Iterator[Record | Rejected]:
-        if part.demo:
+    def _read(self, source: Source, on_bytes: OnBytes | None) -> Iterator[Record | Rejected]:
+        if source.demo:
             yield from _demo_records(self.kind, self.seed)
-            return
-        items: Iterator[Record | Rejected]
-        items = part.hub.records() if part.hub is not None else _records_of_files(part.files, on_bytes)
-        yield from renamed(items, self.columns) if self.columns else items
+        for _, _, items in _streams(source, on_bytes):
+            yield from renamed(items, self.columns) if self.columns else items
 
     def check_unchanged(self) -> None:
         """Refuse files that changed since they were opened.
@@ -144,15 +166,38 @@ class Sources:
             raise UserError(f"{name} has a weight, but {where} takes all of the data", f"give it as {name}")
 
 
+@dataclass(frozen=True)
+class OpenedData:
+    """The data of a stage, opened once: what it trains on, and the held-out data that was named, if any was."""
+
+    config: DataConfig
+    train: Sources
+    val: Sources | None
+
+
+def open_data(kind: str, data: DataConfig) -> OpenedData:
+    """The sources that a stage's data names; this looks at the files' beginnings and reads no further.
+
+    Raises:
+        UserError: nothing there, or data of another kind.
+    """
+    train, val = (
+        None if names is None else open_sources(names, kind=kind, strict=data.strict, columns=data.columns or ())
+        for names in (data.sources, data.val)
+    )
+    assert train is not None
+    return OpenedData(data, train, val)
+
+
 def open_sources(
-    data: Sequence[str], *, kind: Kind = "text", strict: bool = False, seed: int = 0, columns: Sequence[str] = ()
+    data: Sequence[str], *, kind: str = "text", strict: bool = False, seed: int = 0, columns: Sequence[str] = ()
 ) -> Sources:
     """Find and look at everything that `data` names.
 
     Args:
         data: each `demo`, a file, a folder, a glob or `hf:OWNER/NAME[@REVISION][:CONFIG][:SPLIT]`, and `:WEIGHT` after
             all of them or none. (`./demo` is a file or folder of that name.)
-        kind: what the stage needs; `demo` has all kinds, a file has one.
+        kind: the record kind that the stage needs; `demo` has all built-in kinds, a file has one.
         strict: refuse the data at its first unusable record.
         seed: of the built-in corpus.
         columns: `text=body`: a record's `text` is what the data calls `body`; see `columns.py`.
@@ -162,76 +207,177 @@ def open_sources(
             not known, or of another kind than `kind`; weights that are not positive or not for all; a column that no
             record has.
     """
-    if not data:
-        raise UserError("no data is named", f"give --data: {SUPPORTED}")
-    parts = tuple(open_part(name) for name in data)
-    without = [part.name for part in parts if part.weight is None]
-    if 0 < len(without) < len(parts):
-        raise UserError(f"{without[0]} has no weight, and others have", f"give {without[0]}:WEIGHT, or no weights")
-    sources = Sources(parts, kind, strict, seed, parse_columns(columns))
-    _check_kinds(sources)
+    sources = replace(find_sources(data, columns), kind=find_kind(kind).name, strict=strict, seed=seed)
+    beginnings = read_beginnings(sources)
+    if sources.columns:
+        check_columns(sources.columns, [record for each in beginnings for record in each.records])
+    _check_kind(beginnings, sources)
     return sources
 
 
-def _records_of_files(files: Sequence[DataFile], on_bytes: OnBytes | None) -> Iterator[Record | Rejected]:
-    for file in files:
-        yield from read_file(file, on_bytes)
+def open_any(data: Sequence[str], kinds: Sequence[str] | None = None, *, columns: Sequence[str] = ()) -> Sources:
+    """The data that `data` names, of the kind that its first records are.
+
+    Args:
+        kinds: the kinds that will do (by default all); the first of them where the data has several (`demo`) or
+            cannot be told.
+        columns: see `open_sources`.
+
+    Raises:
+        UserError: see `open_sources`; the data is of none of these kinds.
+    """
+    sources = find_sources(data, columns)
+    beginnings = read_beginnings(sources)
+    if sources.columns:
+        check_columns(sources.columns, [record for each in beginnings for record in each.records])
+    return of_any_kind(sources, beginnings, kinds)
 
 
-def _check_kinds(sources: Sources) -> None:
-    """Refuse a named file of another kind, folders and globs in which no file is of the kind needed, and columns that
-    no file has.
+def of_any_kind(sources: Sources, beginnings: Sequence[Beginning], kinds: Sequence[str] | None = None) -> Sources:
+    """`sources` as the kind (one of `kinds`; by default of all) that most of its first records are.
+
+    Raises:
+        UserError: they are of none of these kinds.
+    """
+    kinds = tuple(all_kinds()) if kinds is None else kinds
+    refusals: list[UserError] = []
+    for kind in kinds:
+        tried = replace(sources, kind=kind)
+        try:
+            _check_kind(beginnings, tried)
+        except UserError as refusal:
+            refusals.append(refusal)
+            continue
+        if tried.members[0].demo:
+            return tried
+        first = itertools.islice((value for each in beginnings for value in each.values(sources.columns)), PEEK)
+        found = Counter(map(kind_of, first))
+        best = max(kinds, key=lambda each: found[each])
+        return replace(sources, kind=best) if found[best] else tried
+    raise refusals[0]
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """The first readable records of a file or data set, under the data's own field names."""
+
+    name: str
+    named: bool  # the person named it itself
+    records: list[Record]
+
+    def values(self, columns: Sequence[tuple[str, str]]) -> list[dict[str, object]]:
+        """The values of the records, under the names that `columns` gives the fields."""
+        items = renamed(self.records, columns) if columns else self.records
+        return [item.value for item in items if isinstance(item, Record)]
+
+
+def read_beginnings(sources: Sources) -> list[Beginning]:
+    """The beginning of every file and data set; the built-in corpus has none."""
+    return [
+        Beginning(name, named, [item for item in itertools.islice(items, PEEK) if isinstance(item, Record)])
+        for source in sources.members
+        for name, named, items in _streams(source, None)
+    ]
+
+
+def find_sources(data: Sequence[str], columns: Sequence[str]) -> Sources:
+    """Everything that `data` names, of whatever kind; nothing is read yet.
+
+    Raises:
+        UserError: see `open_sources`.
+    """
+    if not data:
+        raise UserError("no data is named", f"give --data: {SUPPORTED}")
+    members = tuple(_open_source(name) for name in data)
+    without = [source.name for source in members if source.weight is None]
+    if 0 < len(without) < len(members):
+        raise UserError(f"{without[0]} has no weight, and others have", f"give {without[0]}:WEIGHT, or no weights")
+    return Sources(members, columns=parse_columns(columns) if columns else ())
+
+
+def _open_source(argument: str) -> Source:
+    name, weight = split_weight(argument)
+    if name == DEMO:
+        return Source(name, weight, demo=True)
+    if is_hub(name):
+        return Source(name, weight, hub=open_hub(name))
+    return Source(name, weight, files=open_files(name))
+
+
+def split_weight(name: str) -> tuple[str, float | None]:
+    """(what is named, its weight) of `PATH:WEIGHT`; a path that exists as it stands has no weight.
+
+    Raises:
+        UserError: the weight is not above 0.
+    """
+    match = WEIGHTED.fullmatch(name)
+    if match is None or Path(name).expanduser().exists():
+        return name, None
+    path, weight = match[1], float(match[2])
+    known = path == DEMO or path.startswith(PREFIX) or glob.has_magic(path) or Path(path).expanduser().exists()
+    if not known:
+        return name, None
+    if not 0 < weight < float("inf"):
+        raise UserError(f"{name}: the weight {match[2]} is not above 0", "give a share such as 0.3, or leave it out")
+    return path, weight
+
+
+def is_hub(name: str) -> bool:
+    """True if an argument of `--data` names a data set of the hub."""
+    return name.startswith(PREFIX) and not Path(name).exists()
+
+
+def _streams(source: Source, on_bytes: OnBytes | None) -> Iterator[tuple[str, bool, Iterator[Record | Rejected]]]:
+    """(name, whether the person named it itself, its records) of every file and data set of a source."""
+    if source.hub is not None:
+        yield source.hub.name, True, source.hub.records()
+    for file in source.files:
+        yield file.name, file.named, read_file(file, is_known, on_bytes)
+
+
+def _check_kind(beginnings: Sequence[Beginning], sources: Sources) -> None:
+    """Refuse a named file of another kind, and folders and globs in which no file is of the kind needed.
 
     A file of another kind among good ones in a folder is no error here: its records are rejected one by one.
     """
-    refusals, count = [], 0
-    missing = {old for _, old in sources.columns}
-    fields: dict[str, None] = {}
-    for name, named, items in _beginnings(sources.parts):
-        first = [item for item in itertools.islice(items, PEEK) if isinstance(item, Record)]
-        fields |= {field: None for item in first for field in item.value}
-        missing -= {field for item in first for field in item.value}
-        values = [item.value for item in renamed(first, sources.columns) if isinstance(item, Record)]
-        count += 1
-        if refusal := _other_kind(name, values, sources.kind):
-            if named:
+    refusals = []
+    for each in beginnings:
+        if refusal := _other_kind(each.name, each.values(sources.columns), sources.kind):
+            if each.named:
                 raise refusal
             refusals.append(refusal)
-    if missing and fields:
-        known = ", ".join(list(fields)[:8])
-        raise UserError(f"the data has no field {', '.join(sorted(missing))}", f"give --columns one of: {known}")
-    if refusals and len(refusals) == count:
+    if refusals and len(refusals) == len(beginnings):
         raise refusals[0]
 
 
-def _beginnings(parts: Sequence[Part]) -> Iterator[tuple[str, bool, Iterator[Record | Rejected]]]:
-    """(name, was it named itself, its records) of every file and data set."""
-    for part in parts:
-        if part.hub is not None:
-            yield part.hub.name, True, part.hub.records()
-        for file in part.files:
-            yield file.name, file.named, read_file(file)
-
-
-def _other_kind(name: str, values: Sequence[dict[str, Any]], kind: Kind) -> UserError | None:
+def _other_kind(name: str, values: Sequence[dict[str, object]], needed: str) -> UserError | None:
     """The error for a file whose first records are all of other known kinds."""
-    kinds = Counter(map(kind_of, values))
-    if not kinds or kinds[kind] or kinds["unknown"]:
+    kinds = all_kinds()
+    found = Counter(kind_of(value, needed) for value in values)
+    if not found or found[needed] or found[UNKNOWN]:
         return None
-    found = kinds.most_common(1)[0][0]
-    what = f"{name} holds {KIND_NAMES[found]}, and this stage needs {KIND_NAMES[kind]}"
-    return UserError(what, f"train on it with `{KIND_STAGES[found]}`, or give --data a file of {KIND_NAMES[kind]}")
+    other = kinds[found.most_common(1)[0][0]]
+    what = f"{name} holds {other.label}, and this stage needs {kinds[needed].label}"
+    return UserError(what, f"train on it with `mmcli {other.stage}`, or give --data a file of {kinds[needed].label}")
 
 
-def _demo_records(kind: Kind, seed: int) -> Iterator[Record]:
+def describe_files(files: Sequence[DataFile]) -> str:
+    """One line for the person about many files together."""
+    ways = Counter(file.how for file in files)
+    each = "; ".join(f"{count:,} as {HOW[how]}" for how, count in ways.most_common())
+    return f"{len(files):,} files ({_size(sum(file.size for file in files))}; {each})"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+def _demo_records(kind: str, seed: int) -> Iterator[Record]:
     from mmcli.data import demo
 
-    values: Iterator[dict[str, Any]]
-    if kind == "text":
-        values = ({"text": text} for text in demo.documents(seed))
-    elif kind == "chat":
-        values = demo.conversations(seed)
-    else:
-        values = demo.preferences(seed)
-    for number, value in enumerate(values, 1):
+    for number, value in enumerate(demo.records(kind, seed), 1):
         yield Record(DEMO, number, value)

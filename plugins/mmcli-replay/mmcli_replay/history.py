@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mmcli.data.sources.source import pin, split_weight
+from mmcli.data.sources.pinning import pin
+from mmcli.data.sources.sources import split_weight
 from mmcli.errors import UserError
 from mmcli.run import ModelRef, Run, find_run
 

@@ -10,10 +10,11 @@ from torch import nn
 
 from mmcli.config import Layer, resolve
 from mmcli.data.config import DataConfig
-from mmcli.data.sources.source import pin_data
+from mmcli.data.sources.pinning import pin_data
+from mmcli.data.sources.sources import open_data
 from mmcli.stage import StageContext
 from mmcli.stages.samples import continuations
-from mmcli.stages.start import Start, open_data, prepare_start
+from mmcli.stages.start import Start, prepare_start
 from mmcli.stages.tokens import TokenRows, open_rows, token_task
 from mmcli.train.device import choose_accelerator, make_deterministic
 from mmcli.train.loop import StepBatch, Task, train
@@ -31,10 +32,10 @@ def run(config: ContinueConfig, context: StageContext) -> dict[str, Any]:
     """
     make_deterministic()
     accelerator = choose_accelerator(config.train.device, config.train.precision)
-    open_data("text", config.data)  # refuse what is not there before anything is made
-    start = prepare_start(None, config.data, config.train, context, accelerator.device)
+    opened = open_data("text", config.data)  # refuse what is not there before anything is made
+    start = prepare_start(None, opened, config.train, context, accelerator.device)
     old_rows = _open_old(config, start, context)
-    new_rows = open_rows("text", config.data, config.train, start.tokenizer, context)
+    new_rows = open_rows(opened, config.train, start.tokenizer, context)
     of_new, of_old = config.train.batch_size - config.old_rows, config.old_rows
     context.report.note(f"every step: {of_new} rows of new text, {of_old} of old")
     sample = continuations(start, new_rows, config.train.seed, prompt_tokens=PROMPT_TOKENS)
@@ -72,6 +73,8 @@ def _open_old(config: ContinueConfig, start: Start, context: StageContext) -> To
     context.run.choose("replay", lambda: old.data["sources"])
     values = {**old.data, "seq_len": config.data.seq_len, "strict": config.data.strict}
     data = pin_data(resolve(DataConfig, [Layer("the replayed text", values)]).config, context.run)
-    rows = open_rows("text", data, replace(config.train, seed=old.seed), start.tokenizer, context, part="old")
+    rows = open_rows(
+        open_data("text", data), replace(config.train, seed=old.seed), start.tokenizer, context, part="old"
+    )
     context.run.update(replay=context.run.info()["data"])  # "data" will be that of the new text
     return rows

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mmcli.data.encode.cache import TokenCache
-from mmcli.data.records.kinds import Record, Rejected
+from mmcli.data.record import Record, Rejected
 from mmcli.data.sources.sources import open_sources
 from mmcli.text.tokenizer import Tokenizer
 from mmcli.text.train import train_tokenizer

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from mmcli.data.check import LISTED, check_data
+from mmcli.data.check import check_data
 from mmcli.data.encode.cache import TokenCache
-from mmcli.data.records.kinds import Kind
+from mmcli.data.records.account import LISTED
 from mmcli.data.sources.sources import Sources, open_sources
 from mmcli.text.tokenizer import Tokenizer
 
 
-def sources_of(folder: Path, lines: list[Any], kind: Kind = "text") -> Sources:
+def sources_of(folder: Path, lines: list[Any], kind: str = "text") -> Sources:
     path = folder / "data.jsonl"
     texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
     path.write_text("".join(text + "\n" for text in texts), encoding="utf-8")
@@ -26,7 +26,7 @@ def chat(question: str, answer: str) -> dict[str, str]:
     return {"instruction": question, "output": answer}
 
 
-MIXED: dict[Kind, list[Any]] = {
+MIXED: dict[str, list[Any]] = {
     "text": [{"text": "the fox"}, {"text": ""}, "{broken", {"text": "the dog jumps"}, {"other": 1}, chat("a", "b")],
     "chat": [chat("the fox", "jumps"), chat("a", ""), {"messages": []}, chat("b", "over the dog"), {"text": "x"}],
     "preference": [
@@ -38,7 +38,7 @@ MIXED: dict[Kind, list[Any]] = {
 
 
 @pytest.mark.parametrize("kind", list(MIXED))
-def test_a_check_counts_what_a_training_keeps(tmp_path: Path, tokenizer: Tokenizer, kind: Kind) -> None:
+def test_a_check_counts_what_a_training_keeps(tmp_path: Path, tokenizer: Tokenizer, kind: str) -> None:
     sources = sources_of(tmp_path, MIXED[kind], kind)
     quarantine = tmp_path / "q.jsonl"
     cache = TokenCache.build_or_open(tmp_path / "cache", sources, tokenizer, quarantine=tmp_path / "expected.jsonl")

@@ -13,9 +13,9 @@ import pytest
 from mmcli.data.encode.cache import TokenCache
 from mmcli.data.pack.batches import make_batch
 from mmcli.data.pack.packing import pack_cache
-from mmcli.data.preview import Example, open_any, pieces, printable, read_examples, read_rows
-from mmcli.data.records.kinds import Kind, Rejected
-from mmcli.data.sources.sources import Sources, open_sources
+from mmcli.data.preview import Example, pieces, printable, read_examples, read_rows
+from mmcli.data.records.account import RecordAccount
+from mmcli.data.sources.sources import Sources, open_any, open_sources
 from mmcli.errors import UserError
 from mmcli.text.tokenizer import Tokenizer
 
@@ -32,7 +32,7 @@ CHAT: list[dict[str, Any]] = [
     },
 ]
 PAIRS: list[dict[str, Any]] = [{"prompt": "who judges", "chosen": "seven wizards", "rejected": "a dog"}]
-BY_KIND: dict[Kind, list[dict[str, Any]]] = {"text": TEXT, "chat": CHAT, "preference": PAIRS}
+BY_KIND: dict[str, list[dict[str, Any]]] = {"text": TEXT, "chat": CHAT, "preference": PAIRS}
 
 
 def write(folder: Path, values: Sequence[Any], name: str = "data.jsonl") -> str:
@@ -41,30 +41,29 @@ def write(folder: Path, values: Sequence[Any], name: str = "data.jsonl") -> str:
     return str(path)
 
 
-def sources_of(folder: Path, values: Sequence[Any], kind: Kind) -> Sources:
+def sources_of(folder: Path, values: Sequence[Any], kind: str) -> Sources:
     return open_sources([write(folder, values)], kind=kind)
 
 
 @pytest.mark.parametrize("kind", list(BY_KIND))
-def test_examples_are_what_a_training_reads(tmp_path: Path, tokenizer: Tokenizer, kind: Kind) -> None:
+def test_examples_are_what_a_training_reads(tmp_path: Path, tokenizer: Tokenizer, kind: str) -> None:
     broken = [{"text": " "}, {"instruction": "x", "output": ""}, {"chosen": "a", "rejected": "a"}, {"other": 1}]
     sources = sources_of(tmp_path, [*BY_KIND[kind], *broken], kind)
     cache = TokenCache.build_or_open(tmp_path / "cache", sources, tokenizer)
-    items = list(read_examples(sources, tokenizer))
-    examples = [item for item in items if isinstance(item, Example)]
+    account = RecordAccount()
+    examples = list(read_examples(sources, tokenizer, account))
     sequences = [sequence for example in examples for sequence in example.sequences]
     assert [each.ids for each in sequences] == [cache.ids(i).tolist() for i in range(len(cache))]
     assert [each.trained for each in sequences] == [cache.trained(i).tolist() for i in range(len(cache))]
     assert [example.record.line for example in examples] == list(range(1, len(BY_KIND[kind]) + 1))
-    left_out = [f"{item.file}:{item.line} {item.reason}" for item in items if isinstance(item, Rejected)]
+    left_out = [f"{item.file}:{item.line} {item.reason}" for item in account.rejections]
     assert len(left_out) == len(broken) and left_out == cache.tally.first
 
 
 def test_only_the_last_turn_can_be_trained(tmp_path: Path, tokenizer: Tokenizer) -> None:
     sources = sources_of(tmp_path, CHAT[1:], "chat")
-    [every] = read_examples(sources, tokenizer)
-    [last] = read_examples(sources, tokenizer, train_on="last")
-    assert isinstance(every, Example) and isinstance(last, Example)
+    [every] = read_examples(sources, tokenizer, RecordAccount())
+    [last] = read_examples(sources, tokenizer, RecordAccount(), train_on="last")
 
     def learned(example: Example) -> str:
         [sequence] = example.sequences
@@ -79,7 +78,7 @@ def test_only_the_last_turn_can_be_trained(tmp_path: Path, tokenizer: Tokenizer)
 
 
 @pytest.mark.parametrize("kind", list(BY_KIND))
-def test_the_kind_is_what_the_first_records_are(tmp_path: Path, kind: Kind) -> None:
+def test_the_kind_is_what_the_first_records_are(tmp_path: Path, kind: str) -> None:
     assert open_any([write(tmp_path, BY_KIND[kind])]).kind == kind
     odd_ones_too = [{"other": 1}, *BY_KIND[kind], {"other": 2}]
     assert open_any([write(tmp_path, odd_ones_too, "odd.jsonl")]).kind == kind
@@ -106,7 +105,7 @@ def test_records_of_no_kind_are_of_the_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["text", "chat"])
-def test_rows_are_those_of_a_training(tmp_path: Path, tokenizer: Tokenizer, kind: Kind) -> None:
+def test_rows_are_those_of_a_training(tmp_path: Path, tokenizer: Tokenizer, kind: str) -> None:
     sources = sources_of(tmp_path, [*BY_KIND[kind], {"other": 1}], kind)
     cache = TokenCache.build_or_open(tmp_path / "cache", sources, tokenizer)
     packing = pack_cache(cache, 40)
@@ -124,7 +123,7 @@ def test_rows_are_of_the_first_records_alone(tmp_path: Path, tokenizer: Tokenize
     sources = sources_of(tmp_path, TEXT, "text")
     found = read_rows(sources, tokenizer, seq_len=40, most=2, limit=100)
     assert found.tally.kept == 2
-    first = [item.sequences[0].ids for item in read_examples(sources, tokenizer) if isinstance(item, Example)][:2]
+    first = [item.sequences[0].ids for item in read_examples(sources, tokenizer, RecordAccount())][:2]
     assert found.packing.tokens == sum(len(ids) - 1 for ids in first)
 
 

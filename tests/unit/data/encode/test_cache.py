@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 
 from mmcli.data.encode.cache import TokenCache
-from mmcli.data.encode.encoders import EncodedRecord
-from mmcli.data.records.conversations import RecordError
-from mmcli.data.records.kinds import Record
+from mmcli.data.record import EncodedRecord, Record, RecordError
 from mmcli.data.sources.sources import open_sources
 from mmcli.errors import UserError
 from mmcli.stage import Silent
@@ -262,13 +260,13 @@ def test_batches_that_are_encoded_ahead_keep_their_order(
     values[20:20] = ["{", {"text": " "}]
     path = jsonl(tmp_path / "a.jsonl", values)
     whole = build(path, tokenizer)
-    monkeypatch.setattr("mmcli.data.encode.cache.BATCH_RECORDS", 3)
+    monkeypatch.setattr("mmcli.data.encode.encoders.BATCH_RECORDS", 3)
     (tmp_path / "again").mkdir()
     small = build(jsonl(tmp_path / "again" / "a.jsonl", values), tokenizer)
     assert small.folder != whole.folder
     assert [small.ids(i).tolist() for i in range(len(small))] == [tokenizer.encode_document(text) for text in texts]
     assert small.tally.reasons == whole.tally.reasons and small.text_bytes == whole.text_bytes
-    assert small.parts.tolist() == [50]
+    assert small.sequences_by_source.tolist() == [50]
 
 
 def test_an_error_of_the_encoder_is_the_builders(

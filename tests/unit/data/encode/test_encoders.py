@@ -4,9 +4,8 @@ from typing import Any
 
 import pytest
 
-from mmcli.data.encode.encoders import EncodedRecord, encode_conversations, encode_documents, encode_preferences
-from mmcli.data.records.conversations import RecordError
-from mmcli.data.records.kinds import Record
+from mmcli.data.encode.encoders import encode_conversations, encode_documents, encode_preferences
+from mmcli.data.record import EncodedRecord, Record, RecordError
 from mmcli.errors import UserError
 from mmcli.text.chat import encode_chat
 from mmcli.text.definition import Definition

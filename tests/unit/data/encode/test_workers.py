@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 
-import mmcli.data.encode.cache
+import mmcli.data.encode.encoders
 from mmcli.data.encode.cache import TokenCache
-from mmcli.data.encode.encoders import ENCODERS, EncodedRecord
 from mmcli.data.encode.workers import EncoderPool
-from mmcli.data.records.conversations import RecordError
-from mmcli.data.records.kinds import Kind, Record
+from mmcli.data.record import EncodedRecord, Record, RecordError
+from mmcli.data.records.kinds import dump_kinds, find_kind
 from mmcli.data.sources.sources import open_sources
 from mmcli.errors import MmcliError, UserError
 from mmcli.text.definition import Definition
@@ -24,11 +23,13 @@ from mmcli.text.tokenizer import Tokenizer
 from mmcli.text.train import train_tokenizer
 
 TURNS = {"messages": [{"role": "user", "content": "how are you"}, {"role": "assistant", "content": "fine"}]}
-VALUES: dict[Kind, list[Any]] = {
+VALUES: dict[str, list[Any]] = {
     "text": [{"text": "a text to learn from"}, {"text": " "}, {"text": "another"}],
     "chat": [TURNS, {"messages": []}, {**TURNS, "messages": TURNS["messages"] * 2}],
     "preference": [{"prompt": "how", "chosen": "so", "rejected": "no"}, {"prompt": "how", "chosen": 1}],
 }
+
+KINDS = dump_kinds() or b""
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def tokenizer() -> Tokenizer:
     return train_tokenizer(["a text to learn from, and how you are"], vocab_size=320)
 
 
-def records(kind: Kind) -> list[Record]:
+def records(kind: str) -> list[Record]:
     return [Record("a.jsonl", line, value) for line, value in enumerate(VALUES[kind], 1)]
 
 
@@ -48,25 +49,25 @@ def plain(result: EncodedRecord | RecordError) -> object:
 
 
 @pytest.mark.parametrize("kind", list(VALUES))
-def test_workers_encode_as_this_process_does(kind: Kind, tokenizer: Tokenizer) -> None:
+def test_workers_encode_as_this_process_does(kind: str, tokenizer: Tokenizer) -> None:
     options = {"train_on": "last"} if kind == "chat" else {}
-    expected = [plain(each) for each in ENCODERS[kind](tokenizer, records(kind), options)]
+    expected = [plain(each) for each in find_kind(kind).encoder(tokenizer, records(kind), options)]
     assert {type(each) for each in expected} == {tuple, str}
-    with EncoderPool(kind, tokenizer, options, workers=2) as pool:
+    with EncoderPool(kind, KINDS, tokenizer, options, workers=2) as pool:
         for future in [pool.submit(records(kind)) for _ in range(5)]:
             assert [plain(each) for each in future.result()] == expected
 
 
 def test_an_error_of_the_encoder_arrives(tokenizer: Tokenizer) -> None:
     broken = Definition(tokenizer.definition.tokenizer, tokenizer.definition.config, "{{ oops")
-    with EncoderPool("chat", Tokenizer(broken), {}, workers=1) as pool:
+    with EncoderPool("chat", KINDS, Tokenizer(broken), {}, workers=1) as pool:
         with pytest.raises(UserError, match="chat template") as caught:
             pool.submit(records("chat")).result()
         assert caught.value.fix
 
 
 def test_a_worker_that_is_killed_is_told(tokenizer: Tokenizer) -> None:
-    with EncoderPool("text", tokenizer, {}, workers=1) as pool:
+    with EncoderPool("text", KINDS, tokenizer, {}, workers=1) as pool:
         pool.submit(records("text")).result()
         pool._processes[0].kill()
         with pytest.raises(MmcliError, match="ended early"):
@@ -79,11 +80,11 @@ def test_a_cache_made_by_workers_is_the_same(
     path = tmp_path / "a.jsonl"
     lines = [json.dumps({"text": f"text {n} " * (n % 7)}) for n in range(400)]
     path.write_text("\n".join([*lines[:200], "{oops", *lines[200:]]))
-    monkeypatch.setattr(mmcli.data.encode.cache, "BATCH_RECORDS", 16)
+    monkeypatch.setattr(mmcli.data.encode.encoders, "BATCH_RECORDS", 16)
     made = []
     for name, alone in (("alone", 1e9), ("workers", -1.0)):
-        monkeypatch.setattr(mmcli.data.encode.cache, "ALONE_SECONDS", alone)
-        monkeypatch.setattr(mmcli.data.encode.cache, "usable_cores", lambda: 3)
+        monkeypatch.setattr(mmcli.data.encode.encoders, "ALONE_SECONDS", alone)
+        monkeypatch.setattr(mmcli.data.encode.encoders, "usable_cores", lambda: 3)
         made.append(TokenCache.build_or_open(tmp_path / name, open_sources([str(path)]), tokenizer))
     alone_cache, worked = made
     assert worked.tally == alone_cache.tally and worked.tokens == alone_cache.tokens
@@ -98,8 +99,9 @@ HOLDER = """
 import sys
 from pathlib import Path
 from mmcli.data.encode.workers import EncoderPool
+from mmcli.data.records.kinds import dump_kinds
 from mmcli.text.tokenizer import Tokenizer
-pool = EncoderPool("text", Tokenizer.load(Path(sys.argv[1])), {}, workers=2)
+pool = EncoderPool("text", dump_kinds(), Tokenizer.load(Path(sys.argv[1])), {}, workers=2)
 print(*(process.pid for process in pool._processes), flush=True)
 sys.stdin.read()
 """

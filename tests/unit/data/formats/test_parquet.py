@@ -14,7 +14,7 @@ import pytest
 from pyarrow import parquet
 
 from mmcli.data.encode.cache import TokenCache
-from mmcli.data.records.kinds import Kind, Record, Rejected
+from mmcli.data.record import Record, Rejected
 from mmcli.data.sources.sources import open_sources
 from mmcli.errors import UserError
 from mmcli.text.tokenizer import Tokenizer
@@ -25,7 +25,7 @@ def write(path: Path, rows: list[dict[str, Any]], **options: Any) -> str:
     return str(path)
 
 
-def read(name: str, kind: Kind = "text", **more: Any) -> list[Record | Rejected]:
+def read(name: str, kind: str = "text", **more: Any) -> list[Record | Rejected]:
     return list(open_sources([name], kind=kind, **more).records())
 
 
@@ -40,7 +40,7 @@ CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"
         ("preference", {"prompt": "q", "chosen": "good", "rejected": "bad"}),
     ],
 )
-def test_rows_are_the_records_that_jsonl_holds(tmp_path: Path, tokenizer: Tokenizer, kind: Kind, value: Any) -> None:
+def test_rows_are_the_records_that_jsonl_holds(tmp_path: Path, tokenizer: Tokenizer, kind: str, value: Any) -> None:
     values = [value] * 600
     table = write(tmp_path / "a.parquet", values, row_group_size=250)
     lines = tmp_path / "a.jsonl"

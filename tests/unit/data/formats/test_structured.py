@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-import mmcli.data.formats.lines
-import mmcli.data.formats.structured
 from mmcli.data.formats.elements import ElementScanner
-from mmcli.data.formats.structured import choose_layout
+from mmcli.data.formats.lines import choose_layout
+from mmcli.data.record import MAX_RAW
 
 Read = Callable[..., tuple[list[Any], list[Any]]]
 ROWS = [{"text": f'row {i} with "quotes", {{braces}} [and] \\ more\nlines é {"x" * i}'} for i in range(12)]
@@ -41,7 +40,7 @@ def test_json_that_the_parser_refuses_in_other_ways(read: Read) -> None:
     assert len(records) == 1
     assert [item.line for item in rejected] == [2, 3]
     assert all(item.reason.startswith("not JSON: ") for item in rejected)
-    assert len(rejected[1].raw) == mmcli.data.formats.lines.MAX_RAW
+    assert len(rejected[1].raw) == MAX_RAW
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
@@ -136,7 +135,8 @@ def test_elements_do_not_depend_on_the_chunks() -> None:
 
 
 def test_too_long_lines_and_elements_are_not_held(read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mmcli.data.formats.structured, "MAX_LINE", 100)
+    monkeypatch.setattr("mmcli.data.formats.structured.MAX_LINE", 100)
+    monkeypatch.setattr("mmcli.data.formats.lines.MAX_LINE", 100)
     monkeypatch.setattr("mmcli.data.formats.files.MAX_LINE", 100)
     long, short = {"text": "x" * 1000}, {"text": "y"}
     content = "".join(json.dumps(row) + "\n" for row in (short, long, short))

@@ -11,12 +11,9 @@ import pytest
 
 from mmcli.data.check import check_data
 from mmcli.data.encode.cache import TokenCache
-from mmcli.data.pack.mixture import take_tokens, token_targets
 from mmcli.data.pack.packing import pack_cache
-from mmcli.data.pack.selection import Selection, split_documents
-from mmcli.data.records.kinds import Kind
-from mmcli.data.sources.source import split_weight
-from mmcli.data.sources.sources import open_sources
+from mmcli.data.pack.selection import Selection, split_documents, take_tokens, token_targets
+from mmcli.data.sources.sources import open_sources, split_weight
 from mmcli.errors import UserError
 from mmcli.text.tokenizer import Tokenizer
 
@@ -44,8 +41,8 @@ def test_shares_of_an_epoch_are_those_of_the_weights(mix: Mix) -> None:
     cache = mix(":0.7", ":0.3")
     everything = Selection.whole(cache)
     taken = everything.mixed(cache, seed=1)
-    of_a, of_b = taken.part_tokens(cache)
-    assert of_b == everything.part_tokens(cache)[1]  # the scarce one, all of it
+    of_a, of_b = taken.source_tokens(cache)
+    assert of_b == everything.source_tokens(cache)[1]  # the scarce one, all of it
     assert of_a == round(of_b / 0.3 * 0.7)
     assert (np.diff(taken.documents) > 0).all()
     rows = pack_cache(cache, 64, selection=taken)
@@ -56,8 +53,8 @@ def test_shares_of_an_epoch_are_those_of_the_weights(mix: Mix) -> None:
 def test_no_source_is_repeated_and_the_scarce_one_is_used_up(mix: Mix) -> None:
     for a, b in ((":1", ":9"), (":9", ":1"), (":0.99", ":0.01")):
         cache = mix(a, b)
-        taken = Selection.whole(cache).mixed(cache).part_tokens(cache)
-        whole = Selection.whole(cache).part_tokens(cache)
+        taken = Selection.whole(cache).mixed(cache).source_tokens(cache)
+        whole = Selection.whole(cache).source_tokens(cache)
         assert any(used == count for used, count in zip(taken, whole, strict=True))
         assert taken[0] / taken[1] == pytest.approx(float(a[1:]) / float(b[1:]), rel=0.02)
 
@@ -68,7 +65,7 @@ def test_weights_are_no_part_of_the_cache(mix: Mix) -> None:
     assert plain.mixture is None and Selection.whole(plain).mixed(plain).tokens == plain.tokens
     assert Selection.whole(plain).describe_mixture(plain) is None
     assert [share for _, share in weighted.mixture or ()] == pytest.approx([2 / 3, 1 / 3])
-    assert weighted.parts.tolist() == [600, 100]
+    assert weighted.sequences_by_source.tolist() == [600, 100]
 
 
 def test_the_choice_is_one_of_seed_and_content(mix: Mix) -> None:
@@ -83,13 +80,13 @@ def test_the_held_out_part_is_of_all_the_data(mix: Mix) -> None:
     train, held = split_documents(weighted, 0.1, seed=3)
     assert held.documents.tolist() == split_documents(plain, 0.1, seed=3)[1].documents.tolist()
     assert not set(train.documents) & set(held.documents)
-    of_a, of_b = train.part_tokens(weighted)
+    of_a, of_b = train.source_tokens(weighted)
     assert abs(of_a - of_b) <= 1
     assert split_documents(weighted, 0.0, seed=3)[0].tokens == Selection.whole(weighted).mixed(weighted, 3).tokens
 
 
 @pytest.mark.parametrize("kind", ["chat", "preference"])
-def test_conversations_and_pairs_are_taken_whole(tmp_path: Path, tokenizer: Tokenizer, kind: Kind) -> None:
+def test_conversations_and_pairs_are_taken_whole(tmp_path: Path, tokenizer: Tokenizer, kind: str) -> None:
     names = []
     for name, count in (("a", 300), ("b", 50)):
         sides = {"output": "the fox"} if kind == "chat" else {"chosen": "the fox", "rejected": "a dog"}
@@ -99,7 +96,7 @@ def test_conversations_and_pairs_are_taken_whole(tmp_path: Path, tokenizer: Toke
     cache = TokenCache.build_or_open(tmp_path / "cache", open_sources(names, kind=kind), tokenizer)
     taken = Selection.whole(cache).mixed(cache)
     assert (taken.starts == 0).all() and (taken.stops == cache.lengths[taken.documents]).all()
-    of_a, of_b = taken.part_tokens(cache)
+    of_a, of_b = taken.source_tokens(cache)
     assert of_a == pytest.approx(of_b, rel=0.02)
     if kind == "preference":
         assert (taken.documents[::2] + 1 == taken.documents[1::2]).all() and (taken.documents[::2] % 2 == 0).all()
@@ -147,7 +144,7 @@ def test_describe_and_check_tell_the_shares(tmp_path: Path, mix: Mix, tokenizer:
     found = check_data(sources, tokenizer)
     whole = Selection.whole(cache)
     taken = whole.mixed(cache)
-    expected = zip(taken.part_tokens(cache), whole.part_tokens(cache), strict=True)
+    expected = zip(taken.source_tokens(cache), whole.source_tokens(cache), strict=True)
     assert [each[1:] for each in found.mixture or []] == list(expected)
     assert "(75.0%)" in (taken.describe_mixture(cache) or "")
     with pytest.raises(UserError, match="has a weight, but a tokenizer takes all"):

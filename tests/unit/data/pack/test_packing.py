@@ -121,7 +121,7 @@ def test_a_million_documents_take_seconds() -> None:
 def test_pieces_and_description() -> None:
     rows = pack_rows(np.array([11, 1]), 4, split=True, seed=0)
     assert [rows.pieces(r) for r in range(3)] == [[(0, 0, 4)], [(0, 4, 4)], [(0, 8, 2)]]
-    assert rows.describe() == "3 rows of 4 tokens, 83.33% full, 1 with nothing to train on left out"
+    assert rows.describe() == "3 rows of 4 tokens, 83.33% full, 1 dropped with nothing to train on"
     rows = pack_rows(np.array([11, 4]), 4, split=False, seed=0)
     assert rows.describe() == "2 rows of 4 tokens, 87.50% full, 1 longer ones cut at their end (6 tokens lost)"
 

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from mmcli.data.records.conversations import RecordError
-from mmcli.data.records.kinds import Record, as_chat, as_preference, as_text, kind_of
+from mmcli.data.record import Record, RecordError
+from mmcli.data.records.conversations import as_chat
+from mmcli.data.records.kinds import all_kinds, as_text, dump_kinds, find_kind, kind_of, register_kind
+from mmcli.data.records.preferences import as_preference
+from mmcli.errors import UserError
 
 Q, A = {"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}
 SYSTEM = {"role": "system", "content": "be brief"}
@@ -336,3 +340,37 @@ def test_preferences_that_cannot_be_used(value: dict[str, Any], reason: str) -> 
     with pytest.raises(RecordError) as caught:
         as_preference(record(**value))
     assert str(caught.value) == reason
+
+
+# The registry
+
+
+def test_the_built_in_kinds_name_their_stages_and_encoders() -> None:
+    found = {name: kind.stage for name, kind in all_kinds().items() if name in ("text", "chat", "preference")}
+    assert found == {"text": "pretrain", "chat": "sft", "preference": "dpo"}
+    assert all(callable(find_kind(name).encoder) for name in found)
+    with pytest.raises(UserError, match='no record kind "texts"') as caught:
+        find_kind("texts")
+    assert caught.value.fix == 'did you mean "text"?'
+
+
+def test_another_kind_of_the_same_name_is_refused() -> None:
+    chat = find_kind("chat")
+    assert register_kind(chat) is chat
+    with pytest.raises(UserError, match='a record kind "chat" already'):
+        register_kind(replace(chat, stage="other"))
+    assert find_kind("chat").stage == "sft"
+
+
+def test_a_kind_of_functions_without_a_name_is_not_sent_to_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert dump_kinds() is not None
+    local = replace(find_kind("text"), name="local", matches=lambda value: "local" in value)
+    monkeypatch.setitem(all_kinds(), "local", local)
+    assert dump_kinds() is None
+
+
+def test_the_needed_kind_is_recognised_before_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    solved = replace(find_kind("chat"), name="solved", matches=lambda value: "answer" in value)
+    monkeypatch.setitem(all_kinds(), "solved", solved)
+    value = {"question": "q", "answer": "a"}
+    assert (kind_of(value), kind_of(value, "solved"), kind_of(value, "text")) == ("chat", "solved", "chat")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mmcli.data.records.kinds import Kind, Record
+from mmcli.data.record import Record
 from mmcli.data.sources.sources import open_sources
 from mmcli.errors import UserError
 
@@ -18,7 +18,7 @@ def write(path: Path, *values: Any) -> str:
     return str(path)
 
 
-def values(name: str, *columns: str, kind: Kind = "text") -> list[dict[str, Any]]:
+def values(name: str, *columns: str, kind: str = "text") -> list[dict[str, Any]]:
     return [
         item.value for item in open_sources([name], kind=kind, columns=columns).records() if isinstance(item, Record)
     ]

@@ -13,9 +13,9 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from mmcli.cli import run as mmcli
 from mmcli.data.config import DataConfig
 from mmcli.data.encode.cache import TokenCache
-from mmcli.data.records.kinds import Record, Rejected
+from mmcli.data.record import Record, Rejected
 from mmcli.data.sources.hub import HubData, open_hub
-from mmcli.data.sources.source import pin_data
+from mmcli.data.sources.pinning import pin_data
 from mmcli.data.sources.sources import open_sources
 from mmcli.errors import MmcliError, UserError
 from mmcli.run import Run, list_runs
@@ -123,7 +123,7 @@ def test_a_mixture_with_files(hub: Hub, tmp_path: Path, tokenizer: Tokenizer) ->
     (tmp_path / "a.txt").write_text("the lazy dog\n" * 50)
     sources = open_sources(["hf:o/n:0.5", f"{tmp_path}/a.txt:0.5"])
     cache = TokenCache.build_or_open(tmp_path / "cache", sources, tokenizer)
-    assert cache.parts.tolist() == [2999, 50]
+    assert cache.sequences_by_source.tolist() == [2999, 50]
     assert sources.total is None
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from mmcli.data.records.kinds import Kind, Record, Rejected, kind_of
+from mmcli.data.record import Record, Rejected
+from mmcli.data.records.kinds import kind_of
 from mmcli.data.sources.sources import open_sources
 from mmcli.errors import UserError
 
@@ -212,7 +213,7 @@ def test_demo_gives_what_the_stage_needs_beside_files(tmp_path: Path) -> None:
     assert all(isinstance(item, Record) and kind_of(item.value) == "text" for item in items)
     assert [(item.file, item.line) for item in items[:2]] == [("demo", 1), ("demo", 2)]
     assert sources.describe == "the built-in corpus, a.txt (4 B, a document a line)"
-    kinds: list[Kind] = ["text", "chat", "preference"]
+    kinds: list[str] = ["text", "chat", "preference"]
     for kind in kinds[1:]:
         first = next(open_sources(["demo"], kind=kind).records())
         assert isinstance(first, Record)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mmcli.data.sources import hashes as file_hashes
-from mmcli.data.sources.hashes import FileHashes, hash_file
+from mmcli.data.formats import files as file_hashes
+from mmcli.data.formats.files import FileHashes, hash_file
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Accounting: every record is kept or rejected, and every rejected one has a place and a reason."""
+"""The account of some data: every record is kept or rejected, and every rejected one has a place and a reason."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from mmcli.data.records.kinds import Rejected
+from mmcli.data.record import Rejected
 from mmcli.errors import UserError
 
+LISTED = 100  # rejected records that an account keeps; the quarantine file has all
 SHOWN = 5  # rejections shown to the person; the quarantine file has all
 
 
 @dataclass
 class Tally:
-    """How many records were kept and rejected, the reasons with their counts, and the first rejections."""
+    """Numbers of records kept and rejected, the reasons with their counts, and the first rejections."""
 
     kept: int = 0
     rejected: int = 0
@@ -28,7 +29,7 @@ class Tally:
         return self.kept + self.rejected
 
     def lines(self) -> list[str]:
-        """What to show the person: nothing where nothing was rejected."""
+        """Lines to show the person: none where nothing was rejected."""
         if not self.rejected:
             return []
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.reasons.items())
@@ -38,8 +39,12 @@ class Tally:
         return asdict(self)
 
 
-class Intake:
+class RecordAccount:
     """Counts what is kept and rejected, and writes the rejected ones to a quarantine file (JSONL).
+
+    Attributes:
+        tally: the counts, with the reasons.
+        rejections: the first `LISTED` rejected records, as they came.
 
     A quarantine line has `file`, `line`, `reason` and `raw`, or `raw_base64` where the bytes are not UTF-8.
     With `strict` the first rejection raises UserError.
@@ -47,6 +52,7 @@ class Intake:
 
     def __init__(self, quarantine: Path | None = None, *, strict: bool = False) -> None:
         self.tally = Tally()
+        self.rejections: list[Rejected] = []
         self.kept_by_file: dict[str, int] = {}
         self.first_by_file: dict[str, Rejected] = {}
         self.rejected_by_file: dict[str, int] = {}
@@ -56,7 +62,7 @@ class Intake:
         if quarantine is not None:
             quarantine.unlink(missing_ok=True)  # an older run's rejections are not this run's
 
-    def __enter__(self) -> Intake:
+    def __enter__(self) -> RecordAccount:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -83,6 +89,8 @@ class Intake:
         tally.reasons[group] = tally.reasons.get(group, 0) + 1
         if len(tally.first) < SHOWN:
             tally.first.append(f"{item.file}:{item.line} {item.reason}")
+        if len(self.rejections) < LISTED:
+            self.rejections.append(item)
         self.first_by_file.setdefault(item.file, item)
         self.rejected_by_file[item.file] = self.rejected_by_file.get(item.file, 0) + 1
         self._quarantine(item)
@@ -103,7 +111,7 @@ class Intake:
         self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
     def check(self, named: frozenset[str]) -> None:
-        """Refuse data of which nothing is left.
+        """Refuse data without a usable record.
 
         Args:
             named: files that the person named one by one; each must have a record that is kept.
@@ -118,11 +126,11 @@ class Intake:
                 what = (
                     f"{file} has no usable record: {count:,} rejected, the first at line {first.line}: {first.reason}"
                 )
-                raise UserError(what, "mend the file, or leave it out of --data")
+                raise UserError(what, "fix the file, or leave it out of --data")
         if not self.tally.kept:
             raise UserError("the data has no record at all", "give --data files that are not empty")
 
 
 def refused_by_strict(place_and_reason: str) -> UserError:
     """The error for a rejected record when the person asked for none."""
-    return UserError(place_and_reason, "mend that record, or run without strict to leave such records out")
+    return UserError(place_and_reason, "fix that record, or run without strict to skip such records")

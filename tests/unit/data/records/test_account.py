@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from mmcli.data.records.accounting import Intake
-from mmcli.data.records.kinds import Rejected
+from mmcli.data.record import Rejected
+from mmcli.data.records.account import RecordAccount
 from mmcli.errors import UserError
 
 
 def test_counts_groups_and_quarantines(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "rejected.jsonl"
-    with Intake(path) as intake:
+    with RecordAccount(path) as intake:
         for _ in range(5):
             intake.keep("a")
         for line in range(1, 8):
@@ -34,7 +34,7 @@ def test_counts_groups_and_quarantines(tmp_path: Path) -> None:
 def test_nothing_rejected_leaves_no_file_of_an_older_run(tmp_path: Path) -> None:
     path = tmp_path / "rejected.jsonl"
     path.write_text("old")
-    with Intake(path) as intake:
+    with RecordAccount(path) as intake:
         intake.keep("a")
     assert not path.exists()
     assert intake.tally.lines() == []
@@ -42,12 +42,12 @@ def test_nothing_rejected_leaves_no_file_of_an_older_run(tmp_path: Path) -> None
 
 def test_strict_stops_at_the_first() -> None:
     with pytest.raises(UserError) as caught:
-        Intake(strict=True).reject(Rejected("a.jsonl", 7, "not JSON: x", b""))
+        RecordAccount(strict=True).reject(Rejected("a.jsonl", 7, "not JSON: x", b""))
     assert caught.value.what == "a.jsonl:7 not JSON: x"
 
 
 def test_files_without_a_usable_record() -> None:
-    intake = Intake()
+    intake = RecordAccount()
     intake.keep("good")
     for line in (4, 5):
         intake.reject(Rejected("bad", line, f"reason {line}", b""))
@@ -56,8 +56,8 @@ def test_files_without_a_usable_record() -> None:
         intake.check(frozenset(["good", "bad"]))
     assert caught.value.what == "bad has no usable record: 2 rejected, the first at line 4: reason 4"
     with pytest.raises(UserError, match="no record at all"):
-        Intake().check(frozenset())
-    alone = Intake()
+        RecordAccount().check(frozenset())
+    alone = RecordAccount()
     alone.reject(Rejected("bad", 1, "reason", b""))
     with pytest.raises(UserError, match="bad has no usable record: 1 rejected"):
         alone.check(frozenset())
