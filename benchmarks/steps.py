@@ -41,7 +41,7 @@ def our_step(config: ModelConfig, ids: np.ndarray, *, micro_batch: int, compiled
         part = ids[first : first + micro_batch]
         positions = np.tile(np.arange(part.shape[1] - 1), (len(part), 1))
         batch = Batch(part[:, :-1].copy(), part[:, 1:].copy(), positions, np.zeros_like(positions))
-        batches.append(TokenBatch.from_batch(batch, config, torch.device("cpu")))
+        batches.append(TokenBatch.from_batch(batch, config))
     targets = float(sum(batch.counts["loss"] for batch in batches))
 
     def step() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,6 +93,52 @@ class LossOutput:
     metrics: Mapping[str, Term] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Metric:
+    """A logged value that is shown: in the live line, in `mmcli runs` and in reports. The others are only logged.
+
+    Attributes:
+        name: key of the value in metrics.jsonl: a term or metric of the loss, or a value of `Task.evaluate`, whose
+            names begin with `val_`.
+        format: format spec of a number, such as ".3f" or ".0%"; of a list, its smallest and its largest are shown.
+        label: short words before the number, by default the name; a single letter stands without a space: H1.00.
+        group: metrics of one group are shown together, and in a line only where there is room for all of them.
+
+    Raises:
+        ValueError: the format is not one of a float.
+    """
+
+    name: str
+    format: str = ".3f"
+    label: str = ""
+    group: str = ""
+
+    def __post_init__(self) -> None:
+        format(0.0, self.format)
+
+    @property
+    def held_out(self) -> bool:
+        """Measured on held-out data, at evaluation intervals."""
+        return self.name.startswith("val_")
+
+    @property
+    def title(self) -> str:
+        """The name in words, without `val_`."""
+        return self.name.removeprefix("val_").replace("_", " ")
+
+    def number(self, value: Any) -> str:
+        """The value as it is shown, without words: 1.853, or 12-38% of a list."""
+        if not isinstance(value, list):
+            return format(float(value), self.format)
+        low, high = (format(float(each), self.format) for each in (min(value), max(value)))
+        return f"{low.removesuffix('%')}-{high}"
+
+    def text(self, value: Any) -> str:
+        """The label and the value: `loss 1.853`."""
+        label = self.label or self.title
+        return f"{label}{'' if len(label) == 1 else ' '}{self.number(value)}"
+
+
 class Reporter(Protocol):
     """Where the library says what it does; only `cli/` prints."""
 
@@ -105,8 +151,11 @@ class Reporter(Protocol):
     def progress(self, task: str, done: float, total: float | None, unit: str) -> None:
         """How far a long job is; `done == total` ends it."""
 
-    def step(self, values: Mapping[str, Any]) -> None:
-        """One training step: step, steps, loss, lr, tokens_per_second, mfu, eta_seconds, ..."""
+    def step(self, values: Mapping[str, Any], metrics: Sequence[Metric]) -> None:
+        """One training step: step, steps, tokens_per_second, mfu, eta_seconds, and values of which `metrics` are shown.
+
+        A metric without a value in this step, or with None, is left out.
+        """
 
     def sample(self, prompt: str, text: str) -> None:
         """A text that the model wrote during training."""
@@ -121,7 +170,7 @@ class Silent:
     def note(self, text: str) -> None: ...
     def warn(self, text: str) -> None: ...
     def progress(self, task: str, done: float, total: float | None, unit: str) -> None: ...
-    def step(self, values: Mapping[str, Any]) -> None: ...
+    def step(self, values: Mapping[str, Any], metrics: Sequence[Metric]) -> None: ...
     def sample(self, prompt: str, text: str) -> None: ...
     def close(self) -> None: ...
 

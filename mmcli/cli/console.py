@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmcli.errors import MmcliError
@@ -14,7 +14,9 @@ from mmcli.errors import MmcliError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mmcli.stage import Reporter
+    from mmcli.stage import Metric, Reporter
+
+LINE_COLUMNS = 80
 
 
 def out() -> Console:
@@ -60,18 +62,6 @@ def reporter() -> Reporter:
     return PlainReporter()
 
 
-def duration(seconds: float) -> str:
-    """Seconds as people write them: 8s, 3m20s, 2h05m, 3d4h."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    if whole < 86400:
-        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-    return f"{whole // 86400}d{whole % 86400 // 3600}h"
-
-
 def amount(number: float) -> str:
     """A count in few characters: 950, 12.3k, 4.5M, 1.2G."""
     for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -80,26 +70,37 @@ def amount(number: float) -> str:
     return f"{number:.0f}"
 
 
-def step_line(values: Mapping[str, Any]) -> str:
-    """One training step in words, within 80 columns."""
+def step_line(values: Mapping[str, Any], metrics: Sequence[Metric]) -> str:
+    """One training step on a line: the metrics, the speed, and what of the rest fits into 80 columns.
+
+    The rest is, in this order, each group of metrics and the MFU.
+    """
+    from mmcli.train.config import duration
+
     steps = values.get("steps")
     parts = [f"step {values['step']}/{steps}" if steps else f"step {values['step']}"]
-    for key, shown in (("loss", "loss"), ("margin", "margin"), ("accuracy", "acc"), ("val_loss", "val")):
-        if values.get(key) is not None:
-            parts.append(f"{shown} {values[key]:.3f}")
-    if values.get("val_bits_per_byte") is not None:
-        parts.append(f"bpb {values['val_bits_per_byte']:.3f}")
+    groups: dict[str, list[str]] = {}
+    for metric in metrics:
+        if values.get(metric.name) is not None:
+            shown = metric.text(values[metric.name])
+            groups.setdefault(metric.group, []).append(shown)
+    parts += groups.pop("", [])
     if values.get("tokens_per_second"):
         parts.append(f"{amount(values['tokens_per_second'])} tok/s")
-    load = values.get("expert_load")
-    if load and values.get("val_loss") is None:
-        spread = f"experts {min(load) * 100:.0f}-{max(load):.0%}"
-        parts.append(f"{spread} H{values['expert_entropy']:.2f} drop {values['expert_dropped']:.2g}")
-    elif values.get("mfu"):
-        parts.append(f"mfu {values['mfu']:.0%}")
-    if values.get("eta_seconds") is not None:
-        parts.append(f"eta {duration(values['eta_seconds'])}")
-    return "  ".join(parts)
+    ending = [f"eta {duration(values['eta_seconds'])}"] if values.get("eta_seconds") is not None else []
+    rest = [" ".join(group) for group in groups.values()]
+    if values.get("mfu"):
+        rest.append(f"mfu {values['mfu']:.0%}")
+    for part in rest:
+        if len("  ".join([*parts, part, *ending])) <= LINE_COLUMNS:
+            parts.append(part)
+    return "  ".join([*parts, *ending])
+
+
+def is_milestone(values: Mapping[str, Any], metrics: Sequence[Metric]) -> bool:
+    """True of a step whose line is kept: one with a value on held-out data, and the last."""
+    evaluated = any(metric.held_out and values.get(metric.name) is not None for metric in metrics)
+    return evaluated or values.get("step") == values.get("steps")
 
 
 class PlainReporter:
@@ -137,10 +138,9 @@ class PlainReporter:
         if final:
             self._last[task] = float("inf")
 
-    def step(self, values: Mapping[str, Any]) -> None:
-        notable = values.get("val_loss") is not None or values.get("step") == values.get("steps")
-        if self._due("step", notable or values.get("step") == 1):
-            self._line(step_line(values))
+    def step(self, values: Mapping[str, Any], metrics: Sequence[Metric]) -> None:
+        if self._due("step", is_milestone(values, metrics) or values.get("step") == 1):
+            self._line(step_line(values, metrics))
 
     def sample(self, prompt: str, text: str) -> None:
         self._line(f"sample: {one_line(prompt + text)}")

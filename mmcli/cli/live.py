@@ -1,15 +1,16 @@
-"""The live line of a terminal: what runs now, redrawn in place; notes and milestones stay above it."""
+"""The live line of a terminal: progress redrawn in place; notes and milestones stay above it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from mmcli.cli.console import amount, one_line, step_line
+from mmcli.cli.console import amount, is_milestone, one_line, step_line
+from mmcli.stage import Metric
 
 
 class LiveReporter:
@@ -51,13 +52,13 @@ class LiveReporter:
         if done >= total:
             self.close()
 
-    def step(self, values: Mapping[str, Any]) -> None:
-        final = values.get("step") == values.get("steps")
-        if values.get("val_loss") is not None or final:
+    def step(self, values: Mapping[str, Any], metrics: Sequence[Metric]) -> None:
+        line = step_line(values, metrics)
+        if is_milestone(values, metrics):
             self.close()
-            self._console.print(step_line(values), markup=False, no_wrap=True, overflow="ellipsis")
+            self._console.print(line, markup=False, no_wrap=True, overflow="ellipsis")
         else:
-            self._show(step_line(values))
+            self._show(line)
 
     def sample(self, prompt: str, text: str) -> None:
         self.close()

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from mmcli.cli.options import HELP, AsJson, RunsDir
+from mmcli.stage import Metric
 
 app = typer.Typer(no_args_is_help=True, context_settings=HELP)
 
@@ -17,15 +18,27 @@ def _row(run: Any) -> dict[str, Any]:
     info = run.info()
     last = last_metrics(run)
     return {
+        **{metric.name: last.get(metric.name) for metric in shown_metrics(info)},
         "run": run.name,
         "stage": run.stage,
         "state": info["state"],
         "steps": info.get("steps_done"),
-        "loss": last.get("loss", last.get("dpo_loss")),
-        "val_loss": last.get("val_loss", last.get("val_dpo_loss")),
         "started": info.get("started"),
         "has_model": (run.model / "config.json").is_file(),
     }
+
+
+def shown_metrics(info: dict[str, Any]) -> list[Metric]:
+    """The metrics that a run declared to be shown, the headline first; none for a run without training."""
+    return [Metric(**each) for each in info.get("metrics", [])]
+
+
+def _headlines(run: Any) -> tuple[str, str]:
+    """The newest value of a run's first metric, and of its first held-out one, in words."""
+    last, metrics = last_metrics(run), shown_metrics(run.info())
+    known = [metric for metric in metrics if last.get(metric.name) is not None]
+    texts = [[metric.text(last[metric.name]) for metric in known if metric.held_out is held] for held in (False, True)]
+    return texts[0][0] if texts[0] else "", texts[1][0] if texts[1] else ""
 
 
 def last_metrics(run: Any) -> dict[str, Any]:
@@ -47,22 +60,22 @@ def list_(runs_dir: RunsDir = Path("runs"), json: AsJson = False) -> None:
     from mmcli.cli.console import err, out, print_json
     from mmcli.run import list_runs
 
-    rows = [_row(run) for run in list_runs(runs_dir)]
+    runs = list_runs(runs_dir)
     if json:
-        print_json(rows)
+        print_json([_row(run) for run in runs])
         return
-    if not rows:
+    if not runs:
         err().print(f"no runs in {runs_dir} yet; start one: mmcli pretrain", markup=False)
         return
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for name in ("run", "state", "steps", "loss", "val loss", "started"):
-        table.add_column(name, overflow="fold", justify="right" if name in ("steps", "loss", "val loss") else "left")
-    for row in rows:
-        numbers = ["" if row[k] is None else f"{row[k]:.3f}" for k in ("loss", "val_loss")]
-        started = (row["started"] or "")[:16].replace("T", " ")
-        table.add_row(row["run"], row["state"], str(row["steps"] or ""), *numbers, started)
+    for name in ("run", "state", "steps", "training", "held-out", "started"):
+        table.add_column(name, overflow="fold", justify="right" if name == "steps" else "left")
+    for run in runs:
+        info = run.info()
+        started = (info.get("started") or "")[:16].replace("T", " ")
+        table.add_row(run.name, info["state"], str(info.get("steps_done") or ""), *_headlines(run), started)
     out().print(table)
 
 
@@ -84,11 +97,15 @@ def show(
         return
     console = out()
     for key, value in info.items():
-        if key not in ("sources", "pid") and value is not None:
+        if key not in ("sources", "pid", "metrics") and value is not None:
             shown = " ".join(value) if isinstance(value, list) else value
             console.print(f"[bold]{key:>18}[/bold]", end="  ")
             console.print(str(shown), markup=False)
-    for title, values in (("chosen for you", chosen), ("last metrics", last_metrics(found))):
+    last = last_metrics(found)
+    for metric in shown_metrics(info):
+        if last.get(metric.name) is not None:
+            last[metric.name] = metric.number(last[metric.name])
+    for title, values in (("chosen for you", chosen), ("last metrics", last)):
         if values:
             console.print(f"\n{title}", style="bold")
             for key, value in values.items():

@@ -1,20 +1,23 @@
-"""Attention: what a batch says about who sees whom (`AttnContext`), and the one place that picks a kernel (`attend`).
+"""Attention: the metadata of a batch (`AttnContext`), kernel, mask and rotary tables of a forward pass
+(`AttentionPlan`), and the computation itself (`attend`).
 
 Shapes: B rows, T tokens in a row, H query heads, K key/value heads, G = H/K queries for a key, d features of a head,
-J keys seen (T without a cache, the tokens held so far with one), N segments of the batch.
+J keys (T without a cache, the tokens held so far with one), N documents of the batch.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from mmcli.model.config import ModelConfig
 
 if TYPE_CHECKING:
     from mmcli.model.cache import CacheView, KVCache
@@ -27,17 +30,18 @@ FLASH_CAPABILITY = (8, 0)  # its oldest GPUs
 
 @dataclass(frozen=True)
 class AttnContext:
-    """Who sees whom in one batch, built once on the host and shared by every layer.
+    """Attention mask metadata of one batch: positions and document boundaries, built once on the host.
 
-    A token sees itself and the earlier tokens of its own segment. Padding (segment -1) is a segment of its own at the
-    end of each real one, so no softmax is ever empty and no real token sees it.
+    A token attends to itself and the earlier tokens of its own document. Equal neighbouring segment numbers of a row
+    are one document; a stretch of padding (segment -1) counts as one too, so no softmax is ever empty and no real token
+    attends to padding.
     """
 
-    positions_BT: Tensor  # place of each token in its segment, int64
+    positions_BT: Tensor  # place of each token in its document, int64
     segments_BT: Tensor | None  # segment of each token, -1 for padding; None with a cache
-    document_ids_BT: Tensor | None  # number of the stretch of equal segments a token lies in, over the whole batch
-    cu_seqlens: Tensor | None  # int32 [N' + 1]: where each run starts in the flattened batch, filled up (see below)
-    max_len: int  # no run is longer than this
+    document_ids_BT: Tensor | None  # document that each token belongs to, numbered over the whole batch
+    cu_seqlens: Tensor | None  # int32 [N' + 1]: start of each document in the flattened batch, filled up (see below)
+    max_len: int  # no document is longer than this; with a cache, the number of keys
     single_segment: bool  # each row is one segment, then at most padding: plain causal attention is exact
     rows: int  # rows that hold at least one real token
     varlen: bool = False  # the device and torch have FlashAttention over `cu_seqlens`
@@ -50,29 +54,29 @@ class AttnContext:
         Args:
             positions_BT: [B, T] ints, numpy or tensor, restarting at 0 in each segment.
             segments_BT: [B, T] ints, numpy or tensor; equal neighbours of a row are one segment, -1 is padding.
-            device: where the model is.
+            device: of the model.
 
-        `max_len` is T and `cu_seqlens` is filled up with empty runs to a power of two, since a compiled graph is made
-        anew for every other number or length it meets.
+        `max_len` is T and `cu_seqlens` is filled up with empty documents to a power of two, since a compiled graph is
+        made anew for every other number or length.
         """
         segments = _on_host(segments_BT)
         n_rows, n_tokens = segments.shape
         starts = np.ones((n_rows, n_tokens), dtype=bool)
         starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
         padding = segments < 0
-        one_real_run = (starts & ~padding).sum(axis=1) <= 1
+        one_document = (starts & ~padding).sum(axis=1) <= 1
         padding_is_last = (np.diff(padding.astype(np.int8), axis=1) >= 0).all()
         edges = np.flatnonzero(starts.ravel())
         cu_seqlens = np.full((1 << max(4, len(edges).bit_length())) + 1, segments.size, dtype=np.int32)
         cu_seqlens[: len(edges)] = edges
-        runs = (np.cumsum(starts.ravel()) - 1).reshape(segments.shape)
+        document_ids = (np.cumsum(starts.ravel()) - 1).reshape(segments.shape)
         return cls(
             positions_BT=torch.from_numpy(_on_host(positions_BT)).to(device),
             segments_BT=torch.from_numpy(segments).to(device),
-            document_ids_BT=torch.from_numpy(runs).to(device),
+            document_ids_BT=torch.from_numpy(document_ids).to(device),
             cu_seqlens=torch.from_numpy(cu_seqlens).to(device),
             max_len=n_tokens,
-            single_segment=bool(one_real_run.all() and padding_is_last),
+            single_segment=bool(one_document.all() and padding_is_last),
             rows=int((~padding).any(axis=1).sum()),
             varlen=_has_varlen(torch.device(device)),
         )
@@ -105,15 +109,32 @@ class AttnContext:
             cache=view,
         )
 
+    def to(self, device: torch.device) -> AttnContext:
+        """The same context on `device`; a copy from pinned memory does not wait."""
+        moved = self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        return replace(moved, varlen=_has_varlen(device))
+
+    def pin_memory(self) -> AttnContext:
+        """The same context in page-locked host memory, from which a copy to a CUDA device does not wait."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, move: Callable[[Tensor], Tensor]) -> AttnContext:
+        changes: dict[str, Any] = {key: move(value) for key, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **changes)
+
     @property
     def valid_BT(self) -> Tensor:
-        """True where a token is no padding."""
+        """True where a token is not padding."""
         if self.segments_BT is None:
             return torch.ones_like(self.positions_BT, dtype=torch.bool)
         return self.segments_BT >= 0
 
     def mask(self, window: int | None) -> Tensor:
-        """[B, 1, T, J] bool: True where a token (T) sees a key (J), `window` being how many, itself included."""
+        """The attention mask, [B, 1, T, J] bool: True where a token (T) attends to a key (J).
+
+        Args:
+            window: the newest keys that a token attends to, itself included; None for all.
+        """
         if self.document_ids_BT is None:
             query_BT1 = self.positions_BT[:, :, None]
             key_J = torch.arange(self.max_len, device=query_BT1.device)
@@ -133,7 +154,7 @@ def _on_host(array: Any) -> np.ndarray:
 
 
 def _find_varlen() -> Callable[..., Any] | None:
-    """torch's FlashAttention over runs, if it knows grouped queries and a window."""
+    """torch's variable-length FlashAttention, if it takes grouped queries and a window."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:  # torch before 2.10
@@ -161,10 +182,11 @@ def choose_kernel(
     dtype: torch.dtype,
     head_dim: int,
 ) -> Kernel:
-    """Which way `attend` goes, from what is known on the host.
+    """The attention kernel, from what is known on the host.
 
     "plain" is the softmax written out; "causal" and "full" are SDPA without a mask, "masked" with one; "varlen" is
-    FlashAttention over the runs of the flattened batch, which only CUDA has (a mask would lose FlashAttention there).
+    FlashAttention over the documents of the flattened batch, which only CUDA has (a mask would lose FlashAttention
+    there).
     """
     if not flash:
         return "plain"
@@ -177,41 +199,63 @@ def choose_kernel(
     return "varlen" if ctx.varlen and fits and dropout_p == 0.0 else "masked"
 
 
-def attend(
-    q_BTHd: Tensor,
-    k_BJKd: Tensor,
-    v_BJKd: Tensor,
+@dataclass(frozen=True)
+class AttentionPlan:
+    """Attention of one forward pass, decided once and handed to every block."""
+
+    ctx: AttnContext
+    kernel: Kernel
+    mask_B1TJ: Tensor | None  # for the kernels "masked" and "plain"
+    rotary: tuple[Tensor, Tensor] | None  # (cos, sin), [B, T, 1, rotary_dim] each; None without rotary positions
+    valid_BT: Tensor | None  # tokens that routers count, padding left out; None where they keep no statistics
+    dropout_p: float  # share of the attention weights that is dropped
+    window: int | None  # newest keys that a token attends to, itself included; None for all
+
+
+def plan_attention(
     ctx: AttnContext,
+    config: ModelConfig,
     *,
-    flash: bool = True,
-    dropout_p: float = 0.0,
-    window: int | None = None,
-    mask: Tensor | None = None,
-) -> Tensor:
-    """softmax(q k' / sqrt(d)) v over what each token sees, grouped-query; returns out_BTHd.
+    dtype: torch.dtype,
+    training: bool,
+    rotary: tuple[Tensor, Tensor] | None = None,
+) -> AttentionPlan:
+    """The plan of a forward pass over a batch.
 
     Args:
-        flash: fused kernels; False is the softmax written out, the same numbers at dropout 0.
-        dropout_p: share of the attention weights that is dropped.
-        window: how many tokens one sees, itself included; None for all.
-        mask: `ctx.mask(window)` if it is at hand (the model makes it once for all layers), else made here if needed.
+        dtype: of queries, keys and values: autocast's, if it is on.
+        training: whether dropout acts.
+        rotary: tables of the batch's positions, see `mmcli.model.rotary.Rotary`.
     """
+    window, dropout_p = config.sliding_window, config.dropout if training else 0.0
     kernel = choose_kernel(
         ctx,
-        flash=flash,
+        flash=config.flash_attn,
         dropout_p=dropout_p,
         window=window,
-        dtype=q_BTHd.dtype,
-        head_dim=q_BTHd.shape[-1],
+        dtype=dtype,
+        head_dim=config.d_head,
     )
+    return AttentionPlan(
+        ctx=ctx,
+        kernel=kernel,
+        mask_B1TJ=ctx.mask(window) if kernel in ("masked", "plain") else None,
+        rotary=rotary,
+        valid_BT=ctx.valid_BT if config.use_moe and ctx.cache is None else None,
+        dropout_p=dropout_p,
+        window=window,
+    )
+
+
+def attend(q_BTHd: Tensor, k_BJKd: Tensor, v_BJKd: Tensor, plan: AttentionPlan) -> Tensor:
+    """softmax(q k' / sqrt(d)) v with grouped queries, by the planned kernel; returns out_BTHd."""
+    kernel, mask = plan.kernel, plan.mask_B1TJ
     if kernel == "varlen":
-        return _varlen(q_BTHd, k_BJKd, v_BJKd, ctx, window)
-    if kernel in ("masked", "plain") and mask is None:
-        mask = ctx.mask(window)
+        return _varlen(q_BTHd, k_BJKd, v_BJKd, plan.ctx, plan.window)
     q, k, v = q_BTHd.transpose(1, 2), k_BJKd.transpose(1, 2), v_BJKd.transpose(1, 2)
     if kernel == "plain":
         assert mask is not None
-        return _plain(q, k, v, mask, dropout_p).transpose(1, 2)
+        return _plain(q, k, v, mask, plan.dropout_p).transpose(1, 2)
     grouped = q.shape[1] != k.shape[1]
     if grouped and q.is_cuda and (kernel == "masked" or q.dtype not in FLASH_DTYPES):
         # Of the CUDA kernels only FlashAttention groups queries itself; the memory-efficient one wants equal heads.
@@ -221,8 +265,8 @@ def attend(
         q,
         k,
         v,
-        attn_mask=mask if kernel == "masked" else None,
-        dropout_p=dropout_p,
+        attn_mask=mask,
+        dropout_p=plan.dropout_p,
         is_causal=kernel == "causal",
         enable_gqa=grouped,
     )
@@ -241,7 +285,7 @@ def _plain(q_BHTd: Tensor, k_BKJd: Tensor, v_BKJd: Tensor, mask_B1TJ: Tensor, dr
 
 
 def _varlen(q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor, ctx: AttnContext, window: int | None) -> Tensor:
-    """FlashAttention over the runs of the flattened batch (CUDA, bf16 or fp16)."""
+    """FlashAttention over the documents of the flattened batch (CUDA, bf16 or fp16)."""
     assert ctx.cu_seqlens is not None and VARLEN is not None
     out: Tensor = VARLEN(
         q_BTHd.flatten(0, 1),

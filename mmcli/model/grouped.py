@@ -18,7 +18,7 @@ ROWS_STEP = 64
 
 @torch.library.custom_op("mmcli::grouped_linear", mutates_args=())
 def grouped_linear(x_RI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor:
-    """y_RO: block e of the rows times `weight_EOI[e]` transposed; `counts_E` says how long the blocks are (sum R)."""
+    """y_RO: block e of the rows times `weight_EOI[e]` transposed; block e has `counts_E[e]` rows (sum R)."""
     if _has_kernel(x_RI, weight_EOI):
         return torch._grouped_mm(x_RI, weight_EOI.transpose(1, 2), offs=_ends(counts_E))
     y_RO = x_RI.new_empty(x_RI.shape[0], weight_EOI.shape[1])

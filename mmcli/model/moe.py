@@ -25,7 +25,7 @@ from mmcli.model.grouped import grouped_linear
 
 @dataclass(frozen=True)
 class RouterStats:
-    """What the routers of one forward pass did; the loss takes `aux_loss_alpha * balance / rows`."""
+    """Router statistics of one forward pass; the loss takes `aux_loss_alpha * balance / rows`."""
 
     balance: Tensor  # scalar, differentiable: the balance loss summed over rows (or of the one batch) and over layers
     rows: int  # what to divide it by: rows with a token, or 1 when the batch is balanced as a whole
@@ -41,7 +41,7 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.dim))
 
     def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(scores_NE, weights_Nk, experts_Nk), scores and weights in fp32 whatever autocast says."""
+        """(scores_NE, weights_Nk, experts_Nk), scores and weights in fp32, also under autocast."""
         with torch.autocast(x_ND.device.type, enabled=False):
             logits_NE = F.linear(x_ND.float(), self.weight.float())
         scores_NE = logits_NE.softmax(dim=-1) if self.config.scoring_func == "softmax" else logits_NE.sigmoid()
@@ -85,7 +85,7 @@ class MoEFeedForward(nn.Module):
             self.shared_experts = nn.ModuleList(FeedForward(config) for _ in range(config.n_shared))
 
     def forward(self, x_BTD: Tensor, valid_BT: Tensor | None) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """(out_BTD, (balance, load_E)); None for the second where `valid_BT` (True: no padding) is None."""
+        """(out_BTD, (balance, load_E)); None for the second where `valid_BT` (True: not padding) is None."""
         config, x_ND = self.config, x_BTD.flatten(0, 1)
         scores_NE, weights_Nk, experts_Nk = self.gate(x_ND)
         order_R, inverse_R, counts_E = sort_by_expert(experts_Nk, config.n_routed_experts)
@@ -116,9 +116,10 @@ def balance_loss(
 ) -> tuple[Tensor, Tensor]:
     """(balance, load_E): the sum over rows of sum_e [count_be * E / (S_b k)] * mean_s p_bse, over real tokens.
 
-    S_b is how many tokens of row b are no padding; a row without any counts nothing. Without `seq_aux` the batch is one
-    row. p are the scores; sigmoid scores are first divided by their sum over the experts, so that a token's p sum to 1
-    there too (DeepSeek-V3, arXiv:2412.19437, equations 17 to 20). A perfectly even load gives 1 a row.
+    S_b is the number of tokens of row b that are not padding; a row without any counts nothing. Without `seq_aux` the
+    batch is one row. p are the scores; sigmoid scores are first divided by their sum over the experts, so that a
+    token's p sum to 1 there too (DeepSeek-V3, arXiv:2412.19437, equations 17 to 20). A perfectly even load gives 1 a
+    row.
     """
     if config.scoring_func == "sigmoid":
         scores_BTE = scores_BTE / (scores_BTE.sum(dim=-1, keepdim=True) + 1e-20)

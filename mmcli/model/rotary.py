@@ -1,4 +1,4 @@
-"""Rotary position embedding (Su et al. 2021, arXiv:2104.09864), rotate-half form, and its stretching."""
+"""Rotary position embedding (Su et al. 2021, arXiv:2104.09864), rotate-half form, and RoPE scaling."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def rotary_frequencies(config: ModelConfig) -> tuple[Tensor, float]:
         return frequencies, 1.0
     if config.rope_scaling == "linear":
         return frequencies / config.rope_factor, 1.0
-    stretched = 1.0 / (config.rope_factor * pair_period)
+    interpolated = 1.0 / (config.rope_factor * pair_period)
     if config.rope_scaling == "llama3":
         turns = config.original_seq_len * frequencies / (2 * math.pi)
         keep = ((turns - LLAMA3_LOW) / (LLAMA3_HIGH - LLAMA3_LOW)).clamp(0.0, 1.0)
-        return stretched * (1.0 - keep) + frequencies * keep, 1.0
+        return interpolated * (1.0 - keep) + frequencies * keep, 1.0
     keep = 1.0 - _yarn_ramp(config)
     factor = 0.1 * math.log(config.rope_factor) + 1.0 if config.rope_factor > 1.0 else 1.0
-    return stretched * (1.0 - keep) + frequencies * keep, factor
+    return interpolated * (1.0 - keep) + frequencies * keep, factor
 
 
 def _yarn_ramp(config: ModelConfig) -> Tensor:
-    """0 for pairs that keep their angle, 1 for those that are stretched, a line between (YaRN eq. 18)."""
+    """0 for pairs that keep their angle, 1 for those that are interpolated, linear between (YaRN, equation 18)."""
     n_features = config.rotary_dim
 
     def pair_of(turns: int) -> float:

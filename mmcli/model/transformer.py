@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmcli.errors import UserError
-from mmcli.model.attention import AttnContext, attend, choose_kernel
+from mmcli.model.attention import AttentionPlan, AttnContext, attend, plan_attention
 from mmcli.model.config import ModelConfig
 from mmcli.model.ffn import FeedForward, Linear
 from mmcli.model.init import init_weights
@@ -62,31 +62,19 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(config.d_head, config.norm_eps)
             self.k_norm = RMSNorm(config.d_head, config.norm_eps)
 
-    def forward(
-        self, x_BTD: Tensor, ctx: AttnContext, mask: Tensor | None, tables: tuple[Tensor, Tensor] | None
-    ) -> Tensor:
-        config = self.config
+    def forward(self, x_BTD: Tensor, plan: AttentionPlan) -> Tensor:
+        config, cache = self.config, plan.ctx.cache
         heads = (*x_BTD.shape[:2], -1, config.d_head)
         q_BTHd = self.q_proj(x_BTD).view(heads)
         k_BTKd = self.k_proj(x_BTD).view(heads)
         v_BTKd = self.v_proj(x_BTD).view(heads)
         if config.qk_norm:
             q_BTHd, k_BTKd = self.q_norm(q_BTHd), self.k_norm(k_BTKd)
-        if tables is not None:
-            q_BTHd, k_BTKd = rotate(q_BTHd, *tables), rotate(k_BTKd, *tables)
-        if ctx.cache is not None:
-            k_BTKd, v_BTKd = ctx.cache.update(self.layer, k_BTKd, v_BTKd)
-        out_BTHd = attend(
-            q_BTHd,
-            k_BTKd,
-            v_BTKd,
-            ctx,
-            flash=config.flash_attn,
-            dropout_p=config.dropout if self.training else 0.0,
-            window=config.sliding_window,
-            mask=mask,
-        )
-        return self.o_proj(out_BTHd.flatten(2))
+        if plan.rotary is not None:
+            q_BTHd, k_BTKd = rotate(q_BTHd, *plan.rotary), rotate(k_BTKd, *plan.rotary)
+        if cache is not None:
+            k_BTKd, v_BTKd = cache.update(self.layer, k_BTKd, v_BTKd)
+        return self.o_proj(attend(q_BTHd, k_BTKd, v_BTKd, plan).flatten(2))
 
 
 class Block(nn.Module):
@@ -101,19 +89,12 @@ class Block(nn.Module):
             self.post_attention_layernorm = make_norm(config)
         self.mlp: nn.Module = MoEFeedForward(config) if config.use_moe else FeedForward(config)
 
-    def forward(
-        self,
-        x_BTD: Tensor,
-        ctx: AttnContext,
-        mask: Tensor | None,
-        tables: tuple[Tensor, Tensor] | None,
-        valid_BT: Tensor | None,
-    ) -> tuple[Tensor, Routing | None]:
-        """(x_BTD, what the router did)."""
+    def forward(self, x_BTD: Tensor, plan: AttentionPlan) -> tuple[Tensor, Routing | None]:
+        """(x_BTD, router statistics of this layer; None for a dense one or with a cache)."""
         normed = self.input_layernorm(x_BTD)
-        mixed = x_BTD + self._drop(self.self_attn(normed, ctx, mask, tables))
+        mixed = x_BTD + self._drop(self.self_attn(normed, plan))
         ffn_in = normed if self.config.parallel_block else self.post_attention_layernorm(mixed)
-        ffn_out, routing = self.mlp(ffn_in, valid_BT) if self.config.use_moe else (self.mlp(ffn_in), None)
+        ffn_out, routing = self.mlp(ffn_in, plan.valid_BT) if self.config.use_moe else (self.mlp(ffn_in), None)
         return mixed + self._drop(ffn_out), routing
 
     def _drop(self, x_BTD: Tensor) -> Tensor:
@@ -190,7 +171,7 @@ class Transformer(nn.Module):
 
         Args:
             ids_BT: token ids, int64.
-            ctx: who sees whom; with a cache, keys and values of the new tokens are written into it.
+            ctx: attention mask metadata; with a cache, keys and values of the new tokens are written into it.
 
         Returns:
             (hidden_BTD, router statistics; None for a dense model or with a cache).
@@ -200,15 +181,20 @@ class Transformer(nn.Module):
         if config.position == "learned":
             x_BTD = x_BTD + self.model.embed_positions(ctx.positions_BT)
         x_BTD = F.dropout(x_BTD, config.dropout, self.training)
-        mask = self._mask(ctx, x_BTD)
-        tables = self.rotary(ctx.positions_BT) if self.rotary is not None else None
-        valid_BT = ctx.valid_BT if config.use_moe and ctx.cache is None else None
+        device = x_BTD.device.type
+        plan = plan_attention(
+            ctx,
+            config,
+            dtype=torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_BTD.dtype,
+            training=self.training,
+            rotary=self.rotary(ctx.positions_BT) if self.rotary is not None else None,
+        )
         routings: list[Routing] = []
         for block in self.model.layers:
             if self.checkpoint_layers and torch.is_grad_enabled():
-                x_BTD, routing = checkpoint(block, x_BTD, ctx, mask, tables, valid_BT, use_reentrant=False)
+                x_BTD, routing = checkpoint(block, x_BTD, plan, use_reentrant=False)
             else:
-                x_BTD, routing = block(x_BTD, ctx, mask, tables, valid_BT)
+                x_BTD, routing = block(x_BTD, plan)
             if routing is not None:
                 routings.append(routing)
         hidden_BTD = self.model.norm(x_BTD)
@@ -217,17 +203,3 @@ class Transformer(nn.Module):
         balance = torch.stack([balance for balance, _ in routings]).sum()
         load_LE = torch.stack([load_E for _, load_E in routings])
         return hidden_BTD, RouterStats(balance, ctx.rows if config.seq_aux else 1, load_LE)
-
-    def _mask(self, ctx: AttnContext, x_BTD: Tensor) -> Tensor | None:
-        """The attention mask, made once for all layers, if the kernel needs one."""
-        config, device = self.config, x_BTD.device.type
-        autocast = torch.is_autocast_enabled(device)
-        kernel = choose_kernel(
-            ctx,
-            flash=config.flash_attn,
-            dropout_p=config.dropout if self.training else 0.0,
-            window=config.sliding_window,
-            dtype=torch.get_autocast_dtype(device) if autocast else x_BTD.dtype,
-            head_dim=config.d_head,
-        )
-        return ctx.mask(config.sliding_window) if kernel in ("masked", "plain") else None

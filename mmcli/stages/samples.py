@@ -1,4 +1,4 @@
-"""Texts that a model writes during training, to look at."""
+"""Sample texts of a model in training."""
 
 from __future__ import annotations
 

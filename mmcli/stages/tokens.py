@@ -14,16 +14,17 @@ from mmcli.data.pack.batches import Batches, evaluation_batches
 from mmcli.data.pack.packing import Rows, pack_cache
 from mmcli.data.pack.selection import Selection, split_documents
 from mmcli.data.sources.sources import OpenedData, Sources
-from mmcli.stage import StageContext
+from mmcli.stage import Metric, StageContext
 from mmcli.stages.start import Start, choose_micro_batch, save_into
 from mmcli.text.tokenizer import Tokenizer
 from mmcli.train.adapters import training_flops
 from mmcli.train.config import TrainConfig
 from mmcli.train.device import Accelerator
-from mmcli.train.lm import TokenBatch, evaluate_tokens, language_model_loss
-from mmcli.train.loop import Task
+from mmcli.train.lm import TokenBatch, evaluate_tokens, language_model_loss, language_model_metrics
+from mmcli.train.task import Task
 
 CACHE = ".cache/tokens"  # in the runs folder; safe to delete
+HELD_OUT_METRICS = (Metric("val_loss", label="val"), Metric("val_bits_per_byte", label="bpb"))
 Sample = Callable[[nn.Module, int], list[tuple[str, str]]]
 
 
@@ -130,8 +131,9 @@ def token_task(
     batches = Batches(rows.cache, rows.train, batch_size=train.batch_size, micro_batch=micro_batch, seed=train.seed)
     byte_lengths_V = _padded(start.tokenizer.byte_lengths(), config.vocab_size)
 
-    def step_batches(model: nn.Module, step: int) -> list[TokenBatch]:
-        return [TokenBatch.from_batch(batch, config, device) for batch in batches.micro_batches(step)]
+    def step_batches(step: int) -> list[TokenBatch]:
+        pin = accelerator.pins_memory
+        return [TokenBatch.from_batch(batch, config, pin=pin) for batch in batches.micro_batches(step)]
 
     def evaluate(model: Any) -> dict[str, float]:
         assert rows.val is not None
@@ -147,6 +149,7 @@ def token_task(
         steps_per_epoch=batches.steps_per_epoch,
         flops_per_token=training_flops(start.model, rows.train.seq_len),
         save_model=lambda folder: save_into(folder, start, context),
+        metrics=(*language_model_metrics(config), *HELD_OUT_METRICS),
         evaluate=evaluate if rows.val is not None else None,
         evaluation_tokens=rows.val.tokens if rows.val is not None else 0,
         sample=sample,

@@ -1,4 +1,4 @@
-"""How fast a model trains: forward and backward passes over random rows, without data and optimizer."""
+"""Training throughput: forward and backward passes over random rows, without data and optimizer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mmcli.train.lm import TokenBatch, language_model_loss
 
 @dataclass(frozen=True)
 class TrainSpeed:
-    """What was measured: the median over `repeats`, after one pass that does not count."""
+    """Training throughput: the median over `repeats`, after one pass that does not count."""
 
     tokens_per_second: float
     slowest: float
@@ -45,9 +45,8 @@ def bench_train(
         raise UserError(what, f"give 1 row or more, of 2 up to {longest} tokens")
     keep_freed_memory()
     model = model.to(accelerator.device).train()
-    tokens = TokenBatch.from_batch(
-        _random_rows(model.config.vocab_size, batch_size, seq_len), model.config, accelerator.device
-    )
+    rows = _random_rows(model.config.vocab_size, batch_size, seq_len)
+    tokens = TokenBatch.from_batch(rows, model.config).to(accelerator.device)
     seconds = []
     for _ in range(repeats + 1):
         model.zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-"""How a training stage trains. No torch here."""
+"""Configuration of the optimizer and the training loop. No torch here."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How long, how much at once, on what, and how often to look and to save."""
+    """Duration, batch sizes, device, and the intervals of evaluation, samples and checkpoints."""
 
     start_from: str | None = option(None, "model to start from: run, folder or latest:STAGE", flag="--from")
     adapter: str | None = option(None, "train only an adapter, such as lora; none: all weights", flag="--adapter")
@@ -88,3 +88,15 @@ def parse_duration(text: str) -> float:
     if total == 0:
         raise ConfigError("budget", f'train.budget = "{text}" is no time at all', "give at least 1s")
     return float(total)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `parse_duration` reads them: 8s, 3m20s, 2h05m, 3d4h."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600}h"

@@ -1,4 +1,4 @@
-"""The device, the precision and the kernels that a training uses, chosen for this machine."""
+"""Device, precision and determinism of a training."""
 
 from __future__ import annotations
 
@@ -19,10 +19,15 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 @dataclass(frozen=True)
 class Accelerator:
-    """Where and in what precision the model computes. Weights stay fp32; bf16 is autocast."""
+    """Device and precision of a model's computations. Weights stay fp32; bf16 is autocast."""
 
     device: torch.device
     precision: str  # "fp32" or "bf16"
+
+    @property
+    def pins_memory(self) -> bool:
+        """True where host batches in page-locked memory reach the device sooner."""
+        return self.device.type == "cuda"
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.precision == "bf16":
@@ -47,7 +52,7 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def make_deterministic() -> None:
-    """The same numbers in every run on this machine; memory is not filled, which would only cost time."""
+    """Use deterministic algorithms: the same numbers in every run on this machine (memory is left unfilled: faster)."""
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch sets it by hand
     if torch.cuda.is_available():
@@ -82,7 +87,7 @@ def can_compile(device: torch.device) -> bool:
 
 
 def measure_peak_flops(accelerator: Accelerator) -> float:
-    """FLOP/s of a large matrix product here: the measure that MFU is a share of (the best of several)."""
+    """FLOP/s of a large matrix product on this machine, the best of several: the denominator of the MFU."""
     device = accelerator.device
     side = 1024 if device.type == "cpu" else 8192
     dtype = torch.bfloat16 if accelerator.precision == "bf16" else torch.float32

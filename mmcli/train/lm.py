@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,17 +13,15 @@ from torch import Tensor
 
 from mmcli.data.pack.batches import Batch
 from mmcli.model.attention import AttnContext
+from mmcli.model.config import ModelConfig
 from mmcli.model.logps import token_logps
-from mmcli.stage import LossOutput, Term
-
-if TYPE_CHECKING:
-    from mmcli.model.config import ModelConfig
-    from mmcli.model.transformer import Transformer
+from mmcli.model.transformer import Transformer
+from mmcli.stage import LossOutput, Metric, Term
 
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """A micro-batch of packed rows on the device."""
+    """A micro-batch of packed rows, on the host until it is moved."""
 
     ids_BT: Tensor
     labels_BT: Tensor
@@ -32,14 +30,36 @@ class TokenBatch:
     tokens: int
 
     @classmethod
-    def from_batch(cls, batch: Batch, config: ModelConfig, device: torch.device) -> TokenBatch:
-        """A batch of rows as tensors, with what each term of its loss is averaged over."""
-        ctx = AttnContext.from_batch(batch.positions_BT, batch.segments_BT, device)
+    def from_batch(cls, batch: Batch, config: ModelConfig, *, pin: bool = False) -> TokenBatch:
+        """A batch of rows as host tensors, with what each term of its loss is averaged over.
+
+        Args:
+            pin: put them into page-locked memory, from which copies to a CUDA device do not wait.
+        """
+        ctx = AttnContext.from_batch(batch.positions_BT, batch.segments_BT)
         counts: dict[str, float] = {"loss": float(batch.targets)}
         if config.use_moe:
             counts["balance"] = float(ctx.rows) if config.seq_aux else 1.0
-        ids, labels = (torch.from_numpy(array).to(device) for array in (batch.ids_BT, batch.labels_BT))
-        return cls(ids, labels, ctx, counts, batch.tokens)
+        made = cls(torch.from_numpy(batch.ids_BT), torch.from_numpy(batch.labels_BT), ctx, counts, batch.tokens)
+        if not pin:
+            return made
+        ids_BT, labels_BT = made.ids_BT.pin_memory(), made.labels_BT.pin_memory()
+        return replace(made, ids_BT=ids_BT, labels_BT=labels_BT, ctx=ctx.pin_memory())
+
+    def to(self, device: torch.device) -> TokenBatch:
+        """The same micro-batch on `device`."""
+        ids_BT, labels_BT = (each.to(device, non_blocking=True) for each in (self.ids_BT, self.labels_BT))
+        return replace(self, ids_BT=ids_BT, labels_BT=labels_BT, ctx=self.ctx.to(device))
+
+
+def language_model_metrics(config: ModelConfig) -> tuple[Metric, ...]:
+    """The values of `language_model_loss` that are shown."""
+    routers = (
+        Metric("expert_load", ".0%", "experts", group="experts"),
+        Metric("expert_entropy", ".2f", "H", group="experts"),
+        Metric("expert_dropped", ".2g", "drop", group="experts"),
+    )
+    return (Metric("loss"), *(routers if config.use_moe else ()))
 
 
 def language_model_loss(model: Any, batch: TokenBatch, config: ModelConfig) -> LossOutput:

@@ -1,4 +1,4 @@
-"""The one training loop. A stage gives it a `Task`: a model, the batches of each step, and a loss.
+"""The one training loop. A stage gives it a `Task` (see `mmcli.train.task`): a model, the batches of each step, a loss.
 
 Resume, devices, schedules, clipping, logging, checkpoints, budgets and signals are the loop's. Batches are a pure
 function of the step, and so is the randomness of dropout: a resumed run needs weights, moments and a step number.
@@ -6,56 +6,31 @@ function of the step, and so is the randomness of dropout: a resumed run needs w
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import math
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmcli.errors import Interrupted, MmcliError
 from mmcli.run import atomic_folder
-from mmcli.stage import LossOutput, StageContext, Term
+from mmcli.stage import StageContext, Term
 from mmcli.train.checkpoint import Progress, load_newest, save_checkpoint
 from mmcli.train.config import OptimConfig, TrainConfig
-from mmcli.train.device import Accelerator, keep_freed_memory, measure_peak_flops, seed_step
+from mmcli.train.device import keep_freed_memory, measure_peak_flops, seed_step
+from mmcli.train.feed import Feed
 from mmcli.train.metrics import MetricsFile
 from mmcli.train.optim import build_optimizer
 from mmcli.train.plan import Plan, make_plan
 from mmcli.train.schedule import learning_rate
 from mmcli.train.signals import StopSignals
-
-
-class StepBatch(Protocol):
-    """A micro-batch of indivisible units (rows, pairs), on the device."""
-
-    @property
-    def counts(self) -> Mapping[str, float]:
-        """For each term of the loss, what it is averaged over (tokens, rows, pairs): known before the forward."""
-
-    @property
-    def tokens(self) -> int:
-        """Tokens in it, padding not counted."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a training stage gives the loop."""
-
-    model: nn.Module
-    accelerator: Accelerator
-    batches: Callable[[nn.Module, int], Sequence[StepBatch]]  # the micro-batches of a step: a function of the step
-    loss: Callable[[Any, Any], LossOutput]
-    steps_per_epoch: float
-    flops_per_token: float  # of training: forward and backward
-    save_model: Callable[[Path], None]  # fills a folder with the model as others read it
-    evaluate: Callable[[nn.Module], dict[str, float]] | None = None
-    evaluation_tokens: int = 0  # that one evaluation reads
-    sample: Callable[[nn.Module, int], list[tuple[str, str]]] | None = None  # (prompt, continuation)
-    loss_name: str = "loss"  # the term that is shown
+from mmcli.train.task import StepBatch, Task
 
 
 def train(task: Task, optim: OptimConfig, config: TrainConfig, context: StageContext) -> dict[str, Any]:
@@ -63,7 +38,7 @@ def train(task: Task, optim: OptimConfig, config: TrainConfig, context: StageCon
 
     Raises:
         Interrupted: a signal came; everything is saved.
-        MmcliError: the loss is no number any more.
+        MmcliError: the loss became NaN or infinite, or a step has no batch.
     """
     return _Training(task, optim, config, context).run()
 
@@ -72,8 +47,9 @@ class _Training:
     def __init__(self, task: Task, optim: OptimConfig, config: TrainConfig, context: StageContext) -> None:
         self.task, self.optim, self.config = task, optim, config
         self.context, self.report, self.run_folder = context, context.report, context.run
-        self.model = task.model
+        self.model, self.device = task.model, task.accelerator.device
         self.optimizer = build_optimizer(self.model, optim)
+        self.feed = Feed(task, config.seed)
         self.progress = Progress()
         self.last: dict[str, Any] = {}
         self.step_seconds: list[float] = []  # of the newest steps
@@ -84,15 +60,14 @@ class _Training:
         keep_freed_memory()
         if self.context.resume:
             self._load()
-        plan = make_plan(self.task, self.config, self.context, self._probe)
-        self.forward = torch.compile(self.model, dynamic=False) if plan.compile else self.model
-        self.peak_flops = measure_peak_flops(self.task.accelerator)
-        self.metrics = MetricsFile(self.run_folder.metrics, from_step=self.progress.step)
-        try:
-            with StopSignals() as stop:
+        self.run_folder.update(metrics=[dataclasses.asdict(metric) for metric in self.task.metrics])
+        with self.feed:
+            plan = make_plan(self.task, self.config, self.context, self._probe)
+            self.forward = torch.compile(self.model, dynamic=False) if plan.compile else self.model
+            self.peak_flops = measure_peak_flops(self.task.accelerator)
+            self.metrics = MetricsFile(self.run_folder.metrics, from_step=self.progress.step)
+            with contextlib.closing(self.metrics), StopSignals() as stop:
                 return self._loop(plan, stop)
-        finally:
-            self.metrics.close()
 
     def _load(self) -> None:
         found = load_newest(self.run_folder.checkpoints, self.model, self.optimizer, self.report)
@@ -103,8 +78,10 @@ class _Training:
         self.report.note(f"resumed at step {found.step}")
 
     def _probe(self) -> tuple[float, int]:
-        """(seconds, tokens) of an optimizer step, from forward and backward of one micro-batch; weights stay."""
-        batches = self.task.batches(self.model, self.progress.step)
+        """(seconds, tokens) of an optimizer step: its rollouts, and a micro-batch's forward and backward scaled up."""
+        started = time.perf_counter()
+        batches = self.feed.batches(self.progress.step)
+        rollout_seconds = time.perf_counter() - started if self.task.rollouts is not None else 0.0
         seconds = []
         for _ in range(3):
             started = time.perf_counter()
@@ -113,11 +90,11 @@ class _Training:
             seconds.append(time.perf_counter() - started)
         self.optimizer.zero_grad(set_to_none=True)
         tokens = sum(batch.tokens for batch in batches)
-        return min(seconds[1:]) * tokens / max(1, batches[0].tokens), tokens
+        return rollout_seconds + min(seconds[1:]) * tokens / max(1, batches[0].tokens), tokens
 
     def _wait(self) -> None:
-        if self.task.accelerator.device.type == "cuda":
-            torch.cuda.synchronize(self.task.accelerator.device)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def _loop(self, plan: Plan, stop: StopSignals) -> dict[str, Any]:
         started = last_save = time.perf_counter()
@@ -139,15 +116,15 @@ class _Training:
         return self._finish(plan, stop)
 
     def _step(self, steps: int) -> dict[str, Any]:
-        """One optimizer step; what is logged of it, under the number of updates done before it."""
+        """One optimizer step; the values logged of it, under the number of updates done before it."""
         started = time.perf_counter()
         step = self.progress.step
         rate = learning_rate(step, steps, self.optim)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        batches = self.feed.batches(step, last=step + 1 == steps)
         seed_step(self.config.seed, step)
         self.model.train()
-        batches = self.task.batches(self.model, step)
         totals: dict[str, float] = {}
         for batch in batches:
             for name, count in batch.counts.items():
@@ -160,10 +137,12 @@ class _Training:
                 sums[name] = sums[name] + value if name in sums else value
                 counts[name] = counts.get(name, 0.0) + term.count
         norm = self._clip()
-        shown = {name: (value / max(1.0, counts[name])).tolist() for name, value in sums.items()}
-        if not all(map(_finite, shown.values())) or not _finite(norm):
+        means = {name: (value / max(1.0, counts[name])).tolist() for name, value in sums.items()}
+        wrong = [name for name, mean in means.items() if not np.isfinite(mean).all()]
+        if wrong or not math.isfinite(norm):
+            name = wrong[0] if wrong else "gradient"
             raise MmcliError(
-                f"the {self.task.loss_name} is no number any more at step {step} (learning rate {rate:.2g})",
+                f"non-finite loss: the {name} became NaN or infinite at step {step} (learning rate {rate:.2g})",
                 "lower --lr, or raise the warm-up: --set optim.warmup_ratio=0.1",
             )
         self.optimizer.step()
@@ -174,12 +153,12 @@ class _Training:
         self.progress.tokens += tokens
         self.step_seconds = [*self.step_seconds, time.perf_counter() - started][-20:]
         self.step_tokens = [*self.step_tokens, tokens][-20:]
-        return {"step": step, "tokens": self.progress.tokens, **shown, "lr": rate, "grad_norm": norm}
+        return {"step": step, "tokens": self.progress.tokens, **means, "lr": rate, "grad_norm": norm}
 
     def _backward(self, forward: Callable[..., Any], batch: StepBatch, totals: Mapping[str, float]) -> dict[str, Term]:
         """Forward and backward of one micro-batch, as its share of a step that has `totals`; terms and metrics."""
         with self.task.accelerator.autocast():
-            out = self.task.loss(forward, batch)
+            out = self.task.loss(forward, batch.to(self.device))
         total: Tensor | None = None
         for name, term in out.terms.items():
             assert term.count == batch.counts[name], f"{name}: the loss counts {term.count}, the batch {batch.counts}"
@@ -217,11 +196,11 @@ class _Training:
         self.metrics.write(values)
         self.last |= values
         left = (plan.steps - self.progress.step) * sum(self.step_seconds) / len(self.step_seconds)
-        shown = {**values, "loss": values[self.task.loss_name]}
-        self.report.step({**shown, "step": self.progress.step, "steps": plan.steps, "eta_seconds": left})
+        where = {"step": self.progress.step, "steps": plan.steps, "eta_seconds": left}
+        self.report.step({**values, **where}, self.task.metrics)
 
     def _save(self) -> None:
-        """A checkpoint, and the model as others read it."""
+        """A checkpoint, and the model in Hugging Face format."""
         if self.saved_at == self.progress.step:
             return
         save_checkpoint(
@@ -239,30 +218,24 @@ class _Training:
             self.metrics.write({"step": step, "tokens": self.progress.tokens, **values})
             self.last |= values
         self._save()
+        headline = self.task.metrics[0].name
         totals = {
             "steps_done": step,
             "steps": steps,
             "tokens": self.progress.tokens,
             "elapsed_seconds": round(self.progress.elapsed_seconds, 1),
-            **{key: self.last[key] for key in (self.task.loss_name, *values) if key in self.last},
+            **{key: self.last[key] for key in (headline, *values) if key in self.last},
         }
         self.run_folder.update(**totals)
         if stop.received is not None and step < steps:
             name = signal.Signals(stop.received).name
             what = f"stopped by {name} after step {step} of {steps}; everything is saved in {self.run_folder.path}"
-            raise Interrupted(what, f"go on: mmcli resume {self.run_folder.number}", stop.received)
+            raise Interrupted(what, f"resume it: mmcli resume {self.run_folder.number}", stop.received)
         if step < steps:
             self.report.note(f"the budget of {self.config.budget} ended after step {step} of {steps}")
             return {**totals, "state": "stopped", "reason": "end of the budget"}
-        if values:
-            self.report.note("held-out: " + "  ".join(f"{_words(key)} {value:.4f}" for key, value in values.items()))
+        held_out = [metric for metric in self.task.metrics if metric.held_out and metric.name in values]
+        if held_out:
+            shown = (f"{metric.title} {metric.number(values[metric.name])}" for metric in held_out)
+            self.report.note("held-out: " + "  ".join(shown))
         return totals
-
-
-def _words(key: str) -> str:
-    return key.removeprefix("val_").replace("_", " ")
-
-
-def _finite(value: Any) -> bool:
-    values = value if isinstance(value, list) else [value]
-    return all(abs(each) != float("inf") and each == each for each in values)

@@ -1,4 +1,4 @@
-"""What a training will do: how many steps, compiled or not, when to look and to save. Chosen once, kept on resume."""
+"""The plan of a training: steps, compilation, evaluation and checkpoint intervals. Chosen once, kept on resume."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from mmcli.stage import Reporter, StageContext
-from mmcli.train.config import TrainConfig
+from mmcli.train.config import TrainConfig, duration
 from mmcli.train.device import can_compile
-
-if TYPE_CHECKING:
-    from mmcli.train.loop import Task
+from mmcli.train.task import Task
 
 COMPILE_PAYS_SECONDS = 900.0  # an eager training shorter than this ends before compiling has paid
 FIRST_CHECKPOINT_SECONDS = 90.0
@@ -25,7 +22,7 @@ LONG_SECONDS = 2 * 3600.0
 
 @dataclass(frozen=True)
 class Plan:
-    """The shape of one training."""
+    """Steps, compilation and intervals of one training; intervals are in steps, the budget in seconds."""
 
     steps: int
     compile: bool
@@ -42,7 +39,7 @@ class Plan:
 
 
 def make_plan(task: Task, config: TrainConfig, context: StageContext, probe: Callable[[], tuple[float, int]]) -> Plan:
-    """The plan of a training, said in one line; `probe` gives the seconds and the tokens of one eager step."""
+    """The plan of a training, reported in one line; `probe` measures (seconds, tokens) of an eager step."""
     run, report = context.run, context.report
     measured = run.choose("measured", lambda: dict(zip(("step_seconds", "step_tokens"), probe(), strict=True)))
     step_seconds, step_tokens = float(measured["step_seconds"]), int(measured["step_tokens"])
@@ -51,7 +48,8 @@ def make_plan(task: Task, config: TrainConfig, context: StageContext, probe: Cal
     compiled = bool(run.choose("compile", lambda: _choose_compile(task, config, seconds, report)))
     _compare_machine(task, context)
     epochs = steps / task.steps_per_epoch
-    report.note(f"{steps:,} steps ({epochs:.2g} epochs), about {_words(seconds)}" + (", compiled" if compiled else ""))
+    about = f"about {duration(max(1.0, seconds))}" + (", compiled" if compiled else "")
+    report.note(f"{steps:,} steps ({epochs:.2g} epochs), {about}")
     if seconds > LONG_SECONDS and config.budget is None:
         report.note("to train for a fixed time: --budget 20m")
     return Plan(
@@ -68,13 +66,13 @@ def _choose_steps(task: Task, config: TrainConfig, step_seconds: float) -> int:
     wanted = config.steps if config.steps is not None else math.ceil(config.epochs * task.steps_per_epoch)
     if config.budget_seconds is None:
         return max(1, wanted)
-    # A twentieth of the budget is left for validation and saving.
+    # A twentieth of the budget is left for evaluation and checkpoints.
     fitting = max(1, int(0.95 * config.budget_seconds / step_seconds))
     return min(fitting, wanted) if config.steps is not None else fitting
 
 
 def _choose_eval_every(task: Task, config: TrainConfig, steps: int, step_tokens: int) -> int:
-    """Ten validations in all, fewer where they would take more than a tenth of the time (a forward pass is a third)."""
+    """Ten evaluations in all, fewer where they would take more than a tenth of the time (a forward pass is a third)."""
     if config.eval_every is not None:
         return config.eval_every
     fitting = 0.1 * steps * step_tokens / max(1.0, task.evaluation_tokens / 3.0)
@@ -103,9 +101,3 @@ def _compare_machine(task: Task, context: StageContext) -> None:
         before = context.run.choose(key, functools.partial(str, value))
         if before != value:
             context.report.warn(f"resumes, not bit-exactly: {key} {before} -> {value}")
-
-
-def _words(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(1, round(seconds))} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

@@ -6,48 +6,55 @@ Shapes: P pairs of a micro-batch, 2P sequences (chosen, rejected, chosen, ...) o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mmcli.data.pack.batches import Batch
-from mmcli.model.attention import AttnContext
+from mmcli.model.config import ModelConfig
 from mmcli.model.logps import token_logps
-from mmcli.stage import LossOutput, Term
+from mmcli.stage import LossOutput, Metric, Term
+from mmcli.train.lm import TokenBatch
 
-if TYPE_CHECKING:
-    from mmcli.model.config import ModelConfig
+PREFERENCE_METRICS = (Metric("dpo_loss", label="loss"), Metric("margin"), Metric("accuracy", label="acc"))
 
 
 @dataclass(frozen=True)
 class PairBatch:
-    """A micro-batch of pairs on the device: row 2i is the chosen sequence of pair i, row 2i + 1 the rejected one."""
+    """A micro-batch of pairs: row 2i holds the chosen sequence of pair i, row 2i + 1 the rejected one."""
 
-    ids_BT: Tensor
-    labels_BT: Tensor
-    ctx: AttnContext
-    reference_P2: Tensor  # the reference's log-probabilities of chosen and rejected
+    rows: TokenBatch
+    reference_P2: Tensor  # log-probabilities of chosen and rejected under the reference
     counts: Mapping[str, float]
-    tokens: int
 
     @classmethod
-    def from_batch(cls, batch: Batch, reference_P2: Tensor, config: ModelConfig, device: torch.device) -> PairBatch:
-        """Rows of pairs as tensors, with what each term of the loss is averaged over."""
-        ctx = AttnContext.from_batch(batch.positions_BT, batch.segments_BT, device)
-        counts: dict[str, float] = {"dpo_loss": float(batch.rows // 2)}
-        if config.use_moe:
-            counts["balance"] = float(ctx.rows) if config.seq_aux else 1.0
-        ids, labels = (torch.from_numpy(array).to(device) for array in (batch.ids_BT, batch.labels_BT))
-        return cls(ids, labels, ctx, reference_P2.to(device), counts, batch.tokens)
+    def from_batch(cls, batch: Batch, reference_P2: np.ndarray, config: ModelConfig, *, pin: bool = False) -> PairBatch:
+        """Rows of pairs as host tensors, with what each term of the loss is averaged over; `pin` as in `TokenBatch`."""
+        rows, reference = TokenBatch.from_batch(batch, config, pin=pin), torch.from_numpy(reference_P2)
+        counts = {"dpo_loss": float(batch.rows // 2)}
+        if "balance" in rows.counts:
+            counts["balance"] = rows.counts["balance"]
+        return cls(rows, reference.pin_memory() if pin else reference, counts)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in it, padding not counted."""
+        return self.rows.tokens
+
+    def to(self, device: torch.device) -> PairBatch:
+        """The same micro-batch on `device`."""
+        return replace(self, rows=self.rows.to(device), reference_P2=self.reference_P2.to(device, non_blocking=True))
 
 
 def sequence_logps(model: Any, batch: PairBatch) -> tuple[Tensor, Any]:
-    """([P, 2] log-probability of each reply, summed over its trained tokens; the router's statistics)."""
-    hidden_BTD, stats = model(batch.ids_BT, batch.ctx)
-    logps_BT = token_logps(hidden_BTD, model.head_weight, batch.labels_BT, bias=model.head_bias)
+    """([P, 2] log-probability of each reply, summed over its trained tokens; router statistics)."""
+    rows = batch.rows
+    hidden_BTD, stats = model(rows.ids_BT, rows.ctx)
+    logps_BT = token_logps(hidden_BTD, model.head_weight, rows.labels_BT, bias=model.head_bias)
     return logps_BT.sum(dim=1).view(-1, 2), stats
 
 

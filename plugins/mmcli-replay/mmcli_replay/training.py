@@ -12,12 +12,13 @@ from mmcli.config import Layer, resolve
 from mmcli.data.config import DataConfig
 from mmcli.data.sources.pinning import pin_data
 from mmcli.data.sources.sources import open_data
-from mmcli.stage import StageContext
+from mmcli.stage import Metric, StageContext
 from mmcli.stages.samples import continuations
 from mmcli.stages.start import Start, prepare_start
 from mmcli.stages.tokens import TokenRows, open_rows, token_task
 from mmcli.train.device import choose_accelerator, make_deterministic
-from mmcli.train.loop import StepBatch, Task, train
+from mmcli.train.loop import train
+from mmcli.train.task import StepBatch, Task
 from mmcli_replay import ContinueConfig
 from mmcli_replay.history import OldText, old_text
 
@@ -47,9 +48,11 @@ def run(config: ContinueConfig, context: StageContext) -> dict[str, Any]:
 
 def mixed(new: Task, old: Task) -> Task:
     """One task whose every step has the rows of both. An epoch is one of the new text."""
+    batches_of_new, batches_of_old = new.batches, old.batches
+    assert batches_of_new is not None and batches_of_old is not None
 
-    def batches(model: nn.Module, step: int) -> Sequence[StepBatch]:
-        return [*new.batches(model, step), *old.batches(model, step)]
+    def batches(step: int) -> Sequence[StepBatch]:
+        return [*batches_of_new(step), *batches_of_old(step)]
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         values = new.evaluate(model) if new.evaluate is not None else {}
@@ -59,7 +62,10 @@ def mixed(new: Task, old: Task) -> Task:
 
     held_out = new.evaluate is not None or old.evaluate is not None
     tokens = new.evaluation_tokens + old.evaluation_tokens
-    return replace(new, batches=batches, evaluate=evaluate if held_out else None, evaluation_tokens=tokens)
+    metrics = (*new.metrics, Metric("val_old_loss", label="old"))
+    return replace(
+        new, batches=batches, metrics=metrics, evaluate=evaluate if held_out else None, evaluation_tokens=tokens
+    )
 
 
 def _open_old(config: ContinueConfig, start: Start, context: StageContext) -> TokenRows:

@@ -15,7 +15,7 @@ from mmcli_replay.training import mixed
 from mmcli.config import Layer, resolve, to_tables
 from mmcli.errors import UserError
 from mmcli.run import ModelRef, Run
-from mmcli.train.loop import Task
+from mmcli.train.task import Task
 
 
 def config(**values: Any) -> ContinueConfig:
@@ -66,7 +66,7 @@ def task(name: str, evaluate: Callable[[Any], dict[str, float]] | None) -> Task:
     return Task(
         model=SimpleNamespace(),  # never run here
         accelerator=SimpleNamespace(),
-        batches=lambda model, step: [f"{name} {step}"],
+        batches=lambda step: [f"{name} {step}"],
         loss=lambda model, batch: batch,
         steps_per_epoch=3.0 if name == "new" else 5.0,
         flops_per_token=1.0,
@@ -77,7 +77,8 @@ def task(name: str, evaluate: Callable[[Any], dict[str, float]] | None) -> Task:
 
 def test_a_step_has_the_batches_of_both_and_nothing_but_the_step_decides_them() -> None:
     both = mixed(task("new", None), task("old", None))
-    assert both.batches(both.model, 7) == ["new 7", "old 7"]
+    assert both.batches is not None
+    assert both.batches(7) == ["new 7", "old 7"]
     assert both.steps_per_epoch == 3.0
     assert both.evaluate is None
 
@@ -92,6 +93,7 @@ def test_both_validations_are_logged_under_their_names() -> None:
         both = mixed(*tasks)
         assert both.evaluate is not None
         assert both.evaluate(both.model) == expected
+        assert {metric.name for metric in both.metrics} >= {"loss", "val_old_loss"}
 
 
 def make_run(

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmcli.model import attention
-from mmcli.model.attention import AttnContext, attend, choose_kernel
+from mmcli.model.attention import AttentionPlan, AttnContext, choose_kernel, plan_attention
+from mmcli.model.config import ModelConfig
 
 SEGMENTS = np.array([[0, 0, 0, 1, 1, 2, 2, 2, 2, -1], [0, 0, 0, 0, 0, 0, 0, -1, -1, -1]])
 POSITIONS = np.array([[0, 1, 2, 0, 1, 0, 1, 2, 3, 0], [0, 1, 2, 3, 4, 5, 6, 0, 1, 2]])
@@ -20,6 +21,19 @@ def inputs(seed: int = 0, rows: int = 2, tokens: int = 10) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     shapes = ((rows, tokens, 4, 8), (rows, tokens, 2, 8), (rows, tokens, 2, 8))
     return [torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes]
+
+
+def plan(ctx: AttnContext, dtype: torch.dtype = torch.float32, **fields: Any) -> AttentionPlan:
+    """The plan of a training pass with 4 heads of 8 features over 2 key/value heads."""
+    config = ModelConfig(dim=32, n_heads=4, n_kv_heads=2, **fields)
+    return plan_attention(ctx, config, dtype=dtype, training=True)
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, ctx: AttnContext, flash: bool = True, window: int | None = None, dropout: float = 0
+) -> Tensor:
+    made = plan(ctx, q.dtype, flash_attn=flash, sliding_window=window, dropout=dropout)
+    return attention.attend(q, k, v, made)
 
 
 def naive(q: Tensor, k: Tensor, v: Tensor, segments: np.ndarray, window: int | None) -> Tensor:
@@ -78,12 +92,12 @@ def test_dropout_drops_weights_and_keeps_the_mean(segments: np.ndarray, flash: b
     q, k, v = inputs()
     whole = attend(q, k, v, ctx, flash=flash)
     torch.manual_seed(0)
-    dropped = torch.stack([attend(q, k, v, ctx, flash=flash, dropout_p=0.3).detach() for _ in range(600)])
+    dropped = torch.stack([attend(q, k, v, ctx, flash=flash, dropout=0.3).detach() for _ in range(600)])
     assert not torch.equal(dropped[0], dropped[1])
     assert (dropped.mean(0) - whole)[:, :7].abs().mean() < 0.05 < (dropped[0] - whole)[:, :7].abs().mean()
 
 
-def test_a_context_knows_its_runs() -> None:
+def test_a_context_knows_its_documents() -> None:
     ctx = AttnContext.from_batch(POSITIONS, SEGMENTS)
     assert ctx.cu_seqlens is not None and ctx.cu_seqlens.dtype == torch.int32
     assert ctx.cu_seqlens.tolist() == [0, 3, 5, 9, 10, 17, *[20] * 11]  # filled up to 2^4 runs
@@ -133,7 +147,34 @@ def test_the_kernel_is_chosen_from_what_the_host_knows() -> None:
     assert choose_kernel(cuda, **{**usual, "flash": False}) == "plain"
 
 
-def test_varlen_is_called_with_runs_that_mean_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_has_what_its_kernel_needs() -> None:
+    packed, single = AttnContext.from_batch(POSITIONS, SEGMENTS), AttnContext.from_batch(POSITIONS, PADDED)
+    masked, causal = plan(packed), plan(single)
+    assert masked.kernel == "masked" and causal.kernel == "causal"
+    assert masked.mask_B1TJ is not None and torch.equal(masked.mask_B1TJ, packed.mask(None))
+    assert causal.mask_B1TJ is None
+    plain = plan(single, flash_attn=False, sliding_window=3)
+    assert plain.mask_B1TJ is not None and torch.equal(plain.mask_B1TJ, single.mask(3))
+    assert masked.valid_BT is None
+    routed = plan(packed, use_moe=True).valid_BT
+    assert routed is not None and torch.equal(routed, torch.from_numpy(SEGMENTS >= 0))
+
+
+def test_dropout_is_planned_for_training_alone() -> None:
+    ctx, config = AttnContext.causal(1, 4), ModelConfig(dropout=0.5)
+    for training, dropout_p in ((True, 0.5), (False, 0.0)):
+        assert plan_attention(ctx, config, dtype=torch.float32, training=training).dropout_p == dropout_p
+
+
+def test_a_context_moves_with_all_its_tensors() -> None:
+    ctx = AttnContext.from_batch(POSITIONS, SEGMENTS)
+    moved = ctx.to(torch.device("meta"))
+    tensors = [each for each in vars(moved).values() if isinstance(each, Tensor)]
+    assert len(tensors) == 4 and all(each.is_meta for each in tensors)
+    assert (moved.max_len, moved.rows, moved.single_segment) == (ctx.max_len, ctx.rows, ctx.single_segment)
+
+
+def test_varlen_is_called_with_documents_that_mean_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel itself needs CUDA; here a stand-in with its documented meaning checks what it is given."""
 
     def varlen(

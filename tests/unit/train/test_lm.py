@@ -10,7 +10,7 @@ from mmcli.cli.console import step_line
 from mmcli.data.pack.batches import Batch
 from mmcli.model.config import ModelConfig
 from mmcli.model.transformer import Transformer
-from mmcli.train.lm import TokenBatch, language_model_loss
+from mmcli.train.lm import TokenBatch, language_model_loss, language_model_metrics
 
 CONFIG = ModelConfig(dim=16, hidden_dim=24, n_heads=2, n_kv_heads=1, n_layers=2, vocab_size=32, use_moe=True)
 
@@ -20,7 +20,7 @@ def padded_batch() -> TokenBatch:
     labels, segments = ids.copy(), np.zeros_like(ids)
     labels[1, 5:], segments[1, 5:] = -100, -1
     positions = np.tile(np.arange(12), (2, 1))
-    return TokenBatch.from_batch(Batch(ids, labels, positions, segments), CONFIG, torch.device("cpu"))
+    return TokenBatch.from_batch(Batch(ids, labels, positions, segments), CONFIG)
 
 
 def test_what_the_routers_did_is_counted_over_real_tokens() -> None:
@@ -52,5 +52,5 @@ def test_choices_that_no_expert_computed_are_counted(monkeypatch: pytest.MonkeyP
 def test_the_line_of_a_step_with_many_experts_fits() -> None:
     values = {"step": 31_000, "steps": 80_000, "loss": 1.853, "tokens_per_second": 9_999.0, "mfu": 0.45}
     routers = {"expert_load": [1 / 64] * 64, "expert_entropy": 1.0, "expert_dropped": 0.0}
-    line = step_line({**values, **routers, "eta_seconds": 86_000.0})
+    line = step_line({**values, **routers, "eta_seconds": 86_000.0}, language_model_metrics(CONFIG))
     assert "experts 2-2% H1.00 drop 0" in line and len(line) <= 80

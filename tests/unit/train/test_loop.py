@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from mmcli.run import Run
 from mmcli.stage import LossOutput, Silent, StageContext, Term
 from mmcli.train.config import OptimConfig, TrainConfig
 from mmcli.train.device import choose_accelerator
-from mmcli.train.loop import Task, train
+from mmcli.train.loop import train
+from mmcli.train.task import Task
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class Rows:
     @classmethod
     def of(cls, x: Tensor, weights: Tensor) -> Rows:
         return cls(x, weights, {"loss": float(weights.sum()), "rows": float(len(x))}, int(weights.sum()))
+
+    def to(self, device: torch.device) -> Rows:
+        return replace(self, x=self.x.to(device), weights=self.weights.to(device))
 
 
 def loss(model: nn.Module, batch: Rows) -> LossOutput:
@@ -48,7 +52,7 @@ def task(micro_batch: int, *, poison: int | None = None) -> Task:
     torch.manual_seed(0)
     model = nn.Linear(4, 1)
 
-    def batches(model: nn.Module, step: int) -> list[Rows]:
+    def batches(step: int) -> list[Rows]:
         generator = torch.Generator().manual_seed(step)
         x = torch.randn(12, 4, generator=generator)
         if step == poison:
@@ -59,7 +63,15 @@ def task(micro_batch: int, *, poison: int | None = None) -> Task:
     def save(folder: Path) -> None:
         (folder / "config.json").write_text("{}")
 
-    return Task(model, choose_accelerator("cpu", "fp32"), batches, loss, 10.0, 1e6, save)
+    return Task(
+        model=model,
+        accelerator=choose_accelerator("cpu", "fp32"),
+        batches=batches,
+        loss=loss,
+        steps_per_epoch=10.0,
+        flops_per_token=1e6,
+        save_model=save,
+    )
 
 
 def context(root: Path) -> StageContext:
@@ -88,17 +100,18 @@ def test_the_loss_falls_and_is_logged_before_each_update(tmp_path: Path) -> None
     made, lines = trained(tmp_path, 12)
     assert [line["step"] for line in lines] == list(range(8))
     fresh = task(12)
-    first = fresh.batches(fresh.model, 0)[0]
+    assert fresh.batches is not None and made.batches is not None
+    first = fresh.batches(0)[0]
     before, after = (loss(model, first).terms["loss"] for model in (fresh.model, made.model))
     assert lines[0]["loss"] == pytest.approx(float(before.sum.detach()) / before.count, rel=1e-6)
     assert float(after.sum) < 0.8 * float(before.sum)
-    assert lines[-1]["tokens"] == sum(made.batches(made.model, step)[0].tokens for step in range(8))
+    assert lines[-1]["tokens"] == sum(made.batches(step)[0].tokens for step in range(8))
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_says_where(tmp_path: Path) -> None:
+def test_a_non_finite_loss_stops_the_run_and_says_where(tmp_path: Path) -> None:
     with pytest.raises(MmcliError) as caught:
         train(task(12, poison=3), OptimConfig(), TrainConfig(steps=8), context(tmp_path))
-    assert "at step 3" in caught.value.what
+    assert "the loss became NaN or infinite at step 3" in caught.value.what
     assert "--lr" in caught.value.fix
 
 

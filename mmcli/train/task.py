@@ -1,0 +1,89 @@
+"""The contract of the training loop: what a stage gives it (`Task`), and what a micro-batch is (`StepBatch`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from mmcli.generate.engine import Engine
+from mmcli.stage import LossOutput, Metric
+from mmcli.train.device import Accelerator
+
+
+class StepBatch(Protocol):
+    """A micro-batch of indivisible units (rows, pairs), on the host until its turn comes."""
+
+    @property
+    def counts(self) -> Mapping[str, float]:
+        """For each term of the loss, what it is averaged over (tokens, rows, pairs): known before the forward."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in it, padding not counted."""
+
+    def to(self, device: torch.device) -> Any:
+        """The batch on `device`, as the loss takes it; a copy from pinned memory need not wait."""
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Micro-batches made of what the model itself writes, before each step (on-policy training).
+
+    Attributes:
+        batches: the micro-batches of a step, on the host. It gets an engine over the live weights and the step. The
+            engine's caches are empty; torch's random state is that of the step. No gradient is recorded.
+        slots: sequences that the engine holds at a time.
+        max_len: tokens of one sequence; None: the longest context of the model.
+    """
+
+    batches: Callable[[Engine, int], Sequence[StepBatch]]
+    slots: int = 1
+    max_len: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A training, as a stage gives it to the loop.
+
+    Attributes:
+        model: what is trained, on the accelerator's device; the loop switches between train and eval mode.
+        accelerator: device and precision.
+        batches: the micro-batches of a step (from 0) on the host: a function of the step alone, else a resumed run
+            differs. The loop calls it from a thread of its own, one step ahead.
+        rollouts: further micro-batches of each step, of what the model writes; with or without `batches`.
+        loss: terms and metrics of a micro-batch, given the model (or its compiled form) and what `StepBatch.to` gave.
+        steps_per_epoch: optimizer steps in which all data is seen once.
+        flops_per_token: FLOPs of forward and backward, for the MFU.
+        save_model: fills a folder with the model in Hugging Face format.
+        metrics: the values that are shown, the first being the headline of the run.
+        evaluate: values on held-out data, in eval mode under autocast; their names begin with `val_`.
+        evaluation_tokens: tokens that one evaluation reads.
+        sample: (prompt, continuation) of texts to show, given the model and the number of updates done.
+
+    Raises:
+        ValueError: neither batches nor rollouts, or no metric.
+    """
+
+    model: nn.Module
+    accelerator: Accelerator
+    loss: Callable[[Any, Any], LossOutput]
+    steps_per_epoch: float
+    flops_per_token: float
+    save_model: Callable[[Path], None]
+    batches: Callable[[int], Sequence[StepBatch]] | None = None
+    rollouts: Rollouts | None = None
+    metrics: tuple[Metric, ...] = (Metric("loss"),)
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None
+    evaluation_tokens: int = 0
+    sample: Callable[[nn.Module, int], list[tuple[str, str]]] | None = None
+
+    def __post_init__(self) -> None:
+        if self.batches is None and self.rollouts is None:
+            raise ValueError("a Task needs batches or rollouts")
+        if not self.metrics:
+            raise ValueError("a Task needs a metric to show")
