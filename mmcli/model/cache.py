@@ -1,4 +1,4 @@
-"""The key/value cache: static buffers with slots of different length, and the two ways a model runs on it.
+"""The key/value cache: static buffers with slots of different length.
 
 Shapes: S slots, K key/value heads, M most tokens of a slot, d features of a head, B chosen slots, T new tokens in each.
 """
@@ -7,20 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mmcli.errors import UserError
-from mmcli.model.attention import AttnContext
 from mmcli.model.config import ModelConfig
-
-if TYPE_CHECKING:
-    from mmcli.model.transformer import Transformer
-
-PREFILL_CHUNK = 512  # tokens of a prompt that run at once: bounds the memory of their activations
 
 
 class KVCache:
@@ -123,36 +116,3 @@ class CacheView:
         else:
             held = buffer_SKMd[list(self.slots), :, : self.end]
         return held.transpose(1, 2).to(new_BTKd.dtype)
-
-
-@torch.no_grad()
-def prefill(model: Transformer, cache: KVCache, slot: int, ids: Sequence[int], chunk: int = PREFILL_CHUNK) -> Tensor:
-    """Read `ids` into a slot, going on where it stands; returns the last token's logits_V.
-
-    Raises:
-        UserError: there is no room for them.
-    """
-    if not ids:
-        raise ValueError("prefill needs at least one token")
-    cache.view([slot], len(ids))  # refuses before anything is written
-    for start in range(0, len(ids), chunk):
-        ids_1T = torch.tensor([ids[start : start + chunk]], dtype=torch.int64, device=cache.device)
-        hidden = _run(model, cache, [slot], ids_1T)
-    return model.head(hidden[0, -1])
-
-
-@torch.no_grad()
-def decode(model: Transformer, cache: KVCache, slots: Sequence[int], ids: Sequence[int]) -> Tensor:
-    """One more token in each of `slots` (all different), whatever their lengths; returns logits_BV.
-
-    Raises:
-        UserError: a slot has no room for it.
-    """
-    ids_B1 = torch.tensor(ids, dtype=torch.int64, device=cache.device)[:, None]
-    return model.head(_run(model, cache, slots, ids_B1)[:, -1])
-
-
-def _run(model: Transformer, cache: KVCache, slots: Sequence[int], ids_BT: Tensor) -> Tensor:
-    hidden, _ = model(ids_BT, AttnContext.for_cache(cache, slots, ids_BT.shape[1]))
-    cache.advance(slots, ids_BT.shape[1])
-    return hidden
