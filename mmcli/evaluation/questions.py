@@ -7,7 +7,6 @@ S slots of an engine, V vocabulary.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,25 +18,19 @@ from mmcli.data.pack.packing import Rows, pack_cache
 from mmcli.data.pack.selection import Selection
 from mmcli.errors import UserError
 from mmcli.generate.engine import Engine
+from mmcli.generate.generate import Completion, generate_batch
 from mmcli.generate.reply import read_reply, reply_text
-from mmcli.generate.sampler import Sampler, SamplingConfig
+from mmcli.generate.sampler import SamplingConfig
 from mmcli.stage import Reporter, Silent
 from mmcli.text.chat import encode_chat, stop_ids
 from mmcli.text.tokenizer import Tokenizer
 
+GREEDY = SamplingConfig(temperature=0, repetition_penalty=1)
 MAX_NEW_TOKENS = 64  # the built-in answers have fewer than 40
 LABELS = {
     "en": ("Question: ", "Answer:", " "),
     "zh": ("问：", "答：", ""),
 }  # question, answer, and what follows the latter
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What a model wrote: its ids, and the stop id that ended them; None where they were cut off."""
-
-    ids: list[int]
-    stop: int | None
 
 
 @dataclass(frozen=True)
@@ -130,73 +123,22 @@ def answer_questions(
     stops = stop_ids(tokenizer)
     if not chat:
         stops |= {id for id in range(tokenizer.vocab_size) if b"\n" in tokenizer.token_bytes(id)}
-    written = complete(engine, prompts, max_new_tokens=max_new_tokens, stop_ids=stops, report=report)
-    replies = []
-    for question, completion in zip(questions, written, strict=True):
-        text, ended = _read(tokenizer, completion, chat), completion.stop is not None
-        replies.append(Reply(question, text, ended, ended and is_correct(question, text)))
-    return replies
+    report = report or Silent()
+    replies: dict[int, Reply] = {}
+    for completion in generate_batch(engine, prompts, GREEDY, max_new_tokens=max_new_tokens, stop_ids=stops):
+        question, text = questions[completion.prompt], _read(tokenizer, completion, chat)
+        ended = completion.stop_id is not None
+        replies[completion.prompt] = Reply(question, text, ended, ended and is_correct(question, text))
+        report.progress("questions", len(replies), len(prompts), "answered")
+    return [replies[number] for number in range(len(questions))]
 
 
 def _read(tokenizer: Tokenizer, completion: Completion, chat: bool) -> str:
     """The answer in a completion; of a text, its first line (a token may hold a line end and text before it)."""
     if chat:
         return str(read_reply(tokenizer, completion.ids)["content"]).strip()
-    last = [] if completion.stop is None else [completion.stop]
+    last = [] if completion.stop_id is None else [completion.stop_id]
     return reply_text(tokenizer, [*completion.ids, *last]).split("\n", 1)[0].strip()
-
-
-def complete(
-    engine: Engine,
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int,
-    stop_ids: Collection[int],
-    report: Reporter | None = None,
-) -> list[Completion]:
-    """The greedy continuation of each prompt, as many at a time as the engine has slots.
-
-    A slot takes the next prompt as soon as its own sequence ends. A prompt that leaves no place in the context gets no
-    ids.
-
-    Raises:
-        UserError: `max_new_tokens` is below 1; a token that the model does not have.
-        MmcliError: the model's logits are not finite.
-    """
-    if max_new_tokens < 1:
-        raise UserError(f"--max-new-tokens {max_new_tokens} leaves nothing to write", "give 1 or more")
-    report, greedy = report or Silent(), Sampler(SamplingConfig(temperature=0, repetition_penalty=1))
-    results = [Completion([], None) for _ in prompts]
-    waiting = deque(range(len(prompts)))
-    running: dict[int, int] = {}  # slot -> prompt
-
-    def goes_on(prompt: int, logits_V: np.ndarray) -> bool:
-        """Write the next token of a prompt; False at its end."""
-        ids, length = results[prompt].ids, len(prompts[prompt])
-        token = greedy.sample(logits_V, (), length + len(ids))
-        if token in stop_ids:
-            results[prompt] = Completion(ids, token)
-            return False
-        ids.append(token)
-        return len(ids) < max_new_tokens and length + len(ids) < engine.max_len
-
-    while waiting or running:
-        for slot in range(engine.slots):
-            while waiting and slot not in running:
-                prompt = waiting.popleft()
-                if len(prompts[prompt]) >= engine.max_len:
-                    continue
-                engine.truncate(slot, 0)
-                if goes_on(prompt, engine.prefill(slot, prompts[prompt])):
-                    running[slot] = prompt
-        if running:
-            slots = sorted(running)
-            logits_SV = engine.decode(slots, [results[running[slot]].ids[-1] for slot in slots])
-            for slot, logits_V in zip(slots, logits_SV, strict=True):
-                if not goes_on(running[slot], logits_V):
-                    del running[slot]
-        report.progress("questions", len(prompts) - len(waiting) - len(running), len(prompts), "answered")
-    return results
 
 
 def scores(replies: Sequence[Reply]) -> dict[str, dict[str, Score]]:

@@ -195,7 +195,7 @@ class Conversation:
                 if piece := stream.flush():
                     yield piece
             finally:
-                self._cached = generation.ids[: self.engine.length(self._slot)]
+                self._cached = generation.sequence.ids[: self.engine.length(self._slot)]
                 self.stats = _stats(generation, encode_seconds)
         finally:
             if reply_ids or finished:
@@ -240,13 +240,13 @@ class Conversation:
 
 
 def _stats(generation: Generation, encode_seconds: float) -> ReplyStats:
-    first = encode_seconds + generation.prefill_seconds
+    sequence, first = generation.sequence, encode_seconds + generation.prefill_seconds
     return ReplyStats(
-        tokens=generation.tokens,
+        tokens=sequence.tokens,
         seconds=first + generation.decode_seconds,
         tokens_per_second=generation.tokens_per_second,
-        time_to_first_token=first if generation.tokens else None,
-        finish_reason=generation.finish_reason or "interrupted",
-        prompt_tokens=generation.prompt_tokens,
-        reused_tokens=generation.reused_tokens,
+        time_to_first_token=first if sequence.tokens else None,
+        finish_reason=sequence.finish_reason or "interrupted",
+        prompt_tokens=sequence.prompt_tokens,
+        reused_tokens=sequence.reused_tokens,
     )

@@ -11,7 +11,7 @@ import torch
 from mmcli.errors import UserError
 from mmcli.generate.engine import PromptTooLong
 from mmcli.generate.generate import generate
-from mmcli.generate.sampler import SamplingConfig
+from mmcli.generate.sampler import SamplingConfig, sample
 from mmcli.generate.torch_engine import TorchEngine
 from mmcli.model.attention import AttnContext
 from mmcli.model.config import ModelConfig
@@ -154,14 +154,11 @@ def test_sampled_sequences_are_the_same_alone_and_after_a_retry() -> None:
         first = list(generate(engine, 0, prompt, sampling, max_new_tokens=12))
         assert list(generate(engine, 0, prompt, sampling, max_new_tokens=12, cached=len(prompt))) == first
         expected.append(first)
-    from mmcli.generate.sampler import Sampler
-
-    sampler = Sampler(sampling)
     sequences = [list(prompt) for prompt in prompts]
     logits_SV = np.stack([together.prefill(slot, prompt) for slot, prompt in enumerate(prompts)])
     for step in range(12):
         for sequence, logits_V in zip(sequences, logits_SV, strict=True):
-            sequence.append(sampler.sample(logits_V, sequence, len(sequence)))
+            sequence.append(int(sample(logits_V[None], [sampling], [sequence], [len(sequence)])[0]))
         if step < 11:
             logits_SV = together.decode([0, 1, 2], [sequence[-1] for sequence in sequences])
     assert [s[len(p) :] for s, p in zip(sequences, prompts, strict=True)] == expected
