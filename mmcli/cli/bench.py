@@ -1,4 +1,4 @@
-"""`mmcli bench`: how fast a model reads, writes and trains on this machine."""
+"""`mmcli bench`: the speed of prefill, decode and training on this machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mmcli.cli.options import HELP, AsJson, RunsDir
+from mmcli.cli.options import HELP, AsJson, Backend, RunsDir
 from mmcli.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,10 +18,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, context_settings=HELP)
 Model = Annotated[str, typer.Argument(help="Run number or name, model folder, latest, or latest:STAGE.")]
-Backend = Annotated[Literal["torch", "onnx"], typer.Option(help="What runs the model.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; default: the backend's choice.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-Repeats = Annotated[int, typer.Option(help="Timed runs, of which the median counts.")]
+Repeats = Annotated[int, typer.Option(help="Timed runs; the median is shown.")]
 
 
 @app.callback()

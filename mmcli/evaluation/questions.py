@@ -1,21 +1,15 @@
-"""Measuring a model: questions with known answers through any engine, and the rows for the loss of a text.
+"""Questions with known answers, asked through any engine and judged.
 
-A chat model is asked through its chat template, exactly as in a conversation. A model that was only pretrained gets
-the lines `Question: ...` and `Answer:` to continue (in Chinese `问：` and `答：`); its answer is the rest of that line.
-S slots of an engine, V vocabulary.
+A chat model is asked through its chat template, exactly as in a conversation. A base model (only pretrained) gets the
+lines `Question: ...` and `Answer:` to continue (in Chinese `问：` and `答：`); its answer is the rest of that line.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from mmcli.data.demo import Question, is_correct
-from mmcli.data.encode.cache import TokenCache
-from mmcli.data.pack.packing import Rows, pack_cache
-from mmcli.data.pack.selection import Selection
 from mmcli.errors import UserError
 from mmcli.generate.engine import Engine
 from mmcli.generate.generate import Completion, generate_batch
@@ -35,7 +29,7 @@ LABELS = {
 
 @dataclass(frozen=True)
 class Reply:
-    """A question with what the model answered. A reply that was cut off (not `ended`) is not correct."""
+    """A question and the reply of a model. A reply that was cut off (not `ended`) is not correct."""
 
     question: Question
     text: str
@@ -45,7 +39,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Score:
-    """Right answers of so many questions."""
+    """Correct replies out of `total` questions."""
 
     correct: int
     total: int
@@ -105,6 +99,7 @@ def answer_questions(
     prompts: Sequence[Sequence[int]],
     *,
     chat: bool,
+    is_correct: Callable[[Question, str], bool] = is_correct,
     max_new_tokens: int = MAX_NEW_TOKENS,
     report: Reporter | None = None,
 ) -> list[Reply]:
@@ -115,6 +110,7 @@ def answer_questions(
 
     Args:
         prompts: of `encode_questions`, with the same `chat`.
+        is_correct: whether a reply that ended answers its question.
 
     Raises:
         UserError: `max_new_tokens` is below 1; a token that the model does not have.
@@ -159,19 +155,3 @@ def add_scores(parts: Collection[Score]) -> Score:
 def total_score(families: Mapping[str, Mapping[str, Score]]) -> Score:
     """The score over all families and languages."""
     return add_scores([score for family in families.values() for score in family.values()])
-
-
-def evaluation_rows(cache: TokenCache, seq_len: int) -> Rows:
-    """Rows in which every token of every sequence but its first is predicted once: nothing is cut off or left out.
-
-    A sequence of up to `seq_len` + 1 tokens stays whole, so its loss is the same wherever it lies; a longer one is
-    read in windows of `seq_len` tokens, each without what came before it.
-    """
-    lengths = np.asarray(cache.lengths)
-    counts = np.maximum(1, -(-(lengths - 1) // seq_len))  # windows of each sequence
-    documents = np.repeat(np.arange(len(cache)), counts)
-    nth = np.arange(len(documents)) - np.repeat(np.cumsum(counts) - counts, counts)
-    starts = nth * seq_len
-    windows = Selection(documents, starts, np.minimum(starts + seq_len + 1, lengths[documents]))
-    row = int(min(seq_len, (lengths - 1).max()))
-    return pack_cache(cache, row, selection=windows, split=False)

@@ -18,6 +18,8 @@ from mmcli.model.cache import KVCache
 from mmcli.model.device import choose_device
 from mmcli.model.formats.hf_folder import load_model
 from mmcli.model.transformer import Transformer
+from mmcli.run import ModelRef
+from mmcli.stage import Reporter
 
 PREFILL_CHUNK = 512  # tokens of a prompt that run at once: bounds the memory of their activations
 
@@ -111,6 +113,28 @@ class TorchEngine:
         hidden_BTD, _ = self.model(ids_BT, AttnContext.for_cache(self.cache, slots, n_tokens))
         self.cache.advance(slots, n_tokens)
         return hidden_BTD
+
+
+def open_torch_engine(
+    ref: ModelRef,
+    *,
+    device: str = "auto",
+    slots: int = 1,
+    max_len: int | None = None,
+    threads: int | None = None,
+    report: Reporter | None = None,  # nothing is made here that a person should know of
+) -> TorchEngine:
+    """The torch engine of a model.
+
+    Args:
+        threads: of torch, for the whole process; None leaves them.
+
+    Raises:
+        UserError: no model there, or no such device.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return TorchEngine.load(ref.path, slots=slots, max_len=max_len, device=device)
 
 
 def _numpy(logits: torch.Tensor) -> np.ndarray:

@@ -6,6 +6,8 @@ import torch
 
 from mmcli.errors import UserError
 
+MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 16384, "mps": 4096}  # at once, for a model 512 wide
+
 
 def choose_device(name: str = "auto") -> torch.device:
     """The device of that name; `auto` takes CUDA, then Apple's MPS, then the CPU.

@@ -9,19 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from mmcli.data.demo import Question, questions
 from mmcli.data.encode.cache import TokenCache
 from mmcli.data.pack.batches import NO_LABEL, Batch, evaluation_batches
 from mmcli.data.sources.sources import open_sources
 from mmcli.errors import UserError
+from mmcli.evaluation.held_out import evaluation_rows
+from mmcli.evaluation.loss import TextLoss, model_losses, sum_losses
 from mmcli.evaluation.questions import (
     Score,
     answer_questions,
     choose_questions,
     encode_questions,
-    evaluation_rows,
     scores,
     total_score,
 )
@@ -33,7 +33,6 @@ from mmcli.generate.torch_engine import TorchEngine
 from mmcli.model.config import ModelConfig
 from mmcli.model.transformer import Transformer
 from mmcli.text.tokenizer import Tokenizer
-from mmcli.train.lm import evaluate_tokens
 
 GREEDY = SamplingConfig(temperature=0, repetition_penalty=1)
 
@@ -209,8 +208,8 @@ def alone(cache: TokenCache, document: int, start: int, stop: int) -> Batch:
     return Batch(ids[None, :-1], labels[None], np.arange(len(labels))[None], np.zeros((1, len(labels)), dtype=np.int64))
 
 
-def measure(model: Transformer, tokenizer: Tokenizer, batches: Any) -> dict[str, float]:
-    return evaluate_tokens(model, batches, tokenizer.byte_lengths(), torch.device("cpu"))
+def measure(model: Transformer, tokenizer: Tokenizer, batches: Any) -> TextLoss:
+    return sum_losses(model_losses(model, batches), tokenizer.byte_lengths())
 
 
 @pytest.mark.parametrize("seq_len", [400, 16, 7])
@@ -227,10 +226,10 @@ def test_the_loss_of_a_text_does_not_depend_on_packing(
     rows = evaluation_rows(cache, seq_len)
     packed = measure(model, tokenizer, evaluation_batches(cache, rows, 2))
     each = measure(model, tokenizer, windows)
-    assert packed["tokens"] == each["tokens"] == sum(cache.lengths - 1)
-    assert packed["bytes"] == each["bytes"]
-    assert packed["loss"] == pytest.approx(each["loss"], rel=1e-6)
-    assert packed["bits_per_byte"] == pytest.approx(each["bits_per_byte"], rel=1e-6)
+    assert packed.tokens == each.tokens == sum(cache.lengths - 1)
+    assert packed.bytes == each.bytes
+    assert packed.loss == pytest.approx(each.loss, rel=1e-6)
+    assert packed.bits_per_byte == pytest.approx(each.bits_per_byte, rel=1e-6)
     assert len(rows) < len(windows) or seq_len == 7
 
 
@@ -241,8 +240,8 @@ def test_of_conversations_the_assistant_alone_counts(tmp_path: Path, tokenizer: 
     packed = measure(model, tokenizer, evaluation_batches(cache, evaluation_rows(cache, 512), 2))
     each = measure(model, tokenizer, whole)
     replies = sum(len(tokenizer.encode_text(pair["output"])) + 1 for pair in pairs)  # each with its end token
-    assert packed["tokens"] == each["tokens"] == replies
-    assert packed["bytes"] == sum(len(pair["output"].encode()) for pair in pairs)
-    assert packed["loss"] == pytest.approx(each["loss"], rel=1e-6)
+    assert packed.tokens == each.tokens == replies
+    assert packed.bytes == sum(len(pair["output"].encode()) for pair in pairs)
+    assert packed.loss == pytest.approx(each.loss, rel=1e-6)
     cut = measure(model, tokenizer, evaluation_batches(cache, evaluation_rows(cache, 20), 2))
-    assert cut["tokens"] == replies  # what is past a window is read in the next one
+    assert cut.tokens == replies  # what is past a window is read in the next one
