@@ -25,7 +25,7 @@ Repeats = Annotated[int, typer.Option(help="Timed runs; the median is shown.")]
 
 @app.callback()
 def bench() -> None:
-    """Tokens a second, time to the first token, load time and memory of a model."""
+    """Tokens per second, time to first token, load time and memory of a model."""
 
 
 @app.command()
@@ -40,7 +40,7 @@ def decode(
     json: AsJson = False,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """How fast a model writes, one sequence at a time.
+    """Speed of decoding, one sequence at a time.
 
     Example: mmcli bench decode --backend onnx --threads 2
     """
@@ -67,7 +67,7 @@ def prefill(
     json: AsJson = False,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """How fast a model reads a prompt.
+    """Speed of prefill: reading a prompt.
 
     Example: mmcli bench prefill 7 --prompt-tokens 1024
     """
@@ -94,7 +94,7 @@ def train(
     json: AsJson = False,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """How fast a model trains: forward and backward, not compiled, without data and optimizer.
+    """Speed of training: forward and backward, not compiled, without data and optimizer.
 
     Example: mmcli bench train --preset tiny --batch-size 4
     """

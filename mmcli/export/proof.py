@@ -40,7 +40,7 @@ TEXT_NAME = f"built-in documents of seed {TEXT_SEED}"
 
 @dataclass(frozen=True)
 class Proof:
-    """What was compared, and how near ONNX Runtime came to torch."""
+    """The comparison of ONNX Runtime with torch."""
 
     dtype: Dtype
     logits: dict[str, float]  # greatest difference of a logit in prefill, decode and chunks (a prompt in pieces)

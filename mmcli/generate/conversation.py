@@ -1,6 +1,6 @@
 """A conversation with a model: messages in, streamed text out, on any engine. No torch here.
 
-A model that was chat-trained answers messages through its template. One that was only pretrained continues a text.
+A chat model answers messages through its template. A base model (only pretrained) continues a text.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mmcli.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class ReplyStats:
-    """What a reply cost. `interrupted`: the caller closed it before its end."""
+    """The tokens and the time of a reply. `interrupted`: the caller closed it before its end."""
 
     tokens: int  # ids of the reply, without the stop id
     seconds: float  # prompt encoding, prefill and decoding, without the time the caller spent between tokens

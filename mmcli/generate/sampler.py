@@ -23,7 +23,7 @@ WORD = 2**64 - 1
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How the next token is chosen. The defaults suit models of a few million to a few hundred million parameters."""
+    """Sampling parameters. The defaults suit models of a few million to a few hundred million parameters."""
 
     temperature: float = 0.7  # 0 is greedy: the most likely token, after the repetition penalty
     top_k: int = 50  # keep the k most likely tokens and ties of the last; 0 is off

@@ -82,7 +82,7 @@ class TokenSequence:
 
     @property
     def tokens(self) -> int:
-        """How many ids were drawn, without the stop id."""
+        """The number of ids drawn, without the stop id."""
         return len(self.ids) - self.prompt_tokens - (self.finish_reason == "stop")
 
     @property

@@ -17,7 +17,7 @@ from mmcli.model.config import ModelConfig
 
 
 class KVCache:
-    """Keys and values of every layer, [S, K, M, d] each, and how many tokens of each slot count."""
+    """Keys and values of every layer, [S, K, M, d] each, and the length of each slot."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class KVCache:
 
     @property
     def slots(self) -> int:
-        """How many sequences there is room for."""
+        """The number of sequences that fit."""
         return len(self.lengths)
 
     def length(self, slot: int) -> int:
@@ -86,7 +86,7 @@ class KVCache:
 
 @dataclass(frozen=True)
 class CacheView:
-    """The chosen slots during one forward pass: where their new tokens go and what they see."""
+    """The chosen slots during one forward pass: the places of their new tokens, and the tokens they attend to."""
 
     cache: KVCache
     slots: tuple[int, ...]
