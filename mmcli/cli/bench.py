@@ -1,4 +1,4 @@
-"""`mmcli bench`: how fast a model reads, writes and trains on this machine."""
+"""`mmcli bench`: the speed of prefill, decode and training on this machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mmcli.cli.options import HELP, AsJson, RunsDir
+from mmcli.cli.options import HELP, AsJson, Backend, RunsDir
 from mmcli.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,15 +18,14 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, context_settings=HELP)
 Model = Annotated[str, typer.Argument(help="Run number or name, model folder, latest, or latest:STAGE.")]
-Backend = Annotated[Literal["torch", "onnx"], typer.Option(help="What runs the model.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; default: the backend's choice.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-Repeats = Annotated[int, typer.Option(help="Timed runs, of which the median counts.")]
+Repeats = Annotated[int, typer.Option(help="Timed runs; the median is shown.")]
 
 
 @app.callback()
 def bench() -> None:
-    """Tokens a second, time to the first token, load time and memory of a model."""
+    """Tokens per second, time to first token, load time and memory of a model."""
 
 
 @app.command()
@@ -41,7 +40,7 @@ def decode(
     json: AsJson = False,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """How fast a model writes, one sequence at a time.
+    """Speed of decoding, one sequence at a time.
 
     Example: mmcli bench decode --backend onnx --threads 2
     """
@@ -68,7 +67,7 @@ def prefill(
     json: AsJson = False,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """How fast a model reads a prompt.
+    """Speed of prefill: reading a prompt.
 
     Example: mmcli bench prefill 7 --prompt-tokens 1024
     """
@@ -95,7 +94,7 @@ def train(
     json: AsJson = False,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """How fast a model trains: forward and backward, not compiled, without data and optimizer.
+    """Speed of training: forward and backward, not compiled, without data and optimizer.
 
     Example: mmcli bench train --preset tiny --batch-size 4
     """

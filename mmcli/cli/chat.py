@@ -8,10 +8,11 @@ import sys
 from collections.abc import Callable, Generator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmcli.cli.options import Backend
 from mmcli.errors import MmcliError, UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ COMMANDS = ["/reset", "/system", "/retry", "/save", "/help", "/exit"]
 @app.command()
 def chat(
     model: Annotated[str, typer.Argument(help="Run number or name, model folder, latest, or latest:STAGE.")] = "latest",
-    backend: Annotated[Literal["torch", "onnx"], typer.Option(help="What runs the model.")] = "torch",
+    backend: Backend = "torch",
     prompt: Annotated[str | None, typer.Option(help="Answer this and leave; else a pipe, else the keyboard.")] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     temperature: Annotated[float, typer.Option(help="0 always takes the most likely token; higher is freer.")] = 0.7,
@@ -132,16 +133,12 @@ def _checked(text: str, where: str) -> str:
 
 def _load(found: ModelRef, backend: str, device: str) -> tuple[Tokenizer, Engine]:
     from mmcli.cli.console import reporter
-    from mmcli.evaluation.engines import load_engine
+    from mmcli.evaluation.engines import check_vocabulary, load_engine
     from mmcli.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(found.path)
     engine = load_engine(found, backend, device=device, report=reporter())
-    if tokenizer.vocab_size > engine.vocab_size:
-        raise UserError(
-            f"{found.path}: its tokenizer has {tokenizer.vocab_size:,} tokens, its model {engine.vocab_size:,}",
-            "put the tokenizer that the model was trained with into the folder",
-        )
+    check_vocabulary(found, tokenizer, engine.vocab_size)
     return tokenizer, engine
 
 

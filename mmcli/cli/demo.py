@@ -114,12 +114,12 @@ def _export(model: ModelRef, report: Reporter) -> ModelRef:
 
 def _score(model: ModelRef, limit: int, report: Reporter) -> dict[str, Any]:
     """The held-out score of a model: of all questions, and by family."""
-    from mmcli.cli.eval import ask_demo
-    from mmcli.evaluation.questions import add_scores, scores, total_score
+    from mmcli.evaluation.evaluate import evaluate
+    from mmcli.evaluation.questions import add_scores
 
-    families = scores(ask_demo(model, limit, backend=_backend(model), report=report).replies)
-    by_family = {name: add_scores(languages.values()).share for name, languages in families.items()}
-    return {"score": total_score(families).share, "families": by_family}
+    result = evaluate(model, "demo", limit=limit, backend=_backend(model), report=report)
+    by_family = {name: add_scores(languages.values()).share for name, languages in result.families.items()}
+    return {"score": result.total.share, "families": by_family}
 
 
 def _backend(model: ModelRef) -> str:

@@ -1,13 +1,22 @@
-"""One way to get an engine for a model that a person named, whatever runs it."""
+"""The engines by name, and the opening of one for a model that a person named."""
 
 from __future__ import annotations
 
-from mmcli.errors import UserError
-from mmcli.generate.engine import Engine
-from mmcli.run import ModelRef
-from mmcli.stage import Reporter
+from typing import TYPE_CHECKING
 
-BACKENDS = ("torch", "onnx")
+from mmcli.errors import UserError
+
+if TYPE_CHECKING:
+    from mmcli.generate.engine import Engine
+    from mmcli.run import ModelRef
+    from mmcli.stage import Reporter
+    from mmcli.text.tokenizer import Tokenizer
+
+# "module:function", called with (ref, *, device, slots, max_len, threads, report).
+ENGINES = {
+    "torch": "mmcli.generate.torch_engine:open_torch_engine",
+    "onnx": "mmcli.export.engine:open_onnx_engine",
+}
 
 
 def load_engine(
@@ -20,37 +29,31 @@ def load_engine(
     threads: int | None = None,
     report: Reporter | None = None,
 ) -> Engine:
-    """The engine of a model. torch is imported only where it is needed.
-
-    "onnx" takes a folder that is an export as it is, else the model's fp32 export; if there is none of these weights,
-    it is made, and `report` says so.
+    """The engine of a model. A backend's libraries are imported only where it is asked for.
 
     Args:
+        backend: a key of `ENGINES`.
+        max_len: tokens of one sequence; None for the longest context of the model.
         threads: of the backend; None leaves it to the backend.
 
     Raises:
-        UserError: no model there, a device that the backend lacks, or a model that cannot be exported.
+        UserError: no such backend, no model there, a device that the backend lacks, or a model that cannot be
+            exported.
         MmcliError: the export differs from torch.
     """
-    if backend == "torch":
-        import torch
+    from mmcli.plugins import load_function
 
-        from mmcli.generate.torch_engine import TorchEngine
+    if backend not in ENGINES:
+        raise UserError(f'there is no backend "{backend}"', f"give one of: {', '.join(ENGINES)}")
+    open_engine = load_function(ENGINES[backend], f"the {backend} backend")
+    engine: Engine = open_engine(ref, device=device, slots=slots, max_len=max_len, threads=threads, report=report)
+    return engine
 
-        if threads is not None:
-            torch.set_num_threads(threads)
-        return TorchEngine.load(ref.path, slots=slots, max_len=max_len, device=device)
-    if device not in ("auto", "cpu"):
-        raise UserError(f'device "{device}" with the onnx backend, which runs on the CPU', "give --device cpu")
-    from mmcli.export.place import default_folder, find_export
-    from mmcli.generate.onnx_engine import OnnxEngine
 
-    folder = find_export(ref)
-    if folder is None:
-        from mmcli.export.onnx_export import export_onnx
-
-        folder = default_folder(ref, "fp32")
-        if report is not None:
-            report.note(f"{ref.label} has no ONNX export of these weights yet: making it in {folder}")
-        export_onnx(ref.path, folder, stage=ref.run.stage if ref.run else None, report=report)
-    return OnnxEngine.load(folder, slots=slots, max_len=max_len, threads=threads)
+def check_vocabulary(ref: ModelRef, tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Raises UserError if the tokenizer has ids for which the model has no embedding."""
+    if tokenizer.vocab_size > vocab_size:
+        raise UserError(
+            f"{ref.path}: its tokenizer has {tokenizer.vocab_size:,} tokens, its model {vocab_size:,}",
+            "put the tokenizer that the model was trained with into the folder",
+        )

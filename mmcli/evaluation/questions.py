@@ -1,30 +1,25 @@
-"""Measuring a model: questions with known answers through any engine, and the rows for the loss of a text.
+"""Questions with known answers, asked through any engine and judged.
 
-A chat model is asked through its chat template, exactly as in a conversation. A model that was only pretrained gets
-the lines `Question: ...` and `Answer:` to continue (in Chinese `问：` and `答：`); its answer is the rest of that line.
-S slots of an engine, V vocabulary.
+A chat model is asked through its chat template, exactly as in a conversation. A base model (only pretrained) gets the
+lines `Question: ...` and `Answer:` to continue (in Chinese `问：` and `答：`); its answer is the rest of that line.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from mmcli.data.demo import Question, is_correct
-from mmcli.data.encode.cache import TokenCache
-from mmcli.data.pack.packing import Rows, pack_cache
-from mmcli.data.pack.selection import Selection
 from mmcli.errors import UserError
 from mmcli.generate.engine import Engine
+from mmcli.generate.generate import Completion, generate_batch
 from mmcli.generate.reply import read_reply, reply_text
-from mmcli.generate.sampler import Sampler, SamplingConfig
+from mmcli.generate.sampler import SamplingConfig
 from mmcli.stage import Reporter, Silent
 from mmcli.text.chat import encode_chat, stop_ids
 from mmcli.text.tokenizer import Tokenizer
 
+GREEDY = SamplingConfig(temperature=0, repetition_penalty=1)
 MAX_NEW_TOKENS = 64  # the built-in answers have fewer than 40
 LABELS = {
     "en": ("Question: ", "Answer:", " "),
@@ -33,16 +28,8 @@ LABELS = {
 
 
 @dataclass(frozen=True)
-class Completion:
-    """What a model wrote: its ids, and the stop id that ended them; None where they were cut off."""
-
-    ids: list[int]
-    stop: int | None
-
-
-@dataclass(frozen=True)
 class Reply:
-    """A question with what the model answered. A reply that was cut off (not `ended`) is not correct."""
+    """A question and the reply of a model. A reply that was cut off (not `ended`) is not correct."""
 
     question: Question
     text: str
@@ -52,7 +39,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Score:
-    """Right answers of so many questions."""
+    """Correct replies out of `total` questions."""
 
     correct: int
     total: int
@@ -112,6 +99,7 @@ def answer_questions(
     prompts: Sequence[Sequence[int]],
     *,
     chat: bool,
+    is_correct: Callable[[Question, str], bool] = is_correct,
     max_new_tokens: int = MAX_NEW_TOKENS,
     report: Reporter | None = None,
 ) -> list[Reply]:
@@ -122,6 +110,7 @@ def answer_questions(
 
     Args:
         prompts: of `encode_questions`, with the same `chat`.
+        is_correct: whether a reply that ended answers its question.
 
     Raises:
         UserError: `max_new_tokens` is below 1; a token that the model does not have.
@@ -130,73 +119,22 @@ def answer_questions(
     stops = stop_ids(tokenizer)
     if not chat:
         stops |= {id for id in range(tokenizer.vocab_size) if b"\n" in tokenizer.token_bytes(id)}
-    written = complete(engine, prompts, max_new_tokens=max_new_tokens, stop_ids=stops, report=report)
-    replies = []
-    for question, completion in zip(questions, written, strict=True):
-        text, ended = _read(tokenizer, completion, chat), completion.stop is not None
-        replies.append(Reply(question, text, ended, ended and is_correct(question, text)))
-    return replies
+    report = report or Silent()
+    replies: dict[int, Reply] = {}
+    for completion in generate_batch(engine, prompts, GREEDY, max_new_tokens=max_new_tokens, stop_ids=stops):
+        question, text = questions[completion.prompt], _read(tokenizer, completion, chat)
+        ended = completion.stop_id is not None
+        replies[completion.prompt] = Reply(question, text, ended, ended and is_correct(question, text))
+        report.progress("questions", len(replies), len(prompts), "answered")
+    return [replies[number] for number in range(len(questions))]
 
 
 def _read(tokenizer: Tokenizer, completion: Completion, chat: bool) -> str:
     """The answer in a completion; of a text, its first line (a token may hold a line end and text before it)."""
     if chat:
         return str(read_reply(tokenizer, completion.ids)["content"]).strip()
-    last = [] if completion.stop is None else [completion.stop]
+    last = [] if completion.stop_id is None else [completion.stop_id]
     return reply_text(tokenizer, [*completion.ids, *last]).split("\n", 1)[0].strip()
-
-
-def complete(
-    engine: Engine,
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int,
-    stop_ids: Collection[int],
-    report: Reporter | None = None,
-) -> list[Completion]:
-    """The greedy continuation of each prompt, as many at a time as the engine has slots.
-
-    A slot takes the next prompt as soon as its own sequence ends. A prompt that leaves no place in the context gets no
-    ids.
-
-    Raises:
-        UserError: `max_new_tokens` is below 1; a token that the model does not have.
-        MmcliError: the model's logits are not finite.
-    """
-    if max_new_tokens < 1:
-        raise UserError(f"--max-new-tokens {max_new_tokens} leaves nothing to write", "give 1 or more")
-    report, greedy = report or Silent(), Sampler(SamplingConfig(temperature=0, repetition_penalty=1))
-    results = [Completion([], None) for _ in prompts]
-    waiting = deque(range(len(prompts)))
-    running: dict[int, int] = {}  # slot -> prompt
-
-    def goes_on(prompt: int, logits_V: np.ndarray) -> bool:
-        """Write the next token of a prompt; False at its end."""
-        ids, length = results[prompt].ids, len(prompts[prompt])
-        token = greedy.sample(logits_V, (), length + len(ids))
-        if token in stop_ids:
-            results[prompt] = Completion(ids, token)
-            return False
-        ids.append(token)
-        return len(ids) < max_new_tokens and length + len(ids) < engine.max_len
-
-    while waiting or running:
-        for slot in range(engine.slots):
-            while waiting and slot not in running:
-                prompt = waiting.popleft()
-                if len(prompts[prompt]) >= engine.max_len:
-                    continue
-                engine.truncate(slot, 0)
-                if goes_on(prompt, engine.prefill(slot, prompts[prompt])):
-                    running[slot] = prompt
-        if running:
-            slots = sorted(running)
-            logits_SV = engine.decode(slots, [results[running[slot]].ids[-1] for slot in slots])
-            for slot, logits_V in zip(slots, logits_SV, strict=True):
-                if not goes_on(running[slot], logits_V):
-                    del running[slot]
-        report.progress("questions", len(prompts) - len(waiting) - len(running), len(prompts), "answered")
-    return results
 
 
 def scores(replies: Sequence[Reply]) -> dict[str, dict[str, Score]]:
@@ -217,19 +155,3 @@ def add_scores(parts: Collection[Score]) -> Score:
 def total_score(families: Mapping[str, Mapping[str, Score]]) -> Score:
     """The score over all families and languages."""
     return add_scores([score for family in families.values() for score in family.values()])
-
-
-def evaluation_rows(cache: TokenCache, seq_len: int) -> Rows:
-    """Rows in which every token of every sequence but its first is predicted once: nothing is cut off or left out.
-
-    A sequence of up to `seq_len` + 1 tokens stays whole, so its loss is the same wherever it lies; a longer one is
-    read in windows of `seq_len` tokens, each without what came before it.
-    """
-    lengths = np.asarray(cache.lengths)
-    counts = np.maximum(1, -(-(lengths - 1) // seq_len))  # windows of each sequence
-    documents = np.repeat(np.arange(len(cache)), counts)
-    nth = np.arange(len(documents)) - np.repeat(np.cumsum(counts) - counts, counts)
-    starts = nth * seq_len
-    windows = Selection(documents, starts, np.minimum(starts + seq_len + 1, lengths[documents]))
-    row = int(min(seq_len, (lengths - 1).max()))
-    return pack_cache(cache, row, selection=windows, split=False)

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 from mmcli.export.decoder import FINAL_NORM, embedding_name, residual_name
 from mmcli.export.folder import write_graph
 from mmcli.generate.onnx_engine import GRAPH_FILE, open_session
-from mmcli.model import cache as kv
+from mmcli.generate.torch_engine import TorchEngine
 from mmcli.model.config import ModelConfig
 from mmcli.model.transformer import Block, Transformer
 
@@ -83,17 +83,16 @@ def _run_torch(model: Transformer, ids: Sequence[int], split: int) -> dict[str, 
         kept[name] = value[0].float().cpu().numpy()
 
     config = model.config
-    cache = kv.KVCache(config, max_len=len(ids), device=model.head_weight.device)
+    engine = TorchEngine(model, max_len=len(ids), prefill_chunk=len(ids))  # one pass, so each place is met once
     if split:
-        kv.prefill(model, cache, 0, ids[:split])
+        engine.prefill(0, ids[:split])
     layers: list[Any] = list(model.model.layers)
     handles = [layers[0].register_forward_pre_hook(lambda _, args: keep(embedding_name(config), args[0]))]
     for layer, block in enumerate(layers):
         handles += _hook(block, layer, keep)
     handles.append(model.model.norm.register_forward_hook(lambda _, args, out: keep(FINAL_NORM, out)))
     try:
-        rest = ids[split:]
-        keep("logits", kv.prefill(model, cache, 0, rest, chunk=len(rest))[None])
+        kept["logits"] = engine.prefill(0, ids[split:])
     finally:
         for handle in handles:
             handle.remove()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,16 +18,15 @@ import torch
 from mmcli import __version__
 from mmcli.data.demo.documents import documents
 from mmcli.errors import MmcliError, UserError
+from mmcli.evaluation.loss import document_batches, model_losses, sum_losses
 from mmcli.export.place import RECORD_FILE, fingerprint, read_record
 from mmcli.export.round_trip import check_tokenizer
-from mmcli.model.attention import AttnContext
 from mmcli.model.config import ModelConfig
 from mmcli.model.formats.families import OWN, READABLE, family_of
 from mmcli.model.formats.hf_config import read_model_config
 from mmcli.model.formats.hf_folder import WEIGHTS, load_model, save_model
 from mmcli.model.formats.read import GENERATION, keep_generation
 from mmcli.model.formats.transformers_folder import open_weights
-from mmcli.model.logps import token_logps
 from mmcli.model.transformer import Transformer
 from mmcli.run import atomic_folder
 from mmcli.text.tokenizer import Tokenizer
@@ -77,7 +75,7 @@ def export_huggingface(source: Path, out: Path, *, dtype: HfDtype | None = None,
     stored = open_weights(source).dtype()
     target = stored if dtype is None else TORCH_TYPES[dtype]
     model = load_model(source)
-    before = held_out_loss(model, tokenizer)
+    before = _held_out_loss(model, tokenizer)
     model = model.to(target)
     _refuse_overflow(model)
     with atomic_folder(out) as beside:
@@ -141,7 +139,7 @@ def _read_back(folder: Path, model: Transformer, tokenizer: Tokenizer, before: f
     for name, tensor in model.state_dict().items():
         if not torch.equal(again.state_dict()[name], tensor):
             raise MmcliError(f"the exported {name} reads back as other numbers", report)
-    after = held_out_loss(again.float(), tokenizer)
+    after = _held_out_loss(again.float(), tokenizer)
     if not after - before <= math.log1p(PERPLEXITY_LIMIT):  # NaN is refused too
         limit = f"perplexity may rise by {PERPLEXITY_LIMIT:.0%}"
         what = f"the loss rose from {before:.4g} to {after:.4g} nats a token in {model.head_weight.dtype} ({limit})"
@@ -149,17 +147,8 @@ def _read_back(folder: Path, model: Transformer, tokenizer: Tokenizer, before: f
     return after
 
 
-@torch.no_grad()
-def held_out_loss(model: Transformer, tokenizer: Tokenizer) -> float:
+def _held_out_loss(model: Transformer, tokenizer: Tokenizer) -> float:
     """Nats a token on built-in documents that the built-in corpus does not hold."""
-    losses: list[float] = []
-    for ids in _token_ids(tokenizer, min(TEXT_TOKENS, model.config.max_seq_len)):
-        row = torch.tensor([ids])
-        hidden, _ = model(row[:, :-1], AttnContext.causal(1, len(ids) - 1))
-        losses += (-token_logps(hidden, model.head_weight, row[:, 1:], bias=model.head_bias)).flatten().tolist()
-    return sum(losses) / len(losses)
-
-
-def _token_ids(tokenizer: Tokenizer, length: int) -> Sequence[list[int]]:
-    texts = itertools.islice(documents(TEXT_SEED), TEXTS)
-    return [ids for ids in (tokenizer.encode_document(text)[: length + 1] for text in texts) if len(ids) > 1]
+    length = min(TEXT_TOKENS, model.config.max_seq_len) + 1
+    ids = [tokenizer.encode_document(text)[:length] for text in itertools.islice(documents(TEXT_SEED), TEXTS)]
+    return sum_losses(model_losses(model, document_batches(ids))).loss

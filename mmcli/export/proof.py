@@ -15,17 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from mmcli.data.demo.documents import documents
 from mmcli.errors import MmcliError
+from mmcli.evaluation.loss import document_batches, engine_losses, model_losses, sum_losses
 from mmcli.export.diagnose import first_difference
 from mmcli.export.place import Dtype
 from mmcli.export.round_trip import check_tokenizer
 from mmcli.generate.engine import Engine
 from mmcli.generate.onnx_engine import OnnxEngine
 from mmcli.generate.torch_engine import TorchEngine
-from mmcli.model.attention import AttnContext
 from mmcli.model.transformer import Transformer
 from mmcli.text.tokenizer import Tokenizer
 
@@ -41,7 +40,7 @@ TEXT_NAME = f"built-in documents of seed {TEXT_SEED}"
 
 @dataclass(frozen=True)
 class Proof:
-    """What was compared, and how near ONNX Runtime came to torch."""
+    """The comparison of ONNX Runtime with torch."""
 
     dtype: Dtype
     logits: dict[str, float]  # greatest difference of a logit in prefill, decode and chunks (a prompt in pieces)
@@ -77,7 +76,10 @@ def prove(folder: Path, model: Transformer, tokenizer: Tokenizer, dtype: Dtype) 
     reference = TorchEngine(model, slots=len(prompts), max_len=length)
     exported = OnnxEngine.load(folder, slots=len(prompts), max_len=length)
     steps = list(_walk(reference, exported, prompts, new_tokens, together=dtype == "fp32"))
-    losses = _losses(model, exported, tokenizer, texts[-HELD_OUT_TEXTS:], min(HELD_OUT_TOKENS, length - 1))
+    n_tokens = min(HELD_OUT_TOKENS, length - 1) + 1
+    held_out = [tokenizer.encode_document(text)[:n_tokens] for text in texts[-HELD_OUT_TEXTS:]]
+    by_torch = sum_losses(model_losses(model, document_batches(held_out)))
+    by_onnx = sum_losses(engine_losses(exported, held_out))
     tied = [step for step in steps if step.chosen != step.chosen_onnx and step.gap <= LOGITS_LIMIT]
     proof = Proof(
         dtype=dtype,
@@ -89,9 +91,9 @@ def prove(folder: Path, model: Transformer, tokenizer: Tokenizer, dtype: Dtype) 
         greedy_tokens=len(steps),
         greedy_equal=sum(step.chosen == step.chosen_onnx for step in steps),
         greedy_ties=len(tied),
-        perplexity_torch=_perplexity(losses[0]),
-        perplexity_onnx=_perplexity(losses[1]),
-        perplexity_tokens=len(losses[0]),
+        perplexity_torch=by_torch.perplexity,
+        perplexity_onnx=by_onnx.perplexity,
+        perplexity_tokens=by_torch.tokens,
         text=TEXT_NAME,
         round_trips=round_trips,
     )
@@ -205,31 +207,3 @@ def _prompts(tokenizer: Tokenizer, texts: Sequence[str], room: int) -> list[list
         list(itertools.islice(itertools.chain(start, stream), length))
         for length, stream in zip(lengths, streams, strict=True)
     ]
-
-
-@torch.inference_mode()
-def _losses(
-    model: Transformer, exported: Engine, tokenizer: Tokenizer, texts: Sequence[str], n_tokens: int
-) -> tuple[list[float], list[float]]:
-    """-log p of each token of the texts but the first, by torch and by the export, which reads them one by one."""
-    by_torch: list[float] = []
-    by_onnx: list[float] = []
-    for text in texts:
-        ids = tokenizer.encode_document(text)[: n_tokens + 1]
-        device = model.head_weight.device
-        hidden_1TD, _ = model(torch.tensor([ids], device=device), AttnContext.causal(1, len(ids), device))
-        torch_TV = model.head(hidden_1TD[0, :-1]).float().cpu().numpy()
-        exported.truncate(0, 0)
-        for at, (id, following) in enumerate(itertools.pairwise(ids)):
-            by_torch.append(_loss(torch_TV[at], following))
-            by_onnx.append(_loss(exported.decode([0], [id])[0], following))
-    return by_torch, by_onnx
-
-
-def _loss(logits_V: np.ndarray, id: int) -> float:
-    scores_V = logits_V.astype(np.float64) - float(logits_V.max())
-    return float(np.log(np.exp(scores_V).sum()) - scores_V[id])
-
-
-def _perplexity(losses: Sequence[float]) -> float:
-    return math.exp(min(float(np.mean(losses)), 700.0)) if losses else math.nan

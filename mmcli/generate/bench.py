@@ -1,4 +1,4 @@
-"""How fast an engine is: tokens a second, time to the first token, load time, memory. No torch here."""
+"""The speed of an engine: tokens per second, time to first token, load time, memory. No torch here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmcli.generate.engine import Engine
 
 @dataclass(frozen=True)
 class Speed:
-    """What was measured. Every time is a median over `repeats`, after one run that does not count."""
+    """The measured speed. Every time is a median over `repeats`, after one run that does not count."""
 
     tokens_per_second: float
     slowest: float  # tokens per second of the slowest and the fastest repeat

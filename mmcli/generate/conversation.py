@@ -1,6 +1,6 @@
 """A conversation with a model: messages in, streamed text out, on any engine. No torch here.
 
-A model that was chat-trained answers messages through its template. One that was only pretrained continues a text.
+A chat model answers messages through its template. A base model (only pretrained) continues a text.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mmcli.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class ReplyStats:
-    """What a reply cost. `interrupted`: the caller closed it before its end."""
+    """The tokens and the time of a reply. `interrupted`: the caller closed it before its end."""
 
     tokens: int  # ids of the reply, without the stop id
     seconds: float  # prompt encoding, prefill and decoding, without the time the caller spent between tokens
@@ -195,7 +195,7 @@ class Conversation:
                 if piece := stream.flush():
                     yield piece
             finally:
-                self._cached = generation.ids[: self.engine.length(self._slot)]
+                self._cached = generation.sequence.ids[: self.engine.length(self._slot)]
                 self.stats = _stats(generation, encode_seconds)
         finally:
             if reply_ids or finished:
@@ -240,13 +240,13 @@ class Conversation:
 
 
 def _stats(generation: Generation, encode_seconds: float) -> ReplyStats:
-    first = encode_seconds + generation.prefill_seconds
+    sequence, first = generation.sequence, encode_seconds + generation.prefill_seconds
     return ReplyStats(
-        tokens=generation.tokens,
+        tokens=sequence.tokens,
         seconds=first + generation.decode_seconds,
         tokens_per_second=generation.tokens_per_second,
-        time_to_first_token=first if generation.tokens else None,
-        finish_reason=generation.finish_reason or "interrupted",
-        prompt_tokens=generation.prompt_tokens,
-        reused_tokens=generation.reused_tokens,
+        time_to_first_token=first if sequence.tokens else None,
+        finish_reason=sequence.finish_reason or "interrupted",
+        prompt_tokens=sequence.prompt_tokens,
+        reused_tokens=sequence.reused_tokens,
     )

@@ -1,4 +1,4 @@
-"""What runs a model token by token. Chat, the server and every backend meet in this protocol.
+"""The protocol of an engine: a model with key/value caches, run token by token. Every backend implements it.
 
 S slots of an engine, V vocabulary. A slot is one sequence with its key/value cache.
 """
@@ -60,7 +60,7 @@ class PromptTooLong(UserError):
 
 
 def check_prefill(engine: Engine, slot: int, ids: Sequence[int]) -> None:
-    """What every backend checks before a prefill.
+    """The checks of every backend before a prefill.
 
     Raises:
         PromptTooLong: the ids do not fit behind what the slot holds.
@@ -75,7 +75,7 @@ def check_prefill(engine: Engine, slot: int, ids: Sequence[int]) -> None:
 
 
 def check_decode(engine: Engine, slots: Sequence[int], ids: Sequence[int]) -> None:
-    """What every backend checks before a decode.
+    """The checks of every backend before a decode.
 
     Raises:
         PromptTooLong: a slot is full.
@@ -91,13 +91,13 @@ def check_decode(engine: Engine, slots: Sequence[int], ids: Sequence[int]) -> No
 
 
 def check_truncate(engine: Engine, slot: int, n: int) -> None:
-    """What every backend checks before it truncates."""
+    """The checks of every backend before it truncates."""
     _check_slots(engine, [slot])
     assert 0 <= n <= engine.length(slot), f"cannot truncate {engine.length(slot)} tokens to {n}"
 
 
 def check_copy(engine: Engine, source: int, target: int) -> None:
-    """What every backend checks before it copies."""
+    """The checks of every backend before it copies."""
     _check_slots(engine, [source, target])
 
 
@@ -116,7 +116,7 @@ def _check_ids(engine: Engine, ids: Sequence[int]) -> None:
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many leading ids two sequences share."""
+    """The number of leading ids that two sequences share."""
     for i, (x, y) in enumerate(zip(a, b, strict=False)):
         if x != y:
             return i

@@ -1,110 +1,62 @@
-"""One sequence, token by token, through any engine."""
+"""From prompts to new ids through any engine: one prompt as a stream, or many at a time."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Collection, Iterator, Sequence
-from typing import Literal
-
-import numpy as np
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from mmcli.errors import UserError
-from mmcli.generate.engine import Engine, PromptTooLong
-from mmcli.generate.sampler import Sampler, SamplingConfig
-
-# stop: a stop id came; length: max_new_tokens; context: the engine's max_len is full.
-FinishReason = Literal["stop", "length", "context"]
+from mmcli.generate.engine import Engine
+from mmcli.generate.sampler import SamplingConfig
+from mmcli.generate.sequence import FinishReason, TokenSequence
+from mmcli.generate.step import run_sequences, step
 
 
 class Generation(Iterator[int]):
-    """The ids of a reply, one at each `next`; work is done only then.
+    """The ids of a reply, one at each `next`; work is done only then. A stop id is not among them.
 
     Attributes:
-        ids: the prompt and every id drawn, a stop id included: what the history holds now. The last drawn id
-            is not in the engine's cache yet.
-        finish_reason: why it ended; None before that.
-        prompt_tokens, reused_tokens: length of the prompt, and how much of it the cache already held.
-        tokens: ids yielded.
+        sequence: prompt, ids and the reason of the end.
         prefill_seconds: from the start of the prefill to the first id.
-        decode_steps, decode_seconds: engine calls and sampling after the first id, without the caller's own time.
+        decode_steps, decode_seconds: steps after the first id, without the caller's own time.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        slot: int,
-        prompt_ids: Sequence[int],
-        sampling: SamplingConfig,
-        *,
-        max_new_tokens: int,
-        stop_ids: Collection[int],
-        cached: int = 0,
-    ) -> None:
-        if not prompt_ids:
-            raise UserError("the prompt has no tokens", "give a prompt of at least one token")
-        if max_new_tokens < 1:
-            raise UserError(f"max_new_tokens = {max_new_tokens} leaves nothing to write", "give 1 or more")
-        # One place must be left, or there is nothing to write.
-        if len(prompt_ids) >= engine.max_len:
-            raise PromptTooLong(len(prompt_ids), engine.max_len)
-        self.ids = list(prompt_ids)
-        self.finish_reason: FinishReason | None = None
-        self.prompt_tokens = len(prompt_ids)
-        # The last id of the prompt is always run: its logits are needed.
-        self.reused_tokens = min(cached, len(prompt_ids) - 1)
-        self.tokens = 0
+    def __init__(self, engine: Engine, slot: int, sequence: TokenSequence) -> None:
+        self.sequence = sequence
         self.prefill_seconds = 0.0
         self.decode_steps = 0
         self.decode_seconds = 0.0
         self._engine = engine
+        self._held = {slot: sequence}
         self._slot = slot
-        self._sampler = Sampler(sampling)
-        self._stop_ids = frozenset(stop_ids)
-        self._limit = min(len(prompt_ids) + max_new_tokens, engine.max_len)
-        self._full: FinishReason = "length" if len(prompt_ids) + max_new_tokens <= engine.max_len else "context"
-        # Ids for the repetition penalty: all of the context except stop ids. To end a turn is no repetition,
-        # and a chat prompt is full of ended turns.
-        self._seen = np.zeros(self._limit, dtype=np.int64)
-        self._n_seen = 0
-        for token in prompt_ids:
-            self._see(token)
 
     def __next__(self) -> int:
-        if self.finish_reason is not None:
+        if self.sequence.finish_reason is not None:
             raise StopIteration
-        if len(self.ids) >= self._limit:
-            self.finish_reason = self._full
-            raise StopIteration
+        is_first = self.sequence.is_new
         start = time.perf_counter()
-        logits_V = self._prefill() if self.tokens == 0 else self._engine.decode([self._slot], self.ids[-1:])[0]
-        token = self._sampler.sample(logits_V, self._seen[: self._n_seen], len(self.ids))
+        id = step(self._engine, self._held)[self._slot]
         seconds = time.perf_counter() - start
-        if self.tokens == 0:
+        if is_first:
             self.prefill_seconds = seconds
         else:
             self.decode_steps += 1
             self.decode_seconds += seconds
-        self.ids.append(token)
-        if token in self._stop_ids:
-            self.finish_reason = "stop"
+        if self.sequence.stop_id is not None:
             raise StopIteration
-        self._see(token)
-        self.tokens += 1
-        return token
+        return id
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the sequence ended; None before that."""
+        return self.sequence.finish_reason
 
     @property
     def tokens_per_second(self) -> float | None:
         """Speed of decoding, prefill and the first id left out; None if nothing was decoded."""
         return self.decode_steps / self.decode_seconds if self.decode_seconds > 0 else None
-
-    def _prefill(self) -> np.ndarray:
-        self._engine.truncate(self._slot, self.reused_tokens)
-        return self._engine.prefill(self._slot, self.ids[self.reused_tokens :])
-
-    def _see(self, token: int) -> None:
-        if token not in self._stop_ids:
-            self._seen[self._n_seen] = token
-            self._n_seen += 1
 
 
 def generate(
@@ -130,6 +82,67 @@ def generate(
         UserError: an empty prompt, or `max_new_tokens` below 1.
         MmcliError: (while iterating) logits that are not finite.
     """
-    return Generation(
-        engine, slot, prompt_ids, sampling, max_new_tokens=max_new_tokens, stop_ids=stop_ids, cached=cached
+    sequence = TokenSequence(
+        prompt_ids,
+        sampling,
+        max_new_tokens=max_new_tokens,
+        max_len=engine.max_len,
+        stop_ids=stop_ids,
+        cached=cached,
     )
+    return Generation(engine, slot, sequence)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A finished continuation of one prompt of many."""
+
+    prompt: int  # number of the prompt, from 0
+    sample: int  # which of its n continuations
+    ids: list[int]  # new ids, without the stop id
+    finish_reason: FinishReason
+    stop_id: int | None = None  # the stop id that ended it
+
+
+def generate_batch(
+    engine: Engine,
+    prompts: Iterable[Sequence[int]],
+    sampling: SamplingConfig,
+    *,
+    max_new_tokens: int,
+    stop_ids: Collection[int] = (),
+    n: int = 1,
+) -> Iterator[Completion]:
+    """Continue every prompt `n` times, over all slots of the engine; completions come as they end.
+
+    A completion is the one that `generate` gives for its prompt alone: sample i draws with the seed
+    `sampling.seed` + i. The samples of a prompt share its prefill. Prompts are taken from the iterable as slots become
+    free. A prompt that fills the context gets no ids and the reason "context".
+
+    Raises:
+        UserError: an empty prompt, `max_new_tokens` or `n` below 1; a token that the model does not have.
+        MmcliError: logits that are not finite.
+    """
+    if n < 1:
+        raise UserError(f"n = {n} leaves nothing to write", "give 1 or more")
+    stops = frozenset(stop_ids)
+    samplings = [dataclasses.replace(sampling, seed=(sampling.seed + i) % 2**64) for i in range(n)]
+    too_long: list[int] = []
+
+    def sequences() -> Iterator[tuple[tuple[int, int], TokenSequence]]:
+        for number, ids in enumerate(prompts):
+            if len(ids) >= engine.max_len:
+                too_long.append(number)
+                continue
+            for i, each in enumerate(samplings):
+                sequence = TokenSequence(
+                    ids, each, max_new_tokens=max_new_tokens, max_len=engine.max_len, stop_ids=stops
+                )
+                yield (number, i), sequence
+
+    for (number, i), sequence in run_sequences(engine, sequences()):
+        assert sequence.finish_reason is not None
+        yield Completion(number, i, sequence.new_ids, sequence.finish_reason, sequence.stop_id)
+    for number in too_long:
+        for i in range(n):
+            yield Completion(number, i, [], "context")

@@ -159,7 +159,7 @@ class OnnxEngine:
 
 
 class _Pass:
-    """What one pass over neighbouring slots binds: slices of the buffers, the ids, the logits."""
+    """The bindings of one pass over neighbouring slots: slices of the buffers, the ids, the logits."""
 
     def __init__(self, engine: OnnxEngine, first: int, count: int) -> None:
         self.slots = range(first, first + count)

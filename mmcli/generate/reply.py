@@ -27,7 +27,7 @@ class ReplyStream:
         return self._stream.push(id)
 
     def flush(self) -> str:
-        """What an unfinished character at the end gives."""
+        """The text of an unfinished character at the end."""
         return self._stream.flush()
 
 

@@ -1,4 +1,7 @@
-"""The engine that runs a model with torch."""
+"""The engine that runs a model with torch.
+
+Shapes: S slots of an engine, B of them in one pass, T new tokens, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +13,34 @@ import torch
 
 from mmcli.errors import UserError
 from mmcli.generate.engine import check_copy, check_decode, check_prefill, check_truncate
-from mmcli.model import cache as kv
+from mmcli.model.attention import AttnContext
+from mmcli.model.cache import KVCache
 from mmcli.model.device import choose_device
 from mmcli.model.formats.hf_folder import load_model
 from mmcli.model.transformer import Transformer
+from mmcli.run import ModelRef
+from mmcli.stage import Reporter
+
+PREFILL_CHUNK = 512  # tokens of a prompt that run at once: bounds the memory of their activations
 
 
 class TorchEngine:
     """An `Engine` over a `Transformer` and its static key/value buffers."""
 
-    def __init__(self, model: Transformer, *, slots: int = 1, max_len: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        *,
+        slots: int = 1,
+        max_len: int | None = None,
+        prefill_chunk: int = PREFILL_CHUNK,
+    ) -> None:
         """Take a model as it is: its device and its precision.
 
         Args:
             slots: how many sequences are held at a time.
             max_len: tokens of one sequence; None is the longest context the model was made for.
+            prefill_chunk: tokens of a prompt that run at once.
 
         Raises:
             UserError: `max_len` is not positive, or past what the model's positions allow.
@@ -36,10 +52,11 @@ class TorchEngine:
         self.model = model.eval()
         weight = next(model.parameters())
         self.device = weight.device
-        self.cache = kv.KVCache(model.config, slots=slots, max_len=max_len, device=weight.device, dtype=weight.dtype)
+        self.cache = KVCache(model.config, slots=slots, max_len=max_len, device=weight.device, dtype=weight.dtype)
         self.vocab_size = model.config.vocab_size
         self.max_len = self.cache.max_len
         self.slots = slots
+        self.prefill_chunk = prefill_chunk
 
     @classmethod
     def load(
@@ -62,13 +79,16 @@ class TorchEngine:
     def prefill(self, slot: int, ids: Sequence[int]) -> np.ndarray:
         """See `Engine.prefill`; long prompts run in chunks, an interrupt keeps the finished ones."""
         check_prefill(self, slot, ids)
-        return _numpy(kv.prefill(self.model, self.cache, slot, ids))
+        for start in range(0, len(ids), self.prefill_chunk):
+            hidden_1TD = self._forward([slot], [ids[start : start + self.prefill_chunk]])
+        return _numpy(self.model.head(hidden_1TD[0, -1]))
 
     @torch.inference_mode()
     def decode(self, slots: Sequence[int], ids: Sequence[int]) -> np.ndarray:
         """See `Engine.decode`."""
         check_decode(self, slots, ids)
-        return _numpy(kv.decode(self.model, self.cache, slots, ids))
+        hidden_B1D = self._forward(slots, [[each] for each in ids])
+        return _numpy(self.model.head(hidden_B1D[:, -1]))
 
     def length(self, slot: int) -> int:
         """Tokens in the slot's cache."""
@@ -84,6 +104,37 @@ class TorchEngine:
         """Make `target` hold what `source` holds."""
         check_copy(self, source, target)
         self.cache.copy(source, target)
+
+    def _forward(self, slots: Sequence[int], ids: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Append as many ids to each of the slots; returns hidden_BTD."""
+        ids_BT = torch.tensor(ids, dtype=torch.int64, device=self.device)
+        n_tokens = ids_BT.shape[1]
+        hidden_BTD: torch.Tensor
+        hidden_BTD, _ = self.model(ids_BT, AttnContext.for_cache(self.cache, slots, n_tokens))
+        self.cache.advance(slots, n_tokens)
+        return hidden_BTD
+
+
+def open_torch_engine(
+    ref: ModelRef,
+    *,
+    device: str = "auto",
+    slots: int = 1,
+    max_len: int | None = None,
+    threads: int | None = None,
+    report: Reporter | None = None,  # nothing is made here that a person should know of
+) -> TorchEngine:
+    """The torch engine of a model.
+
+    Args:
+        threads: of torch, for the whole process; None leaves them.
+
+    Raises:
+        UserError: no model there, or no such device.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return TorchEngine.load(ref.path, slots=slots, max_len=max_len, device=device)
 
 
 def _numpy(logits: torch.Tensor) -> np.ndarray:

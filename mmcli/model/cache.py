@@ -1,4 +1,4 @@
-"""The key/value cache: static buffers with slots of different length, and the two ways a model runs on it.
+"""The key/value cache: static buffers with slots of different length.
 
 Shapes: S slots, K key/value heads, M most tokens of a slot, d features of a head, B chosen slots, T new tokens in each.
 """
@@ -7,24 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mmcli.errors import UserError
-from mmcli.model.attention import AttnContext
 from mmcli.model.config import ModelConfig
-
-if TYPE_CHECKING:
-    from mmcli.model.transformer import Transformer
-
-PREFILL_CHUNK = 512  # tokens of a prompt that run at once: bounds the memory of their activations
 
 
 class KVCache:
-    """Keys and values of every layer, [S, K, M, d] each, and how many tokens of each slot count."""
+    """Keys and values of every layer, [S, K, M, d] each, and the length of each slot."""
 
     def __init__(
         self,
@@ -52,7 +45,7 @@ class KVCache:
 
     @property
     def slots(self) -> int:
-        """How many sequences there is room for."""
+        """The number of sequences that fit."""
         return len(self.lengths)
 
     def length(self, slot: int) -> int:
@@ -93,7 +86,7 @@ class KVCache:
 
 @dataclass(frozen=True)
 class CacheView:
-    """The chosen slots during one forward pass: where their new tokens go and what they see."""
+    """The chosen slots during one forward pass: the places of their new tokens, and the tokens they attend to."""
 
     cache: KVCache
     slots: tuple[int, ...]
@@ -123,36 +116,3 @@ class CacheView:
         else:
             held = buffer_SKMd[list(self.slots), :, : self.end]
         return held.transpose(1, 2).to(new_BTKd.dtype)
-
-
-@torch.no_grad()
-def prefill(model: Transformer, cache: KVCache, slot: int, ids: Sequence[int], chunk: int = PREFILL_CHUNK) -> Tensor:
-    """Read `ids` into a slot, going on where it stands; returns the last token's logits_V.
-
-    Raises:
-        UserError: there is no room for them.
-    """
-    if not ids:
-        raise ValueError("prefill needs at least one token")
-    cache.view([slot], len(ids))  # refuses before anything is written
-    for start in range(0, len(ids), chunk):
-        ids_1T = torch.tensor([ids[start : start + chunk]], dtype=torch.int64, device=cache.device)
-        hidden = _run(model, cache, [slot], ids_1T)
-    return model.head(hidden[0, -1])
-
-
-@torch.no_grad()
-def decode(model: Transformer, cache: KVCache, slots: Sequence[int], ids: Sequence[int]) -> Tensor:
-    """One more token in each of `slots` (all different), whatever their lengths; returns logits_BV.
-
-    Raises:
-        UserError: a slot has no room for it.
-    """
-    ids_B1 = torch.tensor(ids, dtype=torch.int64, device=cache.device)[:, None]
-    return model.head(_run(model, cache, slots, ids_B1)[:, -1])
-
-
-def _run(model: Transformer, cache: KVCache, slots: Sequence[int], ids_BT: Tensor) -> Tensor:
-    hidden, _ = model(ids_BT, AttnContext.for_cache(cache, slots, ids_BT.shape[1]))
-    cache.advance(slots, ids_BT.shape[1])
-    return hidden

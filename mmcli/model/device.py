@@ -1,10 +1,12 @@
-"""Which device a model computes on."""
+"""The device that a model computes on."""
 
 from __future__ import annotations
 
 import torch
 
 from mmcli.errors import UserError
+
+MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 16384, "mps": 4096}  # at once, for a model 512 wide
 
 
 def choose_device(name: str = "auto") -> torch.device:

@@ -15,6 +15,7 @@ from mmcli.data.encode.texts import Corpus
 from mmcli.data.sources.sources import OpenedData
 from mmcli.errors import UserError
 from mmcli.model.config import ModelConfig
+from mmcli.model.device import MICRO_BATCH_TOKENS
 from mmcli.model.formats.hf_config import read_model_config
 from mmcli.model.formats.hf_folder import load_model, save_model
 from mmcli.model.transformer import Transformer
@@ -26,8 +27,6 @@ from mmcli.text.train import ENOUGH_TEXT, train_tokenizer
 from mmcli.train.adapters import adapt
 from mmcli.train.config import TrainConfig
 from mmcli.train.device import Accelerator
-
-MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 16384, "mps": 4096}  # at once, for a model 512 wide
 
 
 @dataclass(frozen=True)

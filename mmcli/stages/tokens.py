@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from mmcli.data.encode.cache import TokenCache
@@ -14,13 +13,14 @@ from mmcli.data.pack.batches import Batches, evaluation_batches
 from mmcli.data.pack.packing import Rows, pack_cache
 from mmcli.data.pack.selection import Selection, split_documents
 from mmcli.data.sources.sources import OpenedData, Sources
+from mmcli.evaluation.loss import model_losses, sum_losses
 from mmcli.stage import Metric, StageContext
 from mmcli.stages.start import Start, choose_micro_batch, save_into
 from mmcli.text.tokenizer import Tokenizer
 from mmcli.train.adapters import training_flops
 from mmcli.train.config import TrainConfig
 from mmcli.train.device import Accelerator
-from mmcli.train.lm import TokenBatch, evaluate_tokens, language_model_loss, language_model_metrics
+from mmcli.train.lm import TokenBatch, language_model_loss, language_model_metrics
 from mmcli.train.task import Task
 
 CACHE = ".cache/tokens"  # in the runs folder; safe to delete
@@ -126,10 +126,10 @@ def token_task(
     sample: Sample | None = None,
 ) -> Task:
     """The task of predicting the tokens of packed rows."""
-    config, device = start.model.config, accelerator.device
+    config = start.model.config
     micro_batch = choose_micro_batch(train, config, rows.train.seq_len, accelerator, context)
     batches = Batches(rows.cache, rows.train, batch_size=train.batch_size, micro_batch=micro_batch, seed=train.seed)
-    byte_lengths_V = _padded(start.tokenizer.byte_lengths(), config.vocab_size)
+    byte_lengths_V = start.tokenizer.byte_lengths()
 
     def step_batches(step: int) -> list[TokenBatch]:
         pin = accelerator.pins_memory
@@ -138,8 +138,8 @@ def token_task(
     def evaluate(model: Any) -> dict[str, float]:
         assert rows.val is not None
         found = evaluation_batches(rows.val_cache, rows.val, micro_batch)
-        values = evaluate_tokens(model, found, byte_lengths_V, device)
-        return {"val_loss": values["loss"], "val_bits_per_byte": values["bits_per_byte"]}
+        values = sum_losses(model_losses(model, found), byte_lengths_V)
+        return {"val_loss": values.loss, "val_bits_per_byte": values.bits_per_byte}
 
     return Task(
         model=start.model,
@@ -154,10 +154,3 @@ def token_task(
         evaluation_tokens=rows.val.tokens if rows.val is not None else 0,
         sample=sample,
     )
-
-
-def _padded(lengths_V: np.ndarray, vocab_size: int) -> np.ndarray:
-    """Byte lengths for every id of the model: ids that the tokenizer lacks stand for no text."""
-    padded = np.zeros(vocab_size, dtype=lengths_V.dtype)
-    padded[: len(lengths_V)] = lengths_V
-    return padded

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +14,6 @@ from mmcli.data.pack.batches import Batch
 from mmcli.model.attention import AttnContext
 from mmcli.model.config import ModelConfig
 from mmcli.model.logps import token_logps
-from mmcli.model.transformer import Transformer
 from mmcli.stage import LossOutput, Metric, Term
 
 
@@ -81,34 +79,3 @@ def language_model_loss(model: Any, batch: TokenBatch, config: ModelConfig) -> L
         chosen = batch.tokens * config.num_experts_per_tok * stats.load_LE.shape[0]
         metrics["expert_dropped"] = Term((chosen - stats.load_LE.sum()) * (batch.tokens / chosen), batch.tokens)
     return LossOutput(terms, metrics)
-
-
-@torch.no_grad()
-def evaluate_tokens(
-    model: Transformer, batches: Iterable[Batch], byte_lengths_V: np.ndarray, device: torch.device
-) -> dict[str, float]:
-    """Loss in nats a token, perplexity, bits per byte, and the tokens and bytes they are over.
-
-    Bits per byte count only tokens that stand for text; a control token has no bytes (as in nanochat).
-    """
-    nats = text_nats = 0.0
-    tokens = bytes_ = 0
-    lengths_V = torch.from_numpy(byte_lengths_V.astype(np.int64)).to(device)
-    for batch in batches:
-        ctx = AttnContext.from_batch(batch.positions_BT, batch.segments_BT, device)
-        labels_BT = torch.from_numpy(batch.labels_BT).to(device)
-        hidden_BTD, _ = model(torch.from_numpy(batch.ids_BT).to(device), ctx)
-        logps_BT = token_logps(hidden_BTD, model.head_weight, labels_BT, bias=model.head_bias).double()
-        lengths_BT = torch.where(labels_BT >= 0, lengths_V[labels_BT.clamp(min=0)], 0)
-        nats -= float(logps_BT.sum())
-        text_nats -= float(logps_BT[lengths_BT > 0].sum())
-        tokens += int((labels_BT >= 0).sum())
-        bytes_ += int(lengths_BT.sum())
-    loss = nats / max(1, tokens)
-    return {
-        "loss": loss,
-        "perplexity": math.exp(min(loss, 700.0)),
-        "bits_per_byte": text_nats / math.log(2.0) / max(1, bytes_),
-        "tokens": tokens,
-        "bytes": bytes_,
-    }

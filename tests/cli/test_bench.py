@@ -57,8 +57,8 @@ def test_decode_on_both_backends(runs: str) -> None:
 
 
 def test_prefill(runs: str) -> None:
-    result = measured("prefill", "--prompt-tokens", "40", "--repeats", "2", "--runs-dir", runs)
-    assert result["tokens_per_second"] == pytest.approx(40 / result["first_token_seconds"], rel=0.5)
+    result = measured("prefill", "--prompt-tokens", "40", "--repeats", "3", "--runs-dir", runs)
+    assert result["tokens_per_second"] == pytest.approx(40 / result["first_token_seconds"])  # one repeat is the median
 
 
 class Clockwork:

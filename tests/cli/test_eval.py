@@ -100,7 +100,7 @@ def test_right_replies_count(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) ->
     def judged(question: demo.Question, reply: str) -> bool:
         return question.language == "zh" and question.family != "facts"
 
-    monkeypatch.setattr(evaluate, "is_correct", judged)
+    monkeypatch.setattr(demo, "is_correct", judged)
     monkeypatch.setattr(evaluate, "stop_ids", lambda tokenizer: frozenset(range(400)))  # every reply ends at once
     found = document(runs_dir, *QUICK, "--show", "1")
     assert found["families"]["things"] == {
@@ -114,13 +114,13 @@ def test_right_replies_count(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) ->
     rows = {line.split()[0]: line.split()[1:] for line in table.splitlines() if line.strip()}
     assert rows["things"] == ["0/1", "0.0%", "1/1", "100.0%", "1/2", "50.0%"]
     assert rows["together"] == ["0/10", "0.0%", "9/10", "90.0%", "9/20", "45.0%"]
-    assert {"wrong", "right", "answer"} <= set(rows)
+    assert {"wrong", "correct", "answer"} <= set(rows)
 
 
 def test_a_pretrained_model_continues_and_it_is_said(runs_dir: Path) -> None:
     result = invoke(runs_dir, "latest:pretrain", *QUICK, "--json")
     assert json.loads(result.stdout)["mode"] == "continue"
-    assert "only pretrained" in result.stderr and "Question:" in result.stderr
+    assert "base model" in result.stderr and "Question:" in result.stderr
 
 
 def test_the_table_fits_into_80_columns(runs_dir: Path) -> None:

@@ -19,7 +19,7 @@ from gguf import GGMLQuantizationType as Quant
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mmcli.errors import UserError
-from mmcli.generate.generate import Generation
+from mmcli.generate.generate import generate
 from mmcli.generate.sampler import SamplingConfig
 from mmcli.generate.torch_engine import TorchEngine
 from mmcli.model.attention import AttnContext
@@ -278,6 +278,6 @@ def test_a_real_model_writes_what_transformers_writes(tmp_path: Path) -> None:
     save_imported(tmp_path, found)
     engine = TorchEngine.load(tmp_path, max_len=len(prompt) + 64)
     sampling = SamplingConfig(temperature=0.0, repetition_penalty=1.0)
-    ours = list(Generation(engine, 0, prompt, sampling, max_new_tokens=64, stop_ids=()))
+    ours = list(generate(engine, 0, prompt, sampling, max_new_tokens=64))
     assert ours == written[0, len(prompt) :].tolist()
     assert "Paris" in found.tokenizer.decode(ours)

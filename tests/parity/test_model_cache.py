@@ -1,4 +1,4 @@
-"""A model on the cache, whatever the chunks and slots, against the full forward pass."""
+"""A torch engine on its cache, whatever the chunks and slots, against the full forward pass."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from mmcli.errors import UserError
+from mmcli.generate.torch_engine import TorchEngine
 from mmcli.model.attention import AttnContext
-from mmcli.model.cache import KVCache, decode, prefill
+from mmcli.model.cache import KVCache
 from mmcli.model.config import ModelConfig
 from mmcli.model.transformer import Transformer
 
@@ -47,62 +48,67 @@ def full(model: Transformer, ids: list[int]) -> Tensor:
     return model.head(model(torch.tensor([ids]), AttnContext.causal(1, len(ids)))[0][0])
 
 
-def assert_near(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+def assert_near(found: np.ndarray, expected: Tensor) -> None:
+    torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 512])
 def test_prefill_in_pieces_goes_on_where_the_slot_stands(model: Transformer, chunk: int) -> None:
     ids = tokens(0)
-    expected, cache = full(model, ids), KVCache(model.config, slots=2, max_len=N)
+    expected, engine = full(model, ids), TorchEngine(model, slots=2, max_len=N, prefill_chunk=chunk)
     for start, stop in ((0, 7), (7, 8), (8, N)):
-        assert_near(prefill(model, cache, 1, ids[start:stop], chunk=chunk), expected[stop - 1])
-        assert cache.length(1) == stop and cache.length(0) == 0
+        assert_near(engine.prefill(1, ids[start:stop]), expected[stop - 1])
+        assert engine.length(1) == stop and engine.length(0) == 0
 
 
 def test_step_by_step_is_the_full_pass(model: Transformer) -> None:
     ids = tokens(0)
-    expected, cache = full(model, ids), KVCache(model.config)
+    expected, engine = full(model, ids), TorchEngine(model)
     for i, each in enumerate(ids):
-        assert_near(decode(model, cache, [0], [each])[0], expected[i])
+        assert_near(engine.decode([0], [each])[0], expected[i])
 
 
 @pytest.mark.parametrize("slots", [(0, 1, 2), (2, 0), (3, 1), (1, 2)])
 def test_slots_of_different_length_decode_in_one_call(model: Transformer, slots: tuple[int, ...]) -> None:
     lengths = {0: 4, 1: 11, 2: 7, 3: 1}
-    cache = KVCache(model.config, slots=4, max_len=N)
+    engine = TorchEngine(model, slots=4, max_len=N)
     texts = {slot: tokens(slot) for slot in lengths}
     for slot, length in lengths.items():
-        prefill(model, cache, slot, texts[slot][:length])
+        engine.prefill(slot, texts[slot][:length])
     for step in range(4):
-        logits = decode(model, cache, slots, [texts[slot][lengths[slot] + step] for slot in slots])
+        logits = engine.decode(slots, [texts[slot][lengths[slot] + step] for slot in slots])
         for row, slot in enumerate(slots):
             assert_near(logits[row], full(model, texts[slot])[lengths[slot] + step])
-    assert cache.lengths.tolist() == [length + 4 * (slot in slots) for slot, length in lengths.items()]
+    assert engine.cache.lengths.tolist() == [length + 4 * (slot in slots) for slot, length in lengths.items()]
 
 
 def test_truncate_and_copy(model: Transformer) -> None:
     ids, other = tokens(0), tokens(1)
-    cache = KVCache(model.config, slots=2, max_len=N)
-    prefill(model, cache, 0, ids)
-    cache.copy(0, 1)
-    assert cache.length(1) == N
-    cache.truncate(0, 5)
-    cache.truncate(1, 9)
-    assert_near(prefill(model, cache, 0, other[5:12]), full(model, ids[:5] + other[5:12])[-1])
-    assert_near(prefill(model, cache, 1, ids[9:]), full(model, ids)[-1])  # the copy is its own
+    engine = TorchEngine(model, slots=2, max_len=N)
+    engine.prefill(0, ids)
+    engine.copy(0, 1)
+    assert engine.length(1) == N
+    engine.truncate(0, 5)
+    engine.truncate(1, 9)
+    assert_near(engine.prefill(0, other[5:12]), full(model, ids[:5] + other[5:12])[-1])
+    assert_near(engine.prefill(1, ids[9:]), full(model, ids)[-1])  # the copy is its own
 
 
 def test_a_sequence_without_room_is_refused_and_nothing_is_lost() -> None:
     model = Transformer(ModelConfig(**SIZES)).eval()
-    cache, ids = KVCache(model.config, max_len=10), tokens(0)
-    prefill(model, cache, 0, ids[:8])
+    engine, ids = TorchEngine(model, max_len=10, prefill_chunk=1), tokens(0)
+    cache = engine.cache
+    engine.prefill(0, ids[:8])
+    with pytest.raises(UserError, match="has 11 tokens, the context holds 10"):
+        engine.prefill(0, ids[8:11])
     with pytest.raises(UserError, match="3 tokens after 8 are more than the 10"):
-        prefill(model, cache, 0, ids[8:11], chunk=1)
+        cache.view([0], 3)
     assert cache.length(0) == 8
-    assert_near(prefill(model, cache, 0, ids[8:10]), full(model, ids[:10])[-1])
+    assert_near(engine.prefill(0, ids[8:10]), full(model, ids[:10])[-1])
+    with pytest.raises(UserError, match="has 11 tokens, the context holds 10"):
+        engine.decode([0], [1])
     with pytest.raises(UserError, match="1 tokens after 10"):
-        decode(model, cache, [0], [1])
+        cache.view([0], 1)
     with pytest.raises(ValueError, match="slot 0 holds 10"):
         cache.truncate(0, 11)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from mmcli.export.onnx_export import export_onnx
 from mmcli.generate import onnx_engine
 from mmcli.generate.conversation import Conversation
 from mmcli.generate.engine import PromptTooLong
-from mmcli.generate.generate import generate
+from mmcli.generate.generate import generate, generate_batch
 from mmcli.generate.onnx_engine import OnnxEngine, open_session
 from mmcli.generate.sampler import SamplingConfig
 from mmcli.generate.torch_engine import TorchEngine
@@ -187,6 +188,29 @@ def test_a_sampled_reply_is_torchs(source: Path, folder: Path) -> None:
         for engine in (TorchEngine.load(source, device="cpu"), OnnxEngine.load(folder))
     ]
     assert drawn[0] == drawn[1] and len(set(drawn[0])) > 10
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [SamplingConfig(temperature=0, repetition_penalty=1), SamplingConfig(temperature=1.0, top_p=0.95, seed=5)],
+    ids=["greedy", "sampled"],
+)
+def test_a_batch_writes_what_each_sequence_writes_alone(source: Path, folder: Path, sampling: SamplingConfig) -> None:
+    """Also with torch: both engines, alone and together, four times the same ids."""
+    prompts = [ids(3 + 5 * number, seed=number) for number in range(5)]
+    limits: dict[str, Any] = {"max_new_tokens": 16, "stop_ids": {1, 2}}
+    written: list[dict[tuple[int, int], list[int]]] = []
+    for load in (lambda n: TorchEngine.load(source, slots=n, device="cpu"), lambda n: OnnxEngine.load(folder, slots=n)):
+        batch = generate_batch(load(3), prompts, sampling, n=2, **limits)
+        written.append({(each.prompt, each.sample): each.ids for each in batch})
+        written.append({})
+        engine = load(1)
+        for number, prompt in enumerate(prompts):
+            for i in range(2):
+                seeded = dataclasses.replace(sampling, seed=sampling.seed + i)
+                written[-1][number, i] = list(generate(engine, 0, prompt, seeded, **limits))
+    assert written[0] == written[1] == written[2] == written[3]
+    assert len({tuple(each) for each in written[0].values()}) == (5 if sampling.temperature == 0 else 10)
 
 
 WITHOUT_TORCH = """

@@ -9,32 +9,30 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from mmcli.data.demo import Question, questions
 from mmcli.data.encode.cache import TokenCache
 from mmcli.data.pack.batches import NO_LABEL, Batch, evaluation_batches
 from mmcli.data.sources.sources import open_sources
 from mmcli.errors import UserError
+from mmcli.evaluation.held_out import evaluation_rows
+from mmcli.evaluation.loss import TextLoss, model_losses, sum_losses
 from mmcli.evaluation.questions import (
     Score,
     answer_questions,
     choose_questions,
-    complete,
     encode_questions,
-    evaluation_rows,
     scores,
     total_score,
 )
 from mmcli.generate.conversation import Conversation
 from mmcli.generate.engine import check_decode, check_prefill, check_truncate
-from mmcli.generate.generate import generate
+from mmcli.generate.generate import generate, generate_batch
 from mmcli.generate.sampler import SamplingConfig
 from mmcli.generate.torch_engine import TorchEngine
 from mmcli.model.config import ModelConfig
 from mmcli.model.transformer import Transformer
 from mmcli.text.tokenizer import Tokenizer
-from mmcli.train.lm import evaluate_tokens
 
 GREEDY = SamplingConfig(temperature=0, repetition_penalty=1)
 
@@ -85,8 +83,15 @@ def one_by_one(engine: Any, prompts: Sequence[list[int]], max_new_tokens: int, s
     for prompt in prompts:
         generation = generate(engine, 0, prompt, GREEDY, max_new_tokens=max_new_tokens, stop_ids=stop_ids)
         ids = list(generation)
-        results.append((ids, generation.ids[-1] if generation.finish_reason == "stop" else None))
+        results.append((ids, generation.sequence.stop_id))
     return results
+
+
+def complete(engine: Any, prompts: Sequence[list[int]], **limits: Any) -> list[Any]:
+    """(new ids, stop id) of each prompt, all of them at a time."""
+    found = sorted(generate_batch(engine, prompts, GREEDY, **limits), key=lambda each: each.prompt)
+    assert [each.prompt for each in found] == list(range(len(prompts)))
+    return [(each.ids, each.stop_id) for each in found]
 
 
 @pytest.mark.parametrize("slots", [1, 3, 8, 100])
@@ -94,8 +99,8 @@ def test_many_at_a_time_are_each_as_alone(slots: int) -> None:
     prompts = [[n % 50, *range(n % 7)] for n in range(30)]
     engine = HashEngine(slots=slots)
     found = complete(engine, prompts, max_new_tokens=12, stop_ids={0, 1, 2, 3})
-    assert [(each.ids, each.stop) for each in found] == one_by_one(HashEngine(slots=1), prompts, 12, {0, 1, 2, 3})
-    assert {each.stop is None for each in found} == {True, False}
+    assert found == one_by_one(HashEngine(slots=1), prompts, 12, {0, 1, 2, 3})
+    assert {stop is None for _, stop in found} == {True, False}
     assert engine.together == slots if slots < 30 else 20 < engine.together <= 30
 
 
@@ -104,15 +109,15 @@ def test_on_a_model_too() -> None:
     prompts = [[n + 1, *range(5, 5 + n)] for n in range(9)]
     found = complete(TorchEngine(model, slots=4, max_len=32), prompts, max_new_tokens=10, stop_ids={7, 8, 9})
     alone = one_by_one(TorchEngine(model, max_len=32), prompts, 10, {7, 8, 9})
-    assert [(each.ids, each.stop) for each in found] == alone
+    assert found == alone
 
 
 def test_a_prompt_that_fills_the_context_gets_nothing_and_a_long_one_is_cut() -> None:
     engine = HashEngine(slots=2, max_len=10)
     full, nearly = complete(engine, [[1] * 10, [1] * 8], max_new_tokens=20, stop_ids=set())
-    assert (full.ids, full.stop) == ([], None)
-    assert len(nearly.ids) == 2 and nearly.stop is None
-    with pytest.raises(UserError, match="--max-new-tokens 0"):
+    assert full == ([], None)
+    assert len(nearly[0]) == 2 and nearly[1] is None
+    with pytest.raises(UserError, match="max_new_tokens = 0"):
         complete(engine, [[1]], max_new_tokens=0, stop_ids=set())
 
 
@@ -150,7 +155,7 @@ def test_replies_are_judged_and_must_end(tokenizer: Tokenizer, scripted: Callabl
 
 
 def test_a_continued_text_is_judged_by_its_first_line(tokenizer: Tokenizer, scripted: Callable[..., Any]) -> None:
-    asked = [question("What falls?", "the rain"), question("What falls?", "the rain")]
+    asked = [question("What falls?", "the rain"), question("What falls down?", "the rain")]
     prompts = encode_questions(tokenizer, asked, chat=False)
     engine = scripted(" The rain.\nQuestion: What is a cloud?", "\nThe rain.")
     right, late = answer_questions(engine, tokenizer, asked, prompts, chat=False)
@@ -203,8 +208,8 @@ def alone(cache: TokenCache, document: int, start: int, stop: int) -> Batch:
     return Batch(ids[None, :-1], labels[None], np.arange(len(labels))[None], np.zeros((1, len(labels)), dtype=np.int64))
 
 
-def measure(model: Transformer, tokenizer: Tokenizer, batches: Any) -> dict[str, float]:
-    return evaluate_tokens(model, batches, tokenizer.byte_lengths(), torch.device("cpu"))
+def measure(model: Transformer, tokenizer: Tokenizer, batches: Any) -> TextLoss:
+    return sum_losses(model_losses(model, batches), tokenizer.byte_lengths())
 
 
 @pytest.mark.parametrize("seq_len", [400, 16, 7])
@@ -221,10 +226,10 @@ def test_the_loss_of_a_text_does_not_depend_on_packing(
     rows = evaluation_rows(cache, seq_len)
     packed = measure(model, tokenizer, evaluation_batches(cache, rows, 2))
     each = measure(model, tokenizer, windows)
-    assert packed["tokens"] == each["tokens"] == sum(cache.lengths - 1)
-    assert packed["bytes"] == each["bytes"]
-    assert packed["loss"] == pytest.approx(each["loss"], rel=1e-6)
-    assert packed["bits_per_byte"] == pytest.approx(each["bits_per_byte"], rel=1e-6)
+    assert packed.tokens == each.tokens == sum(cache.lengths - 1)
+    assert packed.bytes == each.bytes
+    assert packed.loss == pytest.approx(each.loss, rel=1e-6)
+    assert packed.bits_per_byte == pytest.approx(each.bits_per_byte, rel=1e-6)
     assert len(rows) < len(windows) or seq_len == 7
 
 
@@ -235,8 +240,8 @@ def test_of_conversations_the_assistant_alone_counts(tmp_path: Path, tokenizer: 
     packed = measure(model, tokenizer, evaluation_batches(cache, evaluation_rows(cache, 512), 2))
     each = measure(model, tokenizer, whole)
     replies = sum(len(tokenizer.encode_text(pair["output"])) + 1 for pair in pairs)  # each with its end token
-    assert packed["tokens"] == each["tokens"] == replies
-    assert packed["bytes"] == sum(len(pair["output"].encode()) for pair in pairs)
-    assert packed["loss"] == pytest.approx(each["loss"], rel=1e-6)
+    assert packed.tokens == each.tokens == replies
+    assert packed.bytes == sum(len(pair["output"].encode()) for pair in pairs)
+    assert packed.loss == pytest.approx(each.loss, rel=1e-6)
     cut = measure(model, tokenizer, evaluation_batches(cache, evaluation_rows(cache, 20), 2))
-    assert cut["tokens"] == replies  # what is past a window is read in the next one
+    assert cut.tokens == replies  # what is past a window is read in the next one

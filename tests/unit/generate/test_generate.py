@@ -24,7 +24,7 @@ def test_it_ends_at_a_stop_id_which_is_kept_but_not_yielded(scripted: Make) -> N
     assert generation.finish_reason is None
     assert list(generation) == [50, 51, 52]
     assert generation.finish_reason == "stop"
-    assert generation.ids == [7, 8, 50, 51, 52, STOP]
+    assert generation.sequence.ids == [7, 8, 50, 51, 52, STOP]
     assert engine.held[0] == [7, 8, 50, 51, 52]
     assert next(generation, None) is None
 
@@ -32,7 +32,7 @@ def test_it_ends_at_a_stop_id_which_is_kept_but_not_yielded(scripted: Make) -> N
 def test_it_ends_after_max_new_tokens(scripted: Make) -> None:
     generation = generate(scripted(range(50, 90)), 0, [7], GREEDY, max_new_tokens=3, stop_ids={STOP})
     assert list(generation) == [50, 51, 52]
-    assert (generation.finish_reason, generation.tokens, generation.decode_steps) == ("length", 3, 2)
+    assert (generation.finish_reason, generation.sequence.tokens, generation.decode_steps) == ("length", 3, 2)
 
 
 @pytest.mark.parametrize(("max_new_tokens", "reason"), [(99, "context"), (7, "context"), (6, "length")])
@@ -41,7 +41,7 @@ def test_it_ends_where_the_context_is_full(scripted: Make, max_new_tokens: int, 
     generation = generate(engine, 0, [7, 8, 9, 10], GREEDY, max_new_tokens=max_new_tokens, stop_ids={STOP})
     assert list(generation) == [50, 51, 52, 53, 54, 55]
     assert generation.finish_reason == reason
-    assert len(generation.ids) == engine.max_len
+    assert len(generation.sequence.ids) == engine.max_len
 
 
 def test_a_prompt_that_leaves_no_place_is_refused(scripted: Make) -> None:
@@ -69,7 +69,7 @@ def test_only_what_the_slot_lacks_is_run(scripted: Make, cached: int, run: int) 
     assert list(generation) == [60]
     assert engine.prefills[-1] == run
     assert engine.held[0] == [*prompt, 60]
-    assert generation.reused_tokens == 5 - run
+    assert generation.sequence.reused_tokens == 5 - run
 
 
 def test_work_is_done_only_when_an_id_is_asked_for(scripted: Make) -> None:

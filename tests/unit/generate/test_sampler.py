@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,13 +18,18 @@ from transformers import (
 )
 
 from mmcli.errors import MmcliError, UserError
-from mmcli.generate.sampler import Sampler, SamplingConfig, uniform
+from mmcli.generate.sampler import SamplingConfig, distribution, sample, uniform
 
 OFF = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
 def random_logits(seed: int, vocab: int = 6400, spread: float = 3.0) -> np.ndarray:
     return np.random.default_rng(seed).normal(0, spread, vocab).astype(np.float32)
+
+
+def draw(config: SamplingConfig, logits_V: np.ndarray, seen: Any, position: int) -> int:
+    """The next id of one sequence alone."""
+    return int(sample(logits_V[None], [config], [seen], [position])[0])
 
 
 def transformers_probs(config: SamplingConfig, logits_V: np.ndarray, seen: list[int]) -> np.ndarray:
@@ -65,7 +71,7 @@ def test_masks_and_probabilities_are_those_of_transformers(setting: dict[str, fl
         logits = random_logits(seed, vocab)
         seen = np.random.default_rng(seed).integers(0, vocab, 300).tolist()
         expected = transformers_probs(config, logits, seen)
-        ids, probs = Sampler(config).distribution(logits, seen)
+        ids, probs = distribution(config, logits, seen)
         assert ids.tolist() == np.flatnonzero(expected).tolist()
         np.testing.assert_allclose(probs, expected[ids], rtol=2e-5, atol=1e-9)
         assert probs.sum() == pytest.approx(1.0, abs=1e-12)
@@ -73,10 +79,8 @@ def test_masks_and_probabilities_are_those_of_transformers(setting: dict[str, fl
 
 def test_temperature_zero_is_the_most_likely_token_after_the_penalty() -> None:
     logits = np.array([1.0, 3.0, 2.9, -1.0], dtype=np.float32)
-    assert Sampler(SamplingConfig(**{**OFF, "temperature": 0})).sample(logits, [1], 0) == 1
-    assert (
-        Sampler(SamplingConfig(**{**OFF, "temperature": 0, "repetition_penalty": 1.1})).sample(logits, [1, 1], 0) == 2
-    )
+    assert draw(SamplingConfig(**{**OFF, "temperature": 0}), logits, [1], 0) == 1
+    assert draw(SamplingConfig(**{**OFF, "temperature": 0, "repetition_penalty": 1.1}), logits, [1, 1], 0) == 2
 
 
 @pytest.mark.parametrize("temperature", [1e-6, 1e-30, 1e-300])
@@ -84,14 +88,14 @@ def test_tiny_temperatures_are_greedy_and_quiet(temperature: float) -> None:
     logits = random_logits(3)
     with np.errstate(all="raise", under="ignore"):
         for position in range(20):
-            sampler = Sampler(SamplingConfig(**{**OFF, "temperature": temperature}))
-            assert sampler.sample(logits, [], position) == logits.argmax()
+            config = SamplingConfig(**{**OFF, "temperature": temperature})
+            assert draw(config, logits, [], position) == logits.argmax()
 
 
 def test_ties_are_all_kept() -> None:
     logits = np.array([0.0, 2.0, 2.0, 2.0, -5.0], dtype=np.float32)
     for setting in ({"top_k": 1}, {"top_p": 0.1}):
-        ids, probs = Sampler(SamplingConfig(**{**OFF, **setting})).distribution(logits, [])
+        ids, probs = distribution(SamplingConfig(**{**OFF, **setting}), logits, [])
         assert ids.tolist() == [1, 2, 3]
         np.testing.assert_allclose(probs, 1 / 3)
 
@@ -99,7 +103,7 @@ def test_ties_are_all_kept() -> None:
 def test_the_input_is_left_alone() -> None:
     logits = random_logits(1)
     before = logits.copy()
-    Sampler(SamplingConfig(repetition_penalty=1.5)).sample(logits, list(range(100)), 3)
+    draw(SamplingConfig(repetition_penalty=1.5), logits, list(range(100)), 3)
     assert (logits == before).all()
 
 
@@ -107,10 +111,10 @@ def test_the_input_is_left_alone() -> None:
 def test_draws_have_the_frequencies_of_the_distribution(setting: dict[str, float]) -> None:
     """Chi-square over 20,000 draws; the seed is fixed, so the statistic is too."""
     logits = random_logits(11, vocab=12, spread=1.0)
-    sampler = Sampler(SamplingConfig(**{**OFF, "seed": 42, **setting}))
-    ids, probs = sampler.distribution(logits, [])
+    config = SamplingConfig(**{**OFF, "seed": 42, **setting})
+    ids, probs = distribution(config, logits, [])
     draws = 20_000
-    counts = np.bincount([sampler.sample(logits, [], position) for position in range(draws)], minlength=12)
+    counts = np.bincount([draw(config, logits, [], position) for position in range(draws)], minlength=12)
     assert counts.sum() == counts[ids].sum()
     expected = probs * draws
     chi_square = float(((counts[ids] - expected) ** 2 / expected).sum())
@@ -132,26 +136,76 @@ def test_uniform_is_uniform_over_positions_and_seeds() -> None:
     assert abs(np.corrcoef(pairs[0, :-1], pairs[0, 1:])[0, 1]) < 0.08
 
 
+@pytest.mark.parametrize("seed", [0, 1, 12345, 2**63, 2**64 - 1])
+def test_uniform_is_numpys_philox(seed: int) -> None:
+    for position in (0, 1, 2, 999, 2**40):
+        bits = int(np.random.Philox(key=seed, counter=position).random_raw())
+        assert uniform(seed, position) == (bits >> 11) * 2.0**-53
+
+
 def test_randomness_is_keyed_by_seed_and_position_alone() -> None:
     rows = [random_logits(seed, vocab=100, spread=1.0) for seed in range(3)]
     config = SamplingConfig(**{**OFF, "seed": 5})
-    alone = [[Sampler(config).sample(row, [], position) for position in range(30)] for row in rows]
-    shared = Sampler(config)
-    together = [[shared.sample(row, [], position) for row in rows] for position in reversed(range(30))]
+    alone = [[draw(config, row, [], position) for position in range(30)] for row in rows]
+    logits_SV = np.stack(rows)
+    together = [sample(logits_SV, [config] * 3, [[]] * 3, [position] * 3).tolist() for position in reversed(range(30))]
     assert [list(column) for column in zip(*reversed(together), strict=True)] == alone
-    other = [Sampler(SamplingConfig(**{**OFF, "seed": 6})).sample(rows[0], [], position) for position in range(30)]
+    other = [draw(SamplingConfig(**{**OFF, "seed": 6}), rows[0], [], position) for position in range(30)]
     assert other != alone[0]
 
 
+MIXED = [
+    {"temperature": 0},
+    {"temperature": 0, "repetition_penalty": 1.3},
+    {"top_k": 40, "top_p": 0.9},
+    {"top_k": 40, "top_p": 0.9, "seed": 7},
+    {"top_p": 0.95},
+    {"top_p": 0.95, "seed": 3},
+    {"min_p": 0.1, "temperature": 1.5},
+    {},
+]
+
+
+@pytest.mark.parametrize("vocab", [17, 6400])
+@pytest.mark.parametrize("settings", [MIXED, [{"top_k": 20, "top_p": 0.8, "repetition_penalty": 1.2}] * 8], ids=len)
+def test_a_row_does_not_depend_on_the_others(settings: list[dict[str, float]], vocab: int) -> None:
+    """Rows of other configs, other candidates (ties, so that counts differ), other seen ids and positions."""
+    configs = [SamplingConfig(**{**OFF, "seed": row, **setting}) for row, setting in enumerate(settings)]
+    for turn in range(40):
+        logits_SV = np.stack([random_logits(100 * turn + row, vocab, spread=0.5 + row) for row in range(8)])
+        logits_SV[turn % 8] = np.round(logits_SV[turn % 8])  # many ties: more candidates than top-k
+        seen = [np.random.default_rng(row).integers(0, vocab, 20 * row) for row in range(8)]
+        positions = [turn + 10 * row for row in range(8)]
+        together = sample(logits_SV, configs, seen, positions).tolist()
+        assert together == [draw(*each) for each in zip(configs, logits_SV, seen, positions, strict=True)]
+        order = np.random.default_rng(turn).permutation(8)[:5]
+        some = sample(logits_SV[order], *([values[row] for row in order] for values in (configs, seen, positions)))
+        assert some.tolist() == [together[row] for row in order]
+
+
+def test_the_numbers_stay_those_of_earlier_versions() -> None:
+    """Ids that were drawn when rows were still drawn one by one: a seed gives the same reply for good."""
+    logits = random_logits(4)
+    drawn = [draw(SamplingConfig(seed=3, temperature=1.0), logits, [5, 9], position) for position in range(12)]
+    assert drawn == [5652, 4641, 2620, 5652, 5645, 4831, 2620, 2828, 2828, 4556, 3339, 2395]
+
+
+def test_a_row_that_is_not_finite_is_named() -> None:
+    logits_SV = np.stack([random_logits(0), random_logits(1)])
+    logits_SV[1, 8] = math.nan
+    with pytest.raises(MmcliError, match=r"position 6 are not finite \(token 8: nan\)"):
+        sample(logits_SV, [SamplingConfig()] * 2, [[], []], [5, 6])
+
+
 def test_the_largest_seed_works() -> None:
-    assert 0 <= Sampler(SamplingConfig(seed=2**64 - 1)).sample(random_logits(0), [], 2**40) < 6400
+    assert 0 <= draw(SamplingConfig(seed=2**64 - 1), random_logits(0), [], 2**40) < 6400
 
 
 def test_a_list_and_an_array_of_seen_ids_are_the_same() -> None:
     logits = random_logits(2)
-    sampler = Sampler(SamplingConfig(repetition_penalty=2.0, temperature=0))
+    config = SamplingConfig(repetition_penalty=2.0, temperature=0)
     seen = np.argsort(-logits)[:50]
-    assert sampler.sample(logits, seen, 0) == sampler.sample(logits, seen.tolist(), 0)
+    assert draw(config, logits, seen, 0) == draw(config, logits, seen.tolist(), 0)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -160,7 +214,7 @@ def test_logits_that_are_not_finite_are_refused(bad: float, temperature: float) 
     logits = random_logits(0)
     logits[77] = bad
     with pytest.raises(MmcliError, match=r"position 9 are not finite \(token 77: ") as caught:
-        Sampler(SamplingConfig(temperature=temperature)).sample(logits, [], 9)
+        draw(SamplingConfig(temperature=temperature), logits, [], 9)
     assert caught.value.exit_code == 1
 
 

@@ -11,9 +11,8 @@ import torch
 from mmcli.errors import UserError
 from mmcli.generate.engine import PromptTooLong
 from mmcli.generate.generate import generate
-from mmcli.generate.sampler import SamplingConfig
+from mmcli.generate.sampler import SamplingConfig, sample
 from mmcli.generate.torch_engine import TorchEngine
-from mmcli.model import cache as kv
 from mmcli.model.attention import AttnContext
 from mmcli.model.config import ModelConfig
 from mmcli.model.device import choose_device
@@ -66,16 +65,16 @@ def test_prefill_and_decode_are_the_whole_forward(model: Transformer) -> None:
         np.testing.assert_allclose(engine.decode([0], [ids[i]])[0], expected[i], **CLOSE)
 
 
-def test_prefill_in_pieces_is_prefill_at_once(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefill_in_pieces_is_prefill_at_once(model: Transformer) -> None:
     ids = some_ids(33)
     expected = whole(model, ids)[-1]
     engine = TorchEngine(model, slots=2)
     for part in (ids[:1], ids[1:12], ids[12:]):
         logits = engine.prefill(1, part)
     np.testing.assert_allclose(logits, expected, **CLOSE)
-    monkeypatch.setattr(kv.prefill, "__defaults__", (8,))  # the chunk that a long prompt is cut into
-    np.testing.assert_allclose(engine.prefill(0, ids), expected, **CLOSE)
-    assert engine.length(0) == engine.length(1) == 33
+    chunked = TorchEngine(model, prefill_chunk=8)
+    np.testing.assert_allclose(chunked.prefill(0, ids), expected, **CLOSE)
+    assert chunked.length(0) == engine.length(1) == 33
 
 
 def test_rows_of_different_length_decode_as_if_alone(model: Transformer) -> None:
@@ -155,14 +154,11 @@ def test_sampled_sequences_are_the_same_alone_and_after_a_retry() -> None:
         first = list(generate(engine, 0, prompt, sampling, max_new_tokens=12))
         assert list(generate(engine, 0, prompt, sampling, max_new_tokens=12, cached=len(prompt))) == first
         expected.append(first)
-    from mmcli.generate.sampler import Sampler
-
-    sampler = Sampler(sampling)
     sequences = [list(prompt) for prompt in prompts]
     logits_SV = np.stack([together.prefill(slot, prompt) for slot, prompt in enumerate(prompts)])
     for step in range(12):
         for sequence, logits_V in zip(sequences, logits_SV, strict=True):
-            sequence.append(sampler.sample(logits_V, sequence, len(sequence)))
+            sequence.append(int(sample(logits_V[None], [sampling], [sequence], [len(sequence)])[0]))
         if step < 11:
             logits_SV = together.decode([0, 1, 2], [sequence[-1] for sequence in sequences])
     assert [s[len(p) :] for s, p in zip(sequences, prompts, strict=True)] == expected

@@ -1,0 +1,39 @@
+"""The engine over a model's ONNX export. Neither torch nor onnx is imported unless the export has to be made."""
+
+from __future__ import annotations
+
+from mmcli.errors import UserError
+from mmcli.export.place import default_folder, find_export
+from mmcli.generate.onnx_engine import OnnxEngine
+from mmcli.run import ModelRef
+from mmcli.stage import Reporter
+
+
+def open_onnx_engine(
+    ref: ModelRef,
+    *,
+    device: str = "auto",
+    slots: int = 1,
+    max_len: int | None = None,
+    threads: int | None = None,
+    report: Reporter | None = None,
+) -> OnnxEngine:
+    """The engine over a folder that is an export, else over the model's fp32 export.
+
+    If there is none of these weights, it is made, and `report` says so.
+
+    Raises:
+        UserError: a device other than the CPU, no model there, or one that cannot be exported.
+        MmcliError: the export differs from torch.
+    """
+    if device not in ("auto", "cpu"):
+        raise UserError(f'device "{device}" with the onnx backend, which runs on the CPU', "give --device cpu")
+    folder = find_export(ref)
+    if folder is None:
+        from mmcli.export.onnx_export import export_onnx
+
+        folder = default_folder(ref, "fp32")
+        if report is not None:
+            report.note(f"{ref.label} has no ONNX export of these weights yet: making it in {folder}")
+        export_onnx(ref.path, folder, stage=ref.run.stage if ref.run else None, report=report)
+    return OnnxEngine.load(folder, slots=slots, max_len=max_len, threads=threads)

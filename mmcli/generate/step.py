@@ -1,0 +1,121 @@
+"""The one step that every kind of generation takes, and the scheduler that keeps an engine's slots busy.
+
+S sequences of a step, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar
+
+import numpy as np
+
+from mmcli.generate.engine import Engine
+from mmcli.generate.sampler import sample
+from mmcli.generate.sequence import TokenSequence
+
+Key = TypeVar("Key")
+
+
+def step(engine: Engine, held: Mapping[int, TokenSequence]) -> dict[int, int]:
+    """Advance every sequence that has not ended by one id: new ones by a prefill, all others in one decode.
+
+    What a slot holds beyond its sequence is dropped, so a step that was interrupted can be taken again.
+
+    Args:
+        held: slot -> its sequence. One that has ended is left as it is; a new one of the same prompt copies its cache
+            instead of running the prompt again.
+
+    Returns:
+        Slot -> the id drawn, a stop id included.
+
+    Raises:
+        UserError: an id that the model does not have.
+        MmcliError: the model's logits are not finite.
+    """
+    slots = [slot for slot, sequence in held.items() if sequence.finish_reason is None]
+    if not slots:
+        return {}
+    logits: dict[int, np.ndarray] = {}
+    decoding: list[int] = []
+    for slot in slots:
+        if held[slot].is_new:
+            logits[slot] = _read_prompt(engine, slot, held)
+            continue
+        ids = held[slot].ids
+        start = min(engine.length(slot), len(ids) - 1)
+        _keep(engine, slot, start)
+        if start == len(ids) - 1:
+            decoding.append(slot)
+        else:
+            logits[slot] = engine.prefill(slot, ids[start:])
+    if decoding:
+        logits_SV = engine.decode(decoding, [held[slot].ids[-1] for slot in decoding])
+        if len(decoding) < len(slots):
+            logits.update(zip(decoding, logits_SV, strict=True))
+    if len(decoding) < len(slots):
+        logits_SV = np.stack([logits[slot] for slot in slots])
+    running = [held[slot] for slot in slots]
+    drawn = sample(
+        logits_SV,
+        [sequence.sampling for sequence in running],
+        [sequence.seen_ids for sequence in running],
+        [len(sequence.ids) for sequence in running],
+    ).tolist()
+    for sequence, id in zip(running, drawn, strict=True):
+        sequence.append(id)
+    return dict(zip(slots, drawn, strict=True))
+
+
+def run_sequences(
+    engine: Engine, sequences: Iterable[tuple[Key, TokenSequence]]
+) -> Iterator[tuple[Key, TokenSequence]]:
+    """Write every sequence to its end, as many at a time as the engine has slots (continuous batching).
+
+    A slot takes the next sequence as soon as its own has ended. Sequences are taken from the iterable only then, and
+    come out in the order in which they end, each with its key.
+
+    Raises:
+        UserError, MmcliError: see `step`.
+    """
+    waiting = iter(sequences)
+    held: dict[int, TokenSequence] = {}
+    keys: dict[int, Key] = {}
+    while True:
+        for slot in range(engine.slots):
+            if slot in keys:
+                continue
+            following = next(waiting, None)
+            if following is None:
+                break
+            keys[slot], sequence = following
+            if slot in held and sequence.has_prompt_of(held[slot]):
+                sequence.prompt_logits_V = held[slot].prompt_logits_V  # the slot still holds the prompt
+            held[slot] = sequence
+        if not keys:
+            return
+        step(engine, held)
+        for slot in [slot for slot in keys if held[slot].finish_reason is not None]:
+            yield keys.pop(slot), held[slot]
+
+
+def _read_prompt(engine: Engine, slot: int, held: Mapping[int, TokenSequence]) -> np.ndarray:
+    """Bring the prompt of a new sequence into its slot; returns the logits_V after it."""
+    sequence = held[slot]
+    if sequence.prompt_logits_V is None:
+        twins = (each for each, other in held.items() if other.prompt_logits_V is not None)
+        source = next((each for each in twins if sequence.has_prompt_of(held[each])), None)
+        if source is None:
+            _keep(engine, slot, sequence.reused_tokens)
+            sequence.prompt_logits_V = engine.prefill(slot, sequence.ids[sequence.reused_tokens :])
+            return sequence.prompt_logits_V
+        engine.copy(source, slot)
+        sequence.prompt_logits_V = held[source].prompt_logits_V
+    _keep(engine, slot, sequence.prompt_tokens)
+    assert sequence.prompt_logits_V is not None
+    return sequence.prompt_logits_V
+
+
+def _keep(engine: Engine, slot: int, n: int) -> None:
+    if engine.length(slot) != n:
+        engine.truncate(slot, n)
