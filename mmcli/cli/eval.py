@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mmcli.cli.options import HELP, AsJson, Columns, RunsDir
+from mmcli.cli.help import App
+from mmcli.cli.options import AsJson, Columns, Model, RunsDir
 from mmcli.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from mmcli.stage import Reporter
     from mmcli.text.tokenizer import Tokenizer
 
-app = typer.Typer(add_completion=False, context_settings=HELP)
+app = App()
 SLOTS = 16  # questions answered at a time
 SEQ_LEN = 2048  # longest window of a model that does not say how long its rows were
 LANGUAGES = {"en": "English", "zh": "Chinese"}
@@ -29,7 +30,7 @@ LANGUAGES = {"en": "English", "zh": "Chinese"}
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Run number or name, model folder, latest, or latest:STAGE.")] = "latest",
+    model: Model = "latest",
     suite: Annotated[
         Literal["demo"] | None, typer.Option(help="Questions to ask. Default, if there is no --data: demo.")
     ] = None,

@@ -96,7 +96,7 @@ def test_help_and_other_commands_work_and_load_no_plugin(site: Any, tmp_path: Pa
         assert f" {name} " in shown.stdout
         assert f"(from the package p-{name})" in shown.stdout
     assert "(taken by the packages twin-one, twin-two: none runs)" in " ".join(shown.stdout.replace("│", " ").split())
-    assert "Train a model from zero on plain text." in shown.stdout
+    assert "Train a model from scratch on plain text." in shown.stdout
     assert "p-taker" not in shown.stdout
     other = site.mmcli("config", "show", "pretrain", "--json", LOADED=str(log))
     assert other.returncode == 0, other.stderr
