@@ -12,16 +12,16 @@ from mmcli.run import Run
 
 
 @pytest.fixture(autouse=True)
-def wide(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("COLUMNS", "400")
+def no_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MMCLI_RUNS", str(tmp_path / "runs"))
 
 
 def shown(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, str]:
-    """For each option that has one, the value in its line of the help: `default: 8`, `given: 3`."""
+    """For each option that has one, the value at the end of its help: `default: 8`, `given: 3`."""
     assert run([*argv, "--help"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    found = [(re.search(r"(--[a-z-]+)", line), re.search(r"\[((?:default|given): .*?)\] *│", line)) for line in lines]
+    options = capsys.readouterr().out.partition("\nOptions:\n")[2]
+    entries = [" ".join(entry.split()) for entry in re.split(r"^  (?=-)", options, flags=re.MULTILINE)]
+    found = [(re.match(r"(--[a-z-]+)", entry), re.search(r"\[((?:default|given): .*?)\]$", entry)) for entry in entries]
     return {flag[1]: value[1] for flag, value in found if flag and value}
 
 
