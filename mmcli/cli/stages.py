@@ -21,6 +21,7 @@ from mmcli.errors import MmcliError
 from mmcli.plugins import Plugin
 from mmcli.stage import Stage
 
+PANELS = {"data": "Data options", "optim": "Training options", "train": "Training options"}  # by the table of a key
 BUILT_IN_SUMMARIES = {  # so that `mmcli --help` loads no stage; a test holds them equal to the stages' own
     "pretrain": "Train a model from scratch on plain text.",
     "sft": "Fine-tune a model on conversations, so that it answers.",
@@ -29,7 +30,7 @@ BUILT_IN_SUMMARIES = {  # so that `mmcli --help` loads no stage; a test holds th
 
 
 def stage_entries() -> list[Plugin]:
-    """One entry for each stage name that a person can type, the built-ins first; loadable or not."""
+    """One entry for each stage name that can be typed, the built-ins first; loadable or not."""
     order = list(BUILT_IN_SUMMARIES)
     entries = plugins.stages().values()
     return sorted(entries, key=lambda p: order.index(p.name) if p.built_in and p.name in order else len(order))
@@ -101,7 +102,7 @@ def options_app(stage: Stage, help_text: str, action: Callable[..., None], *, wi
 
 
 def _parsed(command: Command, ctx: Any, args: list[str]) -> dict[str, Any]:
-    """The value of each parameter on a command line; no option is carried out, `--help` neither."""
+    """The value of each parameter on a command line; no callback runs, that of `--help` neither."""
     given, _, _ = command.make_parser(ctx).parse_args(list(args))
     values = {}
     for parameter in command.params:
@@ -148,7 +149,7 @@ def _check_flags(stage: Stage, flagged: list[Leaf]) -> None:
     twice = [flag for flag, count in counts.items() if count > 1]
     if twice:
         what = f'stage "{stage.name}" gives {twice[0]} two meanings ({stage.config.__name__})'
-        raise MmcliError(what, "the package has to name that option otherwise")
+        raise MmcliError(what, "rename that option in the package")
 
 
 def _python_name(leaf: Leaf) -> str:
@@ -165,14 +166,16 @@ def _parameter(leaf: Leaf) -> inspect.Parameter:
     """The command-line option of one config value."""
     help_text = f"{leaf.doc[:1].upper()}{leaf.doc[1:]}."
     flag = leaf.flag or ""
+    shown: dict[str, Any] = {"help": help_text, "show_default": False}
+    if "." in leaf.key:
+        shown["rich_help_panel"] = PANELS.get(leaf.key.partition(".")[0])
     annotation: Any
     if leaf.type is bool:
-        annotation = Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", help=help_text, show_default=False)]
+        annotation = Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", **shown)]
     elif "a list of texts" in describe_type(leaf.type):
-        annotation = Annotated[list[str] | None, typer.Option(flag, help=help_text, metavar="TEXT", show_default=False)]
+        annotation = Annotated[list[str] | None, typer.Option(flag, metavar="TEXT", **shown)]
     else:
-        option = typer.Option(flag, help=help_text, metavar=_metavar(leaf), show_default=False)
-        annotation = Annotated[str | None, option]
+        annotation = Annotated[str | None, typer.Option(flag, metavar=_metavar(leaf), **shown)]
     return _keyword(_python_name(leaf), annotation, None)
 
 
