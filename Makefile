@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # For PyTorch's own builds: make demo TORCH_INDEX=https://download.pytorch.org/whl/cu128
 TORCH_INDEX ?=
 
-.PHONY: demo setup dev test test-all lint types bench clean
+.PHONY: demo setup dev test test-all lint types bench reference clean
 
 demo: setup
 	$(BIN)/mmcli demo
@@ -37,6 +37,9 @@ lint: dev
 
 types: dev
 	$(BIN)/mypy
+
+reference: setup
+	$(BIN)/python docs/reference/generate.py
 
 bench: dev
 	for script in benchmarks/*.py; do $(BIN)/python $$script --check || exit 1; done

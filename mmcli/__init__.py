@@ -1,3 +1,3 @@
-"""mmcli: train a small language model from zero, then use it."""
+"""mmcli: train a small language model from scratch, then use it."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""Configuration: frozen dataclasses filled from layers of TOML tables, each value knowing its layer.
+"""Configuration: frozen dataclasses filled from layers of TOML tables, with the layer of each value.
 
 Layers, the later wins: defaults < the stage's own < preset `extends` < preset < `--config` file < `--set` and flags.
 TOML has no null: an optional value that is off is written `"none"`.
@@ -25,7 +25,7 @@ STAGE = "stage "  # the name of a stage's own layer begins so
 
 
 def option(default: Any, doc: str, *, flag: str | None = None, short: str | None = None) -> Any:
-    """A config field: its default, what it means (with units), and the short flag that writes it, if any."""
+    """A config field: its default, its help text (with units), and the command-line flag that sets it, if any."""
     metadata = {"doc": doc, "flag": flag, "short": short}
     if isinstance(default, type):
         return field(default_factory=default, metadata=metadata)
@@ -33,11 +33,11 @@ def option(default: Any, doc: str, *, flag: str | None = None, short: str | None
 
 
 class Typed(str):
-    """A value as a person typed it; its key's type decides how it is read (`7` is a run's name or a number)."""
+    """A value as typed on the command line; the type of its key decides how it is parsed (`7`: a name or a number)."""
 
 
 class ConfigError(UserError):
-    """A value that does not fit, raised by a config's `__post_init__`; `resolve` adds where it came from."""
+    """An invalid value, raised by a config's `__post_init__`; `resolve` adds the layer it came from."""
 
     def __init__(self, key: str, what: str, fix: str) -> None:
         super().__init__(what, fix)
@@ -46,7 +46,7 @@ class ConfigError(UserError):
 
 @dataclass(frozen=True)
 class Layer:
-    """One source of values: `name` is shown to the person, `values` are nested tables as TOML gives them."""
+    """One source of values: `name` is shown to the user, `values` are nested tables as in TOML."""
 
     name: str
     values: Mapping[str, Any]
@@ -54,7 +54,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Leaf:
-    """One value of a config tree: dotted key, its type and its field."""
+    """One value of a config tree: dotted key, type and dataclass field."""
 
     key: str
     type: Any
@@ -72,7 +72,7 @@ class Leaf:
 
     @property
     def flag(self) -> str | None:
-        """The short flag; a field at the top of a stage's config gets one from its own name."""
+        """The command-line flag; a top-level field of a stage's config gets one from its name."""
         flag = self.field.metadata.get("flag")
         if flag is None and "." not in self.key:
             return "--" + self.key.replace("_", "-")
@@ -81,19 +81,19 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Resolved(Generic[C]):
-    """A filled config and, for each dotted key, the name of the layer its value came from."""
+    """A filled config and, for each dotted key, the name of the layer that set it."""
 
     config: C
     sources: Mapping[str, str]
 
     def chosen(self, key: str) -> bool:
-        """True if a person or a preset set this key, False for a default, the stage's own included."""
+        """True if the user or a preset set this key, False for a default, the stage's own included."""
         return self.sources[key] != DEFAULT and not self.sources[key].startswith(STAGE)
 
 
 @functools.cache
 def leaves(config_type: type) -> tuple[Leaf, ...]:
-    """Every value of a config tree, in declaration order."""
+    """All values of a config tree, in declaration order."""
     return tuple(_walk(config_type, ""))
 
 
@@ -107,10 +107,10 @@ def _walk(config_type: type, prefix: str) -> Iterator[Leaf]:
 
 
 def resolve(config_type: type[C], layers: Sequence[Layer]) -> Resolved[C]:
-    """Fill `config_type` from `layers`, the later winning.
+    """Fill `config_type` from `layers`; later layers win.
 
     Raises:
-        UserError: an unknown key, a value of the wrong type, or one that the config itself refuses.
+        UserError: an unknown key, a value of the wrong type, or one that the config rejects.
     """
     values, sources = merge_layers(config_type, layers)
     try:
@@ -168,7 +168,7 @@ def _flatten(values: Mapping[str, Any], known: Mapping[str, Any], prefix: str = 
 
 
 def _suggest(key: str, known: list[str]) -> str:
-    """A hint for an unknown key: the same last part elsewhere, else the nearest spelling."""
+    """A suggestion for an unknown key: the same name in another table, else the closest spelling."""
     same_name = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
     if same_name:
         return f'did you mean "{same_name[0]}"?'
@@ -177,7 +177,7 @@ def _suggest(key: str, known: list[str]) -> str:
 
 
 def convert(raw: Any, leaf: Leaf, source: str) -> Any:
-    """`raw` as the type of `leaf`.
+    """`raw` converted to the type of `leaf`.
 
     Raises:
         UserError: it is not of that type.
@@ -198,7 +198,7 @@ def _alternatives(kind: Any) -> tuple[Any, ...]:
 
 
 def _read_typed(raw: Typed, kind: Any) -> Any:
-    """What a person typed for a value of `kind`: text as it stands, the rest as TOML (`3e-4`, `true`, `["a"]`)."""
+    """A typed value parsed for `kind`: text verbatim, the rest as TOML (`3e-4`, `true`, `["a"]`)."""
     text = str(raw)
     if kind is str or typing.get_origin(kind) is typing.Literal or text in ("none", "None"):
         return text.replace("None", "none") if text == "None" else text
@@ -209,7 +209,7 @@ def _read_typed(raw: Typed, kind: Any) -> Any:
 
 
 def _as(kind: Any, raw: Any) -> tuple[bool, Any]:
-    """(does it fit, the value) of one plain type."""
+    """(valid, converted value) for one plain type."""
     if kind is types.NoneType:
         return raw is None or raw == "none", None
     if typing.get_origin(kind) is typing.Literal:
@@ -242,10 +242,10 @@ def describe_type(kind: Any) -> str:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file.
+    """Read the tables of a TOML file.
 
     Raises:
-        UserError: the file is missing, not text, or not TOML (with its line).
+        UserError: the file is missing, not UTF-8, or not valid TOML (the line is named).
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -254,11 +254,11 @@ def read_toml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text", "give the path of a TOML file") from None
     except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path} is not TOML: {error}", "fix that line; values look like: lr = 3e-4") from None
+        raise UserError(f"{path} is not valid TOML: {error}", "fix that line; write values like: lr = 3e-4") from None
 
 
 def parse_set(assignments: Sequence[str]) -> Layer:
-    """The layer of `--set key=value`, each value read by the type of its key.
+    """The layer of `--set key=value`; each value is parsed by the type of its key.
 
     Raises:
         UserError: an assignment without `=` or without a key.
@@ -273,7 +273,7 @@ def parse_set(assignments: Sequence[str]) -> Layer:
 
 
 def to_tables(config: Any) -> dict[str, Any]:
-    """A config tree as nested tables for TOML: complete, `"none"` for what is off."""
+    """A config tree as nested tables for TOML: complete, with `"none"` for None."""
     tables: dict[str, Any] = {}
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
@@ -286,11 +286,11 @@ def to_tables(config: Any) -> dict[str, Any]:
     return tables
 
 
-# Presets: presets/*.toml, each with [about], [model] and, under a stage's name, what that stage changes.
+# Presets: presets/*.toml, each with [about], [model] and, under a stage's name, values for that stage.
 
 
 def presets_dir() -> Path:
-    """Where the presets lie: inside the wheel, or at the root of the repository in an editable install."""
+    """The folder of the presets: in the package if installed, at the root of the repository if editable."""
     package = Path(__file__).parent
     inside = package / "presets"
     return inside if inside.is_dir() else package.parent / "presets"
@@ -301,10 +301,10 @@ def preset_names() -> list[str]:
 
 
 def preset_chain(name: str) -> list[tuple[str, dict[str, Any]]]:
-    """A preset and what it extends, the base first: [(name, tables)].
+    """A preset and the presets it extends, base first: [(name, tables)].
 
     Raises:
-        UserError: no such preset, or presets that extend each other in a circle.
+        UserError: no such preset, or a cycle of `extends`.
     """
     chain: list[tuple[str, dict[str, Any]]] = []
     current: str | None = name
@@ -320,7 +320,7 @@ def preset_chain(name: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def preset_layers(name: str, stage: str | None = None) -> list[Layer]:
-    """The layers of a preset: its model, and what it says for `stage`."""
+    """The layers of a preset: its model, and its values for `stage`."""
     return [
         Layer(f"preset {each}", {"model": tables.get("model", {}), **tables.get(stage or "", {})})
         for each, tables in preset_chain(name)
@@ -328,7 +328,7 @@ def preset_layers(name: str, stage: str | None = None) -> list[Layer]:
 
 
 def preset_about(name: str) -> dict[str, Any]:
-    """The [about] table of a preset: title, documented size, notes; inherited parts included."""
+    """The [about] table of a preset (title, documented size, note), inherited values included."""
     about: dict[str, Any] = {}
     for _, tables in preset_chain(name):
         about.update(tables.get("about", {}))

@@ -1,12 +1,12 @@
-"""The errors a person can meet. Each is two lines: what is wrong, and what to do about it."""
+"""Errors shown to the user, in two lines: what is wrong, and what to do about it."""
 
 from __future__ import annotations
 
 
 class MmcliError(Exception):
-    """Something failed that is not the user's mistake (exit code 1).
+    """A failure that is not the user's mistake (exit code 1).
 
-    `what` names the value and the place (file:line, key, path); `fix` says what to do about it.
+    `what` names the value and the place (file:line, key, path); `fix` is an instruction in the imperative.
     """
 
     exit_code = 1
@@ -18,13 +18,13 @@ class MmcliError(Exception):
 
 
 class UserError(MmcliError):
-    """The person's input is wrong: a missing file, an unknown key, a wrong value (exit code 2)."""
+    """Invalid user input: a missing file, an unknown key, a wrong value (exit code 2)."""
 
     exit_code = 2
 
 
 class Interrupted(MmcliError):
-    """Work stopped by a signal after it was saved (exit code 128 + signal: 130 or 143)."""
+    """A run that was stopped by a signal, after saving (exit code 128 + signal: 130 or 143)."""
 
     def __init__(self, what: str, fix: str, signal_number: int) -> None:
         super().__init__(what, fix)
@@ -32,8 +32,8 @@ class Interrupted(MmcliError):
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
-    """`did you mean "x"?` for the nearest of `known`, or the list of all of them."""
+    """`did you mean "x"?` for the closest of `known`, else `choose one of:` and all of them."""
     import difflib
 
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f'did you mean "{near[0]}"?' if near else f"known: {', '.join(sorted(known))}"
+    return f'did you mean "{near[0]}"?' if near else f"choose one of: {', '.join(sorted(known))}"

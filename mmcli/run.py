@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmcli.errors import MmcliError, UserError
+from mmcli.errors import MmcliError, UserError, did_you_mean
 from mmcli.lock import Locked, file_lock, is_locked
 
 MANIFEST = "manifest.json"
@@ -293,7 +293,7 @@ def find_model(ref: str, runs_dir: Path) -> ModelRef:
         chosen = [run for run in runs if (run.stage == of_stage if of_stage else (run.model / "config.json").is_file())]
         if not chosen:
             kind = f'run of stage "{of_stage}" with a model' if of_stage else "trained model yet"
-            raise UserError(f"there is no {kind} in {runs_dir}", _how_to_get(of_stage))
+            raise UserError(f"there is no {kind} in {runs_dir}", _how_to_get(of_stage, runs_dir))
         return ModelRef(chosen[-1].model, chosen[-1])
     folder = Path(ref)
     if (folder / "config.json").is_file() or (folder / "tokenizer.json").is_file():
@@ -318,8 +318,13 @@ def find_language_model(ref: str, runs_dir: Path) -> ModelRef:
     return found
 
 
-def _how_to_get(stage: str) -> str:
-    return "train one: mmcli tokenizer train" if stage == "tokenizer" else f"train one: mmcli {stage or 'pretrain'}"
+def _how_to_get(stage: str, runs_dir: Path) -> str:
+    """Advice where `latest` or `latest:STAGE` finds no model: the command that makes one, or the closest stage."""
+    commands = {"pretrain": "pretrain", "sft": "sft", "dpo": "dpo", "tokenizer": "tokenizer train", "import": "import"}
+    commands = {**{run.stage: run.stage for run in list_runs(runs_dir)}, **commands}  # stages of plugins, too
+    if not stage or stage in commands:
+        return f"run: mmcli {commands[stage or 'pretrain']}"
+    return did_you_mean(stage, list(commands))
 
 
 def find_unfinished(runs_dir: Path, stage: str | None = None) -> Run:

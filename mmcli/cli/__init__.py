@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand
 
 from mmcli import __version__
-from mmcli.cli.options import HELP
+from mmcli.cli.help import App, Group
 from mmcli.errors import MmcliError
 
 
@@ -26,26 +26,26 @@ class Command:
     panel: str
 
 
-TRAIN, USE, LOOK = "Train", "Use", "Look around"
+TRAIN, USE, INSPECT = "Train", "Use", "Inspect"
 COMMANDS = {
-    "demo": Command("mmcli.cli.demo", "The whole way on the built-in corpus, in minutes.", TRAIN),
-    "tokenizer": Command("mmcli.cli.tokenizer", "Train a tokenizer; see how it cuts a text.", TRAIN),
-    "resume": Command("mmcli.cli.resume", "Go on with a run that was stopped.", TRAIN),
-    "eval": Command("mmcli.cli.eval", "Score a model on held-out questions, or on a text.", USE),
-    "import": Command("mmcli.cli.importing", "Take over a model that was trained elsewhere.", TRAIN),
-    "chat": Command("mmcli.cli.chat", "Talk to a model, or let it continue a text.", USE),
-    "export": Command("mmcli.cli.export", "Write a model for other programs, proven to say the same.", USE),
-    "bench": Command("mmcli.cli.bench", "Tokens a second, time to the first token, memory.", LOOK),
-    "params": Command("mmcli.cli.params", "Count parameters, memory and FLOPs exactly.", LOOK),
-    "presets": Command("mmcli.cli.presets", "The model shapes that come with mmcli.", LOOK),
-    "config": Command("mmcli.cli.config", "See a stage's configuration and where each value comes from.", LOOK),
-    "data": Command("mmcli.cli.data", "See records as the model will, and check a file.", LOOK),
-    "plugins": Command("mmcli.cli.plugins", "The stages and adapters that are installed.", LOOK),
-    "runs": Command("mmcli.cli.runs", "List the runs, or look at one.", LOOK),
+    "demo": Command("mmcli.cli.demo", "Run the full pipeline on the built-in corpus, in minutes.", TRAIN),
+    "tokenizer": Command("mmcli.cli.tokenizer", "Train, inspect and compare tokenizers.", TRAIN),
+    "resume": Command("mmcli.cli.resume", "Resume a stopped run.", TRAIN),
+    "import": Command("mmcli.cli.importing", "Import a model from transformers, MiniMind or GGUF.", TRAIN),
+    "chat": Command("mmcli.cli.chat", "Chat with a model, or let it complete a text.", USE),
+    "eval": Command("mmcli.cli.eval", "Score a model on questions, or measure its loss on a text.", USE),
+    "export": Command("mmcli.cli.export", "Export a model to ONNX or Hugging Face format, and verify it.", USE),
+    "bench": Command("mmcli.cli.bench", "Measure tokens/s, time to first token and memory.", USE),
+    "runs": Command("mmcli.cli.runs", "List the runs, or show one.", INSPECT),
+    "data": Command("mmcli.cli.data", "Preview and validate training data.", INSPECT),
+    "params": Command("mmcli.cli.params", "Count a model's parameters, memory and FLOPs exactly.", INSPECT),
+    "presets": Command("mmcli.cli.presets", "List the built-in model shapes, or show one.", INSPECT),
+    "config": Command("mmcli.cli.config", "Show a stage's configuration and where each value comes from.", INSPECT),
+    "plugins": Command("mmcli.cli.plugins", "List the installed stages and adapters.", INSPECT),
 }
 
 
-class LazyGroup(TyperGroup):
+class LazyGroup(Group):
     """The root group: names and summaries from tables and package metadata, modules only when invoked."""
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -81,7 +81,7 @@ class LazyGroup(TyperGroup):
         return name, command, args[1:]
 
 
-app = typer.Typer(cls=LazyGroup, no_args_is_help=True, context_settings=HELP)
+app = App(cls=LazyGroup, add_completion=True)
 
 
 def _print_version(wanted: bool) -> None:
@@ -93,13 +93,19 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error (works anywhere).")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="On an error, show the traceback; may stand anywhere in a command line.")
+    ] = False,
 ) -> None:
-    """Train a small language model from zero, then use it.
+    """Train a small language model from scratch, then use it.
 
-    Each command works with no arguments: start with `mmcli demo`.
+    New here? `mmcli demo` runs every step on a built-in corpus. The steps one by one are `mmcli tokenizer train`,
+    `pretrain`, `sft`, `dpo`, `chat`, `eval` and `export onnx`. Each of them runs without options: it takes the built-in
+    corpus and the latest model, and says so.
+
+    Example: mmcli demo; mmcli pretrain --data books/ --budget 20m; mmcli chat
     """
 
 
@@ -140,22 +146,19 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _report_unexpected(error: Exception, debug: bool) -> int:
-    """Usage errors of the parser in our two lines; anything else is our own fault."""
+    """Usage errors of the parser in two lines; anything else is a bug in mmcli."""
     from mmcli.cli.console import print_error
-    from mmcli.errors import UserError
 
-    message = getattr(error, "format_message", None)
-    if message is not None:  # a ClickException of the parser that typer carries
-        text = message()
+    if hasattr(error, "format_message"):  # a ClickException of the parser that typer carries
+        from mmcli.cli.usage import usage_error
+
         if type(error).__name__ == "NoArgsIsHelpError":
-            sys.stderr.write(text + "\n")
-            return 2
-        context = getattr(error, "ctx", None)
-        path = context.command_path if context is not None else "mmcli"
-        print_error(UserError(text.replace("\n", " ").rstrip("."), f"see: {path} --help"))
+            sys.stderr.write(error.format_message() + "\n")
+        else:
+            print_error(usage_error(error))
         return 2
     if debug:
         raise error
     kind = type(error).__name__
-    print_error(MmcliError(f"{kind}: {error}", "this is a fault of mmcli; `--debug` shows where"))
+    print_error(MmcliError(f"{kind}: {error}", "this is a bug in mmcli; run it again with --debug for the traceback"))
     return 1

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mmcli.cli.options import HELP, AsJson, Backend, RunsDir
+from mmcli.cli.help import App
+from mmcli.cli.options import AsJson, Backend, Model, RunsDir
 from mmcli.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,8 +17,7 @@ if TYPE_CHECKING:
     from mmcli.model.transformer import Transformer
     from mmcli.run import ModelRef
 
-app = typer.Typer(no_args_is_help=True, context_settings=HELP)
-Model = Annotated[str, typer.Argument(help="Run number or name, model folder, latest, or latest:STAGE.")]
+app = App()
 Threads = Annotated[int | None, typer.Option(help="CPU threads; default: the backend's choice.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Repeats = Annotated[int, typer.Option(help="Timed runs; the median is shown.")]

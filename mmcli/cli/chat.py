@@ -1,4 +1,4 @@
-"""`mmcli chat`: talk to a model in the terminal, or answer one prompt. The reply is on stdout, the rest on stderr."""
+"""`mmcli chat`: chat with a model in the terminal, or answer one prompt. The reply is on stdout, the rest on stderr."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmcli.cli.options import Backend
+from mmcli.cli.help import App
+from mmcli.cli.options import Backend, Device, Model, RunsDir
 from mmcli.errors import MmcliError, UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -21,41 +22,44 @@ if TYPE_CHECKING:
     from mmcli.run import ModelRef
     from mmcli.text.tokenizer import Tokenizer
 
-app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
-RunsDir = Annotated[Path, typer.Option("--runs-dir", envvar="MMCLI_RUNS", help="Where the runs are.")]
+app = App()
 PROMPT = "> "
 HELP = """\
-/reset         forget the conversation
-/system TEXT   set the system message; without TEXT remove it
-/retry         write the newest reply anew
-/save FILE     write the conversation as a line of training data
-/help          this list
-/exit          leave (also Ctrl-D)
-Ctrl-C stops a reply. A message that begins with a slash: put a space before it."""
-LEAVE = "Ctrl-C again, Ctrl-D or /exit leaves"
+/reset         clear the conversation
+/system TEXT   set the system message; without TEXT, remove it
+/retry         regenerate the last reply
+/save FILE     append the conversation to FILE as one JSONL record for training
+/help          show this list
+/exit          exit (also Ctrl-D)
+Ctrl-C stops a reply. To send a message that begins with a slash, put a space before it."""
+LEAVE = "press Ctrl-C again, Ctrl-D, or type /exit to exit"
 COMMANDS = ["/reset", "/system", "/retry", "/save", "/help", "/exit"]
 
 
 @app.command()
 def chat(
-    model: Annotated[str, typer.Argument(help="Run number or name, model folder, latest, or latest:STAGE.")] = "latest",
-    backend: Backend = "torch",
-    prompt: Annotated[str | None, typer.Option(help="Answer this and leave; else a pipe, else the keyboard.")] = None,
+    model: Model = "latest",
+    prompt: Annotated[
+        str | None, typer.Option(help="Answer this prompt once and exit. Without it, stdin is the prompt if piped.")
+    ] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
-    temperature: Annotated[float, typer.Option(help="0 always takes the most likely token; higher is freer.")] = 0.7,
-    top_k: Annotated[int, typer.Option(help="Draw from the k most likely tokens; 0 is off.")] = 50,
-    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens of this total; 1 is off.")] = 0.9,
-    min_p: Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest; 0 is off.")] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Makes tokens seen before less likely; 1 is off.")] = 1.05,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same reply; default: a new one.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest reply, in tokens.")] = 512,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    json: Annotated[bool, typer.Option("--json", help="Answer one prompt as one JSON document.")] = False,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0: greedy decoding.")] = 0.7,
+    top_k: Annotated[int, typer.Option(help="Sample from the k most likely tokens; 0: off.")] = 50,
+    top_p: Annotated[float, typer.Option(help="Nucleus (top-p) sampling cutoff; 1: off.")] = 0.9,
+    min_p: Annotated[float, typer.Option(help="Minimum probability relative to the most likely token; 0: off.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Penalty on tokens seen before; 1: off.")] = 1.05,
+    seed: Annotated[int | None, typer.Option(help="Random seed of sampling, to repeat a reply; else random.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Maximum tokens per reply.")] = 512,
+    backend: Backend = "torch",
+    device: Device = "auto",
+    json: Annotated[bool, typer.Option("--json", help="Answer one prompt as one JSON document on stdout.")] = False,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """Talk to a model, or let it continue a text.
+    """Chat with a model in the terminal, or answer one prompt.
 
-    Example: mmcli chat 7 --prompt "What is a cloud?"
+    A base model (only pretrained) completes the text instead of answering. In the chat, /help lists the commands.
+
+    Example: mmcli chat; mmcli chat 7 --prompt "What is a cloud?"; mmcli chat latest:sft --temperature 0
     """
     from mmcli.cli.console import err, interactive, print_json
     from mmcli.generate.sampler import SamplingConfig
@@ -70,11 +74,11 @@ def chat(
         seed=int.from_bytes(os.urandom(4), "little") if seed is None else seed,
     )
     if max_new_tokens < 1:
-        raise UserError(f"--max-new-tokens {max_new_tokens} leaves nothing to write", "give 1 or more")
+        raise UserError(f"--max-new-tokens {max_new_tokens} is below 1", "give 1 or more")
     at_keyboard = prompt is None and sys.stdin.isatty()
     text = None if at_keyboard else _one_prompt(prompt)
     if json and text is None:
-        raise UserError("--json answers one prompt, and there is none", "give --prompt TEXT, or pipe a text in")
+        raise UserError("--json answers one prompt, and there is none", "give --prompt TEXT, or pipe text to stdin")
     found = find_language_model(model, runs_dir)
     loading = err().status(f"loading {found.label}") if interactive() else contextlib.nullcontext()
     with loading:
@@ -85,10 +89,10 @@ def chat(
     if not conversation.chat:
         _note(_why_it_continues(tokenizer))
     if at_keyboard:
-        _note("/help lists the commands, Ctrl-D or /exit leaves")
+        _note("/help lists the commands; Ctrl-D or /exit exits")
         Terminal(conversation).run()
     elif text is None:
-        _note("the input is empty: there is nothing to answer")
+        _note("stdin is empty: nothing to answer")
     elif json:
         print_json({**_answer(conversation, text), "model": found.label, "backend": backend, "seed": sampling.seed})
     else:
@@ -99,7 +103,7 @@ def chat(
 
 
 def _answer(conversation: Conversation, text: str) -> dict[str, Any]:
-    """One reply as values: text, reasoning if there is any, mode, and what it cost."""
+    """One reply as values: text, reasoning if there is any, mode, token counts and timings."""
     for _ in conversation.reply(text):
         pass
     message, stats = conversation.messages[-1], conversation.stats
@@ -110,24 +114,24 @@ def _answer(conversation: Conversation, text: str) -> dict[str, Any]:
 
 
 def _one_prompt(prompt: str | None) -> str | None:
-    """The prompt of --prompt or of the pipe; None if the pipe is empty."""
+    """The prompt: --prompt, or else stdin; None if stdin is empty."""
     if prompt is not None:
         if not prompt.strip():
-            raise UserError("--prompt is empty", 'give it a text: --prompt "What is a cloud?"')
+            raise UserError("--prompt is empty", 'write it like: --prompt "What is a cloud?"')
         return _checked(prompt, "--prompt")
     try:
         text = sys.stdin.buffer.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"the input is not UTF-8 text (byte {error.start})", "convert it: iconv -t utf-8") from None
+        raise UserError(f"stdin is not UTF-8 (byte {error.start})", "convert it: iconv -t utf-8") from None
     return text.rstrip("\r\n") if text.strip() else None
 
 
 def _checked(text: str, where: str) -> str:
-    """`text` if it is whole Unicode: a terminal or shell with another encoding gives lone surrogates."""
+    """`text` if it is valid Unicode: a terminal or shell with another encoding gives lone surrogates."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise UserError(f"{where} is not UTF-8 text (character {error.start})", "use a UTF-8 terminal") from None
+        raise UserError(f"{where} is not valid Unicode (character {error.start})", "use a UTF-8 terminal") from None
     return text
 
 
@@ -152,19 +156,19 @@ def _converse(found: ModelRef, tokenizer: Tokenizer, engine: Engine, system: str
 
 
 def _describe(found: ModelRef, tokenizer: Tokenizer, backend: str, engine: Engine) -> str:
-    """Which model this is: name, state, size, tokenizer, where it runs."""
+    """The model in one line: name, state, parameters, vocabulary, context length, engine."""
     from mmcli.model.count import count_parameters
     from mmcli.model.formats.hf_config import read_model_config
 
     state = f" ({found.run.info()['state']})" if found.run else ""
     parameters = count_parameters(read_model_config(found.path)).total
-    sizes = f"{parameters:,} parameters, tokenizer of {tokenizer.vocab_size:,}, context of {engine.max_len:,}"
+    sizes = f"{parameters:,} parameters, vocabulary {tokenizer.vocab_size:,}, context length {engine.max_len:,}"
     return f"{found.label}{state}: {sizes}, {backend}"
 
 
 def _why_it_continues(tokenizer: Tokenizer) -> str:
-    reason = "was only pretrained" if tokenizer.chat_template else "has no chat template"
-    return f"this model {reason}: it continues your text and does not answer (to make it answer: mmcli sft)"
+    reason = "is a base model" if tokenizer.chat_template else "has no chat template"
+    return f"this model {reason}: it completes your text instead of answering; fine-tune it with: mmcli sft"
 
 
 def _note(text: str) -> None:
@@ -173,15 +177,15 @@ def _note(text: str) -> None:
     err().print(text, style="dim", markup=False)
 
 
-# The reply as text on a terminal: control characters a model may write must not steer it.
+# Control characters in a reply must not reach the terminal.
 _CONTROL = {code: "\ufffd" for code in (*range(32), 127, *range(128, 160)) if chr(code) not in "\n\t"}
 
 
 def _stream(conversation: Conversation, pieces: Generator[str, None, None]) -> None:
-    """Print a reply as it comes, then what it cost."""
+    """Stream a reply to stdout, then its token count and speed to stderr."""
     at_terminal = sys.stdout.isatty()
     last = "\n"
-    with contextlib.closing(pieces):  # an interrupt here ends the reply too, and keeps what there is
+    with contextlib.closing(pieces):  # an interrupt ends the reply and keeps what was generated
         try:
             for piece in pieces:
                 sys.stdout.write(piece.translate(_CONTROL) if at_terminal else piece)
@@ -203,9 +207,9 @@ def _cost(conversation: Conversation) -> str:
     if stats.tokens_per_second is not None:
         parts.append(f"{stats.tokens_per_second:.1f} tokens/s")
     if stats.time_to_first_token is not None:
-        parts.append(f"first after {stats.time_to_first_token:.2f} s")
+        parts.append(f"first token after {stats.time_to_first_token:.2f} s")
     if stats.finish_reason == "length":
-        parts.append(f"cut at --max-new-tokens {conversation.max_new_tokens}")
+        parts.append(f"stopped at --max-new-tokens {conversation.max_new_tokens}")
     return ", ".join(parts)
 
 
@@ -221,14 +225,14 @@ def _ask(prompt: str) -> str:
 
 
 class Terminal:
-    """The conversation at the keyboard."""
+    """The interactive chat: reads lines, answers them, runs slash commands."""
 
     def __init__(self, conversation: Conversation, ask: Callable[[str], str] = _ask) -> None:
         self.conversation = conversation
         self._ask = ask
 
     def run(self) -> None:
-        """Read and answer until the person leaves: /exit, Ctrl-D, or a Ctrl-C that follows another."""
+        """Read and answer until the user exits: /exit, Ctrl-D, or Ctrl-C twice in a row."""
         from mmcli.cli.console import print_error
 
         interrupted = False
@@ -261,25 +265,25 @@ class Terminal:
             _stream(self.conversation, self.conversation.reply(_checked(line.strip(), "the message")))
 
     def _command(self, name: str, rest: str) -> None:
-        """Do one slash command.
+        """Run one slash command.
 
         Raises:
             UserError: there is no such command, or it cannot be done now.
         """
         conversation = self.conversation
         if name in ("/reset", "/retry", "/help") and rest:
-            raise UserError(f'{name} takes nothing after it, not "{rest}"', f"write only {name}")
+            raise UserError(f'{name} takes no argument, but got "{rest}"', f"write only {name}")
         if name == "/reset":
             conversation.reset()
-            _note("the conversation is forgotten" + (", the system message stays" if conversation.system else ""))
+            _note("conversation cleared" + ("; the system message stays" if conversation.system else ""))
         elif name == "/system":
             conversation.set_system(_checked(rest, "the system message") or None)
-            _note("the system message is set" if rest else "there is no system message now")
+            _note("system message set" if rest else "system message removed")
         elif name == "/retry":
             _stream(conversation, conversation.retry())
         elif name == "/save":
             if not rest:
-                raise UserError("/save needs the name of a file", "write it like: /save chat.jsonl")
+                raise UserError("/save needs a file name", "write it like: /save chat.jsonl")
             conversation.save(Path(rest))
             _note(f"saved to {rest}")
         elif name == "/help":

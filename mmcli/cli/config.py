@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand
 
-from mmcli.cli.options import HELP
+from mmcli.cli.help import App, Group
 from mmcli.config import Layer, Resolved, leaves, resolve, to_tables
 from mmcli.stage import Stage
 
 
-class StageGroup(TyperGroup):
+class StageGroup(Group):
     """A group with one command for each stage, taking that stage's own options."""
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -33,24 +33,26 @@ class StageGroup(TyperGroup):
         from mmcli.runner import load_stage
 
         stage = load_stage(args[0])
-        text = f"Show the configuration of {stage.name}.\n\nExample: mmcli config show {stage.name} --preset small"
+        has_preset = any(leaf.key.startswith("model.") for leaf in leaves(stage.config))
+        example = f"mmcli config show {stage.name}" + (" --preset small" if has_preset else "")
+        text = f"Show the configuration that `mmcli {stage.name}` would use.\n\nExample: {example}"
         command = typer.main.get_command(options_app(stage, text, show_config, with_run=False))
         command.name = args[0]
         return args[0], command, args[1:]
 
 
-app = typer.Typer(no_args_is_help=True, context_settings=HELP)
-show = typer.Typer(cls=StageGroup, no_args_is_help=True, context_settings=HELP)
+app = App()
+show = App(cls=StageGroup)
 
 
 @app.callback()
 def config() -> None:
-    """See a stage's configuration and where each value comes from."""
+    """Show a stage's configuration and where each value comes from."""
 
 
 @show.callback()
 def show_callback() -> None:
-    """Show each value of a stage's configuration, and the layer it comes from.
+    """Show each value of a stage's configuration and the layer it comes from.
 
     Example: mmcli config show pretrain --preset small --set optim.lr=3e-4
     """

@@ -1,4 +1,4 @@
-"""Where everything is printed: results on stdout, progress and choices on stderr."""
+"""Terminal output: results on stdout; progress, notes and errors on stderr."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def print_json(value: Any) -> None:
 
 
 def print_error(error: MmcliError) -> None:
-    """Two lines: what is wrong, what to do."""
+    """Print an error in two lines: what is wrong, and what to do."""
     console = err()
     console.print("error:", style="bold red", end=" ")
     console.print(error.what, markup=False)
@@ -49,12 +49,12 @@ def print_error(error: MmcliError) -> None:
 
 
 def interactive() -> bool:
-    """True where a live line can be redrawn: a terminal, not CI."""
+    """True if stderr is a terminal that can redraw a line, outside of CI."""
     return sys.stderr.isatty() and not os.environ.get("CI") and os.environ.get("TERM") != "dumb"
 
 
 def reporter() -> Reporter:
-    """The reporter for this terminal: a live line, or plain lines where output is piped or in CI."""
+    """The reporter for this terminal: a live line, or plain lines if piped or in CI."""
     if interactive():
         from mmcli.cli.live import LiveReporter
 
@@ -63,7 +63,7 @@ def reporter() -> Reporter:
 
 
 def amount(number: float) -> str:
-    """A count in few characters: 950, 12.3k, 4.5M, 1.2G."""
+    """A count with an SI suffix: 950, 12.3k, 4.5M, 1.2G."""
     for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= limit:
             return f"{number / limit:.1f}{suffix}"
@@ -104,7 +104,7 @@ def is_milestone(values: Mapping[str, Any], metrics: Sequence[Metric]) -> bool:
 
 
 class PlainReporter:
-    """Plain lines: every note; a progress or step line at most every few seconds."""
+    """A reporter without a live line: all notes, and a progress or step line every few seconds at most."""
 
     every_seconds = 5.0
 
@@ -130,7 +130,7 @@ class PlainReporter:
 
     def progress(self, task: str, done: float, total: float | None, unit: str) -> None:
         final = total is not None and done >= total
-        if self._last.get(task) == float("inf"):  # its end was said
+        if self._last.get(task) == float("inf"):  # its end was reported
             return
         if self._due(task, final):
             share = f" ({done / total:.0%})" if total else ""
@@ -146,10 +146,10 @@ class PlainReporter:
         self._line(f"sample: {one_line(prompt + text)}")
 
     def close(self) -> None:
-        """Nothing: every line is whole."""
+        """Do nothing: no line is unfinished."""
 
 
 def one_line(text: str, width: int = 200) -> str:
-    """A text on one line, cut after `width` characters."""
+    """A text on one line, truncated to `width` characters."""
     flat = " ".join(text.split())
     return flat if len(flat) <= width else flat[: width - 1] + "…"

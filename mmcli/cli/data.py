@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from mmcli.cli.data_view import detail, heading, print_histogram, print_text, print_tokens
-from mmcli.cli.options import HELP, AsJson, Columns, RunsDir
+from mmcli.cli.help import App
+from mmcli.cli.options import AsJson, Columns, RunsDir
 from mmcli.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from mmcli.data.sources.sources import Sources
     from mmcli.text.tokenizer import Tokenizer
 
-app = typer.Typer(no_args_is_help=True, context_settings=HELP, help="Preview and validate data.")
+app = App(help="Preview and validate data.")
 Files = Annotated[
     list[str],
     typer.Argument(help="Files, folders, globs, hf:OWNER/NAME, or demo; all with :WEIGHT or none.", show_default=False),

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmcli.cli.options import HELP, AsJson, RunsDir
+from mmcli.cli.help import App
+from mmcli.cli.options import AsJson, RunsDir
 
 if TYPE_CHECKING:
     from mmcli.run import ModelRef, Run
     from mmcli.stage import Reporter
 
-app = typer.Typer(context_settings=HELP)
+app = App()
 LABEL = "demo"
 VOCAB_SIZE = 2048  # the corpus is small: more tokens would glue names to their neighbours
 STEPS = {"pretrain": 1600, "sft": 800, "dpo": 60}

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmcli.cli.options import HELP, AsJson, Backend, Columns, RunsDir
+from mmcli.cli.help import App
+from mmcli.cli.options import AsJson, Backend, Columns, Device, Model, RunsDir
 from mmcli.errors import UserError
 from mmcli.evaluation.suites import SUITES
 
@@ -17,13 +18,13 @@ if TYPE_CHECKING:
     from mmcli.run import ModelRef
     from mmcli.stage import Reporter
 
-app = typer.Typer(add_completion=False, context_settings=HELP)
+app = App()
 LANGUAGES = {"en": "English", "zh": "Chinese"}
 
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Run number or name, model folder, latest, or latest:STAGE.")] = "latest",
+    model: Model = "latest",
     suite: Annotated[
         str | None,
         typer.Option(metavar=f"<{'|'.join(SUITES)}>", help="Suite of questions; default: demo."),
@@ -35,7 +36,7 @@ def evaluate(
     columns: Columns = None,
     seq_len: Annotated[int | None, typer.Option(help="--data: context window; default: as trained.")] = None,
     backend: Backend = "torch",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    device: Device = "auto",
     runs_dir: RunsDir = Path("runs"),
     json: AsJson = False,
 ) -> None:

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mmcli.cli.options import HELP, AsJson, RunsDir
+from mmcli.cli.help import App
+from mmcli.cli.options import AsJson, Model, RunsDir
 
 if TYPE_CHECKING:
     from mmcli.export.onnx_export import Export
     from mmcli.export.proof import Proof
     from mmcli.run import ModelRef
 
-app = typer.Typer(no_args_is_help=True, context_settings=HELP)
-Model = Annotated[str, typer.Argument(help="Run number or name, model folder, latest, or latest:STAGE.")]
+app = App()
 
 
 @app.callback()

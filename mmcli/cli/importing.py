@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmcli.cli.options import HELP, AsJson, RunsDir
+from mmcli.cli.help import App
+from mmcli.cli.options import AsJson, RunsDir
 from mmcli.errors import UserError
 
 if TYPE_CHECKING:
     from mmcli.model.formats.read import Imported
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, context_settings=HELP)
+app = App()
 STAGE = "import"
 
 

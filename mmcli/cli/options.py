@@ -9,10 +9,14 @@ import typer
 
 from mmcli.evaluation.engines import ENGINES
 
-HELP = {"help_option_names": ["-h", "--help"]}
-RunsDir = Annotated[Path, typer.Option("--runs-dir", envvar="MMCLI_RUNS", help="Where the runs are.")]
-AsJson = Annotated[bool, typer.Option("--json", help="The result as one JSON document on stdout.")]
+RunsDir = Annotated[Path, typer.Option("--runs-dir", envvar="MMCLI_RUNS", help="Folder of the runs.", metavar="DIR")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document on stdout.")]
 Columns = Annotated[
-    list[str] | None, typer.Option(help="FIELD=COLUMN: what the data calls a field, as text=body; may be repeated.")
+    list[str] | None,
+    typer.Option(metavar="FIELD=COLUMN", help="Read the column COLUMN as FIELD, such as text=body; repeatable."),
 ]
-Backend = Annotated[str, typer.Option(metavar=f"<{'|'.join(ENGINES)}>", help="What runs the model.")]
+Model = Annotated[str, typer.Argument(help="Run number or name, model folder, latest or latest:STAGE.")]
+Backend = Annotated[
+    str, typer.Option(metavar=f"<{'|'.join(ENGINES)}>", help="Inference engine: PyTorch or ONNX Runtime.")
+]
+Device = Annotated[str, typer.Option(help="Device for PyTorch: auto, cpu, cuda, cuda:1 or mps.")]

@@ -1,4 +1,4 @@
-"""`mmcli params`: what a model shape costs, exactly, before anything is trained. Never imports torch."""
+"""`mmcli params`: exact parameters, memory and FLOPs of a model shape, before training. Never imports torch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmcli.cli.console import print_json
+from mmcli.cli.help import App
+from mmcli.cli.options import AsJson
 from mmcli.config import Layer, Resolved, option, parse_set, preset_about, preset_layers, read_toml, resolve
 from mmcli.errors import UserError
 from mmcli.model.config import ModelConfig
@@ -17,11 +19,7 @@ from mmcli.model.config import ModelConfig
 if TYPE_CHECKING:
     from mmcli.model.count import Textbook
 
-app = typer.Typer(
-    no_args_is_help=True,
-    help="Count parameters, memory and FLOPs exactly.",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = App(help="Count a model's parameters, memory and FLOPs exactly.")
 
 COMPONENT_NAMES = {
     "embedding": "embedding",
@@ -45,20 +43,20 @@ COMPARED = {
     "phi-1.5": "Phi-1.5",
 }
 CARD_NOTE = """\
-"stated" is the size that the model's makers give.
+"stated" is the size that the authors give.
 * The shape that the MiniMind2 model card writes beside 104M and 145M. It cannot
   have those counts; the released weights are the shapes of the rows without *."""
 
 
 @dataclass(frozen=True)
 class ModelOnly:
-    """The config tree of commands that need a model's shape and nothing else."""
+    """The config tree of commands that need a model shape and nothing else."""
 
     model: ModelConfig = option(ModelConfig, "the model")
 
 
 def resolve_model(preset: str, config_file: Path | None = None, assignments: Sequence[str] = ()) -> Resolved[ModelOnly]:
-    """The model of a preset, changed by the [model] table of a TOML file (other tables are a stage's) and by `--set`.
+    """The model of a preset, overridden by the [model] table of a TOML file (other tables are ignored) and by `--set`.
 
     Raises:
         UserError: an unknown preset or key, a wrong value, a file that is not TOML or has no [model].
@@ -67,9 +65,7 @@ def resolve_model(preset: str, config_file: Path | None = None, assignments: Seq
     if config_file is not None:
         tables = read_toml(config_file)
         if not isinstance(tables.get("model"), dict):
-            raise UserError(
-                f"{config_file} has no [model] table", "write the shape there: [model], then dim = 512, ..."
-            )
+            raise UserError(f"{config_file} has no [model] table", "add one: [model], then dim = 512, ...")
         layers.append(Layer(str(config_file), {"model": tables["model"]}))
     if assignments:
         layers.append(parse_set(assignments))
@@ -78,23 +74,28 @@ def resolve_model(preset: str, config_file: Path | None = None, assignments: Seq
 
 @app.command()
 def count(
-    preset: Annotated[str, typer.Option(help="Model shape; `mmcli presets list` shows them.")] = "small",
-    config: Annotated[Path | None, typer.Option(help="TOML file whose [model] changes the preset.")] = None,
-    sets: Annotated[list[str] | None, typer.Option("--set", help="One value, such as model.dim=640.")] = None,
-    seq_len: Annotated[int, typer.Option(help="Tokens in a row, for FLOPs and training memory.")] = 512,
-    micro_batch: Annotated[int, typer.Option(help="Rows at once, for training memory.")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    preset: Annotated[str, typer.Option(help="Model shape; `mmcli presets list` shows all.", metavar="NAME")] = "small",
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file whose [model] table changes the preset.", metavar="FILE")
+    ] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Model value, such as model.dim=640; repeatable.", metavar="KEY=VALUE"),
+    ] = None,
+    seq_len: Annotated[int, typer.Option(help="Sequence length in tokens, for FLOPs and training memory.")] = 512,
+    micro_batch: Annotated[int, typer.Option(help="Sequences per forward pass, for training memory.")] = 1,
+    as_json: AsJson = False,
 ) -> None:
-    """Parameters, bytes and FLOPs of a model, exactly, without building it.
+    """Count the parameters, bytes and FLOPs of a model exactly, without building it.
 
-    Example: mmcli params count --preset moe --set model.n_routed_experts=8
+    Example: mmcli params count --preset small; mmcli params count --preset moe --set model.n_routed_experts=8
     """
     model = resolve_model(preset, config, sets or ()).config.model
     if not 1 <= seq_len <= model.max_seq_len:
         what = f"--seq-len {seq_len} is not in 1 to model.max_seq_len = {model.max_seq_len}"
-        raise UserError(what, "give a length that the model has, or raise it with --set model.max_seq_len=...")
+        raise UserError(what, "give a length in that range, or raise the limit with --set model.max_seq_len=...")
     if micro_batch < 1:
-        raise UserError(f"--micro-batch {micro_batch} is not positive", "give 1 or more rows")
+        raise UserError(f"--micro-batch {micro_batch} is not positive", "give 1 or more")
     figures = _figures(model, seq_len, micro_batch)
     changed = bool(config or sets)
     about = {} if changed else preset_about(preset)
@@ -108,7 +109,7 @@ def count(
 
 
 def _figures(model: ModelConfig, seq_len: int, micro_batch: int) -> dict[str, Any]:
-    """Every figure of `params count`, as for `--json`."""
+    """Every figure of `params count`, as `--json` prints them."""
     from mmcli.model import count as counting
 
     counted = counting.count_parameters(model)
@@ -151,14 +152,14 @@ def _textbook_json(textbook: Textbook) -> dict[str, Any]:
 
 
 def _report(shown: dict[str, Any], model: ModelConfig) -> list[str]:
-    """The lines of `params count` for a person, at most 80 columns."""
+    """The text output of `params count`, at most 80 columns wide."""
     total, active = shown["total"], shown["active"]
     name = shown["preset"] + (" (changed)" if shown["changed"] else "")
     lines = [f"{name}: {model.dim} x {model.n_layers} layers, {model.n_heads} heads, {model.n_kv_heads} kv, "
              f"FFN {model.ffn_dim:,}, vocabulary {model.vocab_size:,}", ""]  # fmt: skip
     lines.append(_row("parameters", f"{total:,}", f'stated "{shown["documented"]}"' if shown["documented"] else ""))
     if active != total:
-        lines.append(_row("  active", f"{active:,}", f"{active / total:.1%} of them work on one token"))
+        lines.append(_row("  active", f"{active:,}", f"{active / total:.1%} used per token"))
     for key, parameters in shown["components"].items():
         if parameters:
             lines.append(_row(f"  {COMPONENT_NAMES[key]}", f"{parameters:,}", f"{parameters / total:6.1%}"))
@@ -177,12 +178,16 @@ def _memory_lines(shown: dict[str, Any]) -> list[str]:
     return [
         _row("weights", _bytes(weights["fp32"]), f"fp32; bf16 {_bytes(weights['bf16'])}"),
         _row("", _bytes(weights["int8"]), f"int8; int4 {_bytes(weights['int4'])}, with scales"),
-        _row("training memory", _bytes(memory["total"]), f"fp32, {memory['tokens_per_micro_batch']:,} tokens at once"),
+        _row(
+            "training memory",
+            _bytes(memory["total"]),
+            f"fp32, micro-batch of {memory['tokens_per_micro_batch']:,} tokens",
+        ),
         _row("  exact", _bytes(exact), "weights, gradients and AdamW"),
         _row("  estimated", _bytes(memory["activations_estimate"]), "activations"),
         _row("KV cache, 1,000 tokens", _bytes(cache["fp32"]), f"fp32; bf16 {_bytes(cache['bf16'])}"),
-        _row("FLOPs a token, forward", _flops(flops["forward"]), f"rows of {flops['seq_len']:,} tokens, causal"),
-        _row("FLOPs a token, training", _flops(flops["training"]), "three times the forward"),
+        _row("FLOPs/token, forward", _flops(flops["forward"]), f"sequences of {flops['seq_len']:,} tokens, causal"),
+        _row("FLOPs/token, training", _flops(flops["training"]), "three times the forward pass"),
     ]
 
 
@@ -226,8 +231,8 @@ def _flops(number: int) -> str:
 
 
 @app.command()
-def compare(as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False) -> None:
-    """MiniMind2's models beside GPT-2, LLaMA and Phi: stated size, exact count, shape.
+def compare(as_json: AsJson = False) -> None:
+    """Compare MiniMind2 with GPT-2, LLaMA and Phi: stated size, exact count, shape.
 
     Example: mmcli params compare
     """

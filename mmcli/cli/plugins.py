@@ -1,4 +1,4 @@
-"""`mmcli plugins list`: the stages, adapters and record kinds that are installed, and whether each can be used."""
+"""`mmcli plugins list`: the installed stages, adapters and record kinds, and whether each can be loaded."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
-import typer
-
-from mmcli.cli.options import HELP, AsJson
+from mmcli.cli.help import App
+from mmcli.cli.options import AsJson
 from mmcli.errors import MmcliError
 from mmcli.plugins import Plugin, conflict, contained, installed, load
 from mmcli.stage import Adapter
@@ -22,17 +21,20 @@ TIMEOUT_SECONDS = 30.0
 MARK = "mmcli-plugin-state: "
 CODE = "from mmcli.cli.plugins import print_state; print_state()"
 
-app = typer.Typer(no_args_is_help=True, context_settings=HELP)
+app = App()
 
 
 @app.callback()
 def plugins() -> None:
-    """Stages, adapters and record kinds that other packages add."""
+    """List the installed stages, adapters and record kinds."""
 
 
 @app.command("list")
 def list_(json: AsJson = False) -> None:
-    """List every plugin with its package, and why one cannot be used. Example: mmcli plugins list"""
+    """List every installed stage, adapter and record kind with its package, and why one cannot be loaded.
+
+    Example: mmcli plugins list
+    """
     from mmcli.cli.console import out, print_json
 
     found = installed()
@@ -56,7 +58,7 @@ def list_(json: AsJson = False) -> None:
 
 
 def state(plugin: Plugin) -> str:
-    """ "ok", or why a plugin cannot be used. It is loaded in a process of its own, whatever it does there."""
+    """ "ok", or why a plugin cannot be loaded. It is loaded in a subprocess, so that a crash stays there."""
     clash = conflict(plugin)
     if clash is not None:
         return clash.cause
@@ -67,15 +69,15 @@ def state(plugin: Plugin) -> str:
             command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT_SECONDS
         )
     except subprocess.TimeoutExpired:
-        return f"does not load within {TIMEOUT_SECONDS:.0f} seconds"
+        return f"did not load within {TIMEOUT_SECONDS:.0f} seconds"
     for line in reversed(done.stdout.decode(errors="replace").splitlines()):
         if line.startswith(MARK):
             return str(jsonlib.loads(line.removeprefix(MARK)))
-    return f"ends the process when it is loaded (exit code {done.returncode})"
+    return f"ended its process while loading (exit code {done.returncode})"
 
 
 def print_state() -> None:
-    """The other side of `state`: load the plugin that the command line gives, and say how that went."""
+    """Entry point of the subprocess of `state`: load the plugin in argv[1] and print the outcome."""
     plugin = Plugin(**jsonlib.loads(sys.argv[1]))
     try:
         _try(plugin)
@@ -87,7 +89,7 @@ def print_state() -> None:
 
 
 def _try(plugin: Plugin) -> None:
-    """Load a plugin as its command does, all but the work itself (which may import torch)."""
+    """Load a plugin as its command does, without importing the module that does the work (it may need torch)."""
     if plugin.kind == "adapter":
         _check_module(load(plugin, Adapter).build)
         return
@@ -105,10 +107,10 @@ def _try(plugin: Plugin) -> None:
 
 
 def _check_module(path: str) -> None:
-    """The module of "package.module:function" is there and is Python.
+    """Check that the module of "package.module:function" exists and compiles.
 
     Raises:
-        MmcliError: it is not.
+        MmcliError: it is missing or does not compile.
     """
     name = path.partition(":")[0]
     fix = "update or remove the package"

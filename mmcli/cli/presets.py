@@ -1,4 +1,4 @@
-"""`mmcli presets`: the model shapes that come with mmcli."""
+"""`mmcli presets`: the built-in model shapes."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ from typing import Annotated, Any
 import typer
 
 from mmcli.cli.console import print_json
+from mmcli.cli.help import App
+from mmcli.cli.options import AsJson
 from mmcli.cli.params import resolve_model
 from mmcli.config import preset_about, preset_chain, preset_names, to_tables
 
-app = typer.Typer(
-    no_args_is_help=True,
-    help="The model shapes that come with mmcli.",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = App(help="List the built-in model shapes, or show one.")
 
 
 @app.command("list")
-def list_presets(as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False) -> None:
-    """Every preset with its exact count.
+def list_presets(as_json: AsJson = False) -> None:
+    """List every preset with its exact parameter count.
 
     Example: mmcli presets list
     """
@@ -33,7 +31,7 @@ def list_presets(as_json: Annotated[bool, typer.Option("--json", help="One JSON 
     template = "{:<14} {:<31} {:>13} {:>13}"
     lines = [template.format("name", "title", "parameters", "active")]
     lines += [template.format(row["name"], row["title"], f"{row['total']:,}", f"{row['active']:,}") for row in rows]
-    typer.echo("\n".join([*lines, "", "mmcli presets show NAME     mmcli params count --preset NAME"]))
+    typer.echo("\n".join([*lines, "", "See also: mmcli presets show NAME; mmcli params count --preset NAME"]))
 
 
 def _summary(name: str) -> dict[str, Any]:
@@ -53,10 +51,10 @@ def _summary(name: str) -> dict[str, Any]:
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="A preset, such as small.")],
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    name: Annotated[str, typer.Argument(help="Name of a preset, such as small.")],
+    as_json: AsJson = False,
 ) -> None:
-    """One preset in full, as TOML: each value with where it comes from.
+    """Show one preset in full, as TOML, with the source of each value.
 
     Example: mmcli presets show small
     """
@@ -78,7 +76,7 @@ def show(
 
 
 def _stage_values(name: str) -> dict[str, dict[str, tuple[Any, str]]]:
-    """What the preset sets for stages: {"pretrain.optim": {"lr": (5e-4, "preset small")}}."""
+    """Stage values that the preset sets: {"pretrain.optim": {"lr": (5e-4, "preset small")}}."""
     found: dict[str, dict[str, tuple[Any, str]]] = {}
     for preset, tables in preset_chain(name):
         for stage, parts in tables.items():

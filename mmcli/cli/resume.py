@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from mmcli.cli.options import HELP, AsJson, RunsDir
+from mmcli.cli.help import App
+from mmcli.cli.options import AsJson, RunsDir
 
-app = typer.Typer(context_settings=HELP)
+app = App()
 
 
 @app.command()

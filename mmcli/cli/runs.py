@@ -8,10 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from mmcli.cli.options import HELP, AsJson, RunsDir
+from mmcli.cli.help import App
+from mmcli.cli.options import AsJson, RunsDir
 from mmcli.stage import Metric
 
-app = typer.Typer(no_args_is_help=True, context_settings=HELP)
+app = App(help="List the runs, or show one.")
 
 
 def _row(run: Any) -> dict[str, Any]:

@@ -12,24 +12,25 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from mmcli import plugins
-from mmcli.cli.options import HELP, AsJson, RunsDir
+from mmcli.cli.help import App, Command
+from mmcli.cli.options import AsJson, RunsDir
 from mmcli.config import DEFAULT, Layer, Leaf, Typed, describe_type, leaves, merge_layers, parse_set
 from mmcli.errors import MmcliError
 from mmcli.plugins import Plugin
 from mmcli.stage import Stage
 
+PANELS = {"data": "Data options", "optim": "Training options", "train": "Training options"}  # by the table of a key
 BUILT_IN_SUMMARIES = {  # so that `mmcli --help` loads no stage; a test holds them equal to the stages' own
-    "pretrain": "Train a model from zero on plain text.",
-    "sft": "Teach a model to answer, from conversations.",
-    "dpo": "Teach a model to prefer the better of two answers.",
+    "pretrain": "Train a model from scratch on plain text.",
+    "sft": "Fine-tune a model on conversations, so that it answers.",
+    "dpo": "Train a model to prefer the better of two answers.",
 }
 
 
 def stage_entries() -> list[Plugin]:
-    """One entry for each stage name that a person can type, the built-ins first; loadable or not."""
+    """One entry for each stage name that can be typed, the built-ins first; loadable or not."""
     order = list(BUILT_IN_SUMMARIES)
     entries = plugins.stages().values()
     return sorted(entries, key=lambda p: order.index(p.name) if p.built_in and p.name in order else len(order))
@@ -79,7 +80,7 @@ def options_app(stage: Stage, help_text: str, action: Callable[..., None], *, wi
     def command(**values: Any) -> None:
         action(stage, flags=flag_layers(values), **{p.name: values[p.name] for p in common})
 
-    class StageCommand(TyperCommand):
+    class StageCommand(Command):
         """The command, whose help knows its own command line."""
 
         def parse_args(self, ctx: Any, args: list[str]) -> Any:
@@ -95,7 +96,7 @@ def options_app(stage: Stage, help_text: str, action: Callable[..., None], *, wi
 
     command.__signature__ = inspect.Signature([*parameters, *common])  # type: ignore[attr-defined]  # typer reads it
     command.__annotations__ = {p.name: p.annotation for p in [*parameters, *common]}
-    app = typer.Typer(add_completion=False, context_settings=HELP)
+    app = App()
     app.command(name=stage.name, help=help_text, cls=StageCommand)(command)
     return app
 
@@ -103,8 +104,8 @@ def options_app(stage: Stage, help_text: str, action: Callable[..., None], *, wi
 # The values in --help
 
 
-def _parsed(command: TyperCommand, ctx: Any, args: list[str]) -> dict[str, Any]:
-    """The value of each parameter on a command line; no option is carried out, `--help` neither."""
+def _parsed(command: Command, ctx: Any, args: list[str]) -> dict[str, Any]:
+    """The value of each parameter on a command line; no callback runs, that of `--help` neither."""
     given, _, _ = command.make_parser(ctx).parse_args(args)
     values = {}
     for parameter in command.params:
@@ -133,17 +134,13 @@ def _shown_values(stage: Stage, flags: Sequence[Layer], values: Mapping[str, Any
 
 
 def _note(word: str, value: str) -> str:
-    return f" [dim]\\[{word}: {_escape(value)}][/dim]"
+    return f" [{word}: {value}]"
 
 
 def _text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return " ".join(value) if isinstance(value, tuple) else str(value)
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", "\\[")  # no markup
 
 
 # Options
@@ -155,7 +152,7 @@ def _check_flags(stage: Stage, flagged: list[Leaf]) -> None:
     twice = [flag for flag, count in counts.items() if count > 1]
     if twice:
         what = f'stage "{stage.name}" gives {twice[0]} two meanings ({stage.config.__name__})'
-        raise MmcliError(what, "the package has to name that option otherwise")
+        raise MmcliError(what, "rename that option in the package")
 
 
 def _python_name(leaf: Leaf) -> str:
@@ -170,16 +167,18 @@ def _flag_layer(leaf: Leaf, value: Any) -> Layer | None:
 
 def _parameter(leaf: Leaf) -> inspect.Parameter:
     """The command-line option of one config value."""
-    help_text = _escape(leaf.doc)
+    help_text = f"{leaf.doc[:1].upper()}{leaf.doc[1:]}."
     flag = leaf.flag or ""
+    shown: dict[str, Any] = {"help": help_text, "show_default": False}
+    if "." in leaf.key:
+        shown["rich_help_panel"] = PANELS.get(leaf.key.partition(".")[0])
     annotation: Any
     if leaf.type is bool:
-        annotation = Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", help=help_text, show_default=False)]
+        annotation = Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", **shown)]
     elif "a list of texts" in describe_type(leaf.type):
-        annotation = Annotated[list[str] | None, typer.Option(flag, help=help_text, metavar="TEXT", show_default=False)]
+        annotation = Annotated[list[str] | None, typer.Option(flag, metavar="TEXT", **shown)]
     else:
-        option = typer.Option(flag, help=help_text, metavar=_metavar(leaf), show_default=False)
-        annotation = Annotated[str | None, option]
+        annotation = Annotated[str | None, typer.Option(flag, metavar=_metavar(leaf), **shown)]
     return _keyword(_python_name(leaf), annotation, None)
 
 
@@ -197,20 +196,29 @@ def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 def _common_parameters(stage: Stage, with_run: bool) -> list[inspect.Parameter]:
     """The options that every stage has: presets, files, runs."""
     found = [
-        _keyword("config", Annotated[Path | None, typer.Option(help="TOML file with values.", metavar="FILE")], None),
+        _keyword(
+            "config",
+            Annotated[Path | None, typer.Option(help="TOML file of configuration values.", metavar="FILE")],
+            None,
+        ),
         _keyword(
             "set",
-            Annotated[list[str] | None, typer.Option(help="Any value: --set optim.lr=3e-4.", metavar="KEY=VALUE")],
+            Annotated[
+                list[str] | None,
+                typer.Option(help="Any configuration value, such as optim.lr=3e-4; repeatable.", metavar="KEY=VALUE"),
+            ],
             None,
         ),
         _keyword("json", AsJson, False),
         _keyword("runs_dir", RunsDir, Path("runs")),
     ]
     if any(leaf.key.startswith("model.") for leaf in leaves(stage.config)):
-        preset = Annotated[str | None, typer.Option(help="Model shape: see mmcli presets list.", metavar="NAME")]
+        preset = Annotated[
+            str | None, typer.Option(help="Model shape, such as small; `mmcli presets list` shows all.", metavar="NAME")
+        ]
         found.insert(0, _keyword("preset", preset, None))
     if with_run:
-        name = Annotated[str | None, typer.Option(help="Name of the run.", metavar="TEXT")]
+        name = Annotated[str | None, typer.Option(help="Name of the new run.", metavar="TEXT")]
         resume = Annotated[bool, typer.Option("--resume", help="Resume the newest unfinished run of this stage.")]
         found += [_keyword("name", name, None), _keyword("resume", resume, False)]
     return found

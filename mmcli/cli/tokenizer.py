@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mmcli.cli.options import HELP, AsJson, Columns, RunsDir
+from mmcli.cli.help import App
+from mmcli.cli.options import AsJson, Columns, RunsDir
 from mmcli.cli.tokenizer_eval import evaluate
 from mmcli.errors import UserError
 
@@ -21,11 +22,7 @@ if TYPE_CHECKING:
     from mmcli.stage import Reporter
     from mmcli.text.tokenizer import Tokenizer
 
-app = typer.Typer(
-    no_args_is_help=True,
-    context_settings=HELP,
-    help="Train a tokenizer; inspect tokenization; measure one tokenizer, or two side by side.",
-)
+app = App(help="Train, inspect and compare tokenizers.")
 app.command("eval")(evaluate)
 MAX_SHOWN = 2_000  # tokens; --json has all
 STYLES = ("black on cyan", "black on green")

@@ -1,4 +1,4 @@
-"""The model's configuration. No torch here: counts, presets and export read it."""
+"""Configuration of the transformer. No torch here: counts, presets and export read it."""
 
 from __future__ import annotations
 
@@ -10,44 +10,44 @@ from mmcli.config import ConfigError, option
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Shape and behaviour of the transformer. Widths in units of features, lengths in tokens."""
+    """Architecture of the transformer. Widths in features, lengths in tokens."""
 
-    dim: int = option(512, "hidden width")
+    dim: int = option(512, "hidden size")
     n_layers: int = option(8, "transformer layers")
     n_heads: int = option(8, "query heads")
     n_kv_heads: int = option(2, "key/value heads (grouped-query attention)")
-    vocab_size: int = option(6400, "tokens in the vocabulary")
+    vocab_size: int = option(6400, "vocabulary size")
     hidden_dim: int | None = option(None, 'FFN width; "none": 4*dim ungated, two thirds of that gated, rounded up')
     multiple_of: int = option(64, "a derived FFN width is rounded up to a multiple of this")
     norm_eps: float = option(1e-5, "epsilon of the norms")
-    max_seq_len: int = option(8192, "longest context in tokens")
-    rope_theta: float = option(1e6, "base of the rotary frequencies")
-    dropout: float = option(0.0, "dropout on embedding, attention and residual, 0 to 1")
-    flash_attn: bool = option(True, "fused attention; false is the plain softmax, the same numbers at dropout 0")
+    max_seq_len: int = option(8192, "maximum context length in tokens")
+    rope_theta: float = option(1e6, "RoPE base frequency (theta)")
+    dropout: float = option(0.0, "dropout probability (embedding, attention, residual)")
+    flash_attn: bool = option(True, "fused attention kernels (SDPA, FlashAttention); false: plain softmax")
 
     use_moe: bool = option(False, "mixture of experts in every layer")
-    num_experts_per_tok: int = option(2, "routed experts chosen for a token")
-    n_routed_experts: int = option(4, "routed experts in a layer")
-    n_shared_experts: bool | int = option(True, "experts that every token passes (true = 1, or a count)")
-    scoring_func: Literal["softmax", "sigmoid"] = option("softmax", "router score")
-    aux_loss_alpha: float = option(0.1, "weight of the load-balancing loss")
-    seq_aux: bool = option(True, "balance per packed row; false: per micro-batch")
-    norm_topk_prob: bool = option(True, "renormalise the chosen experts' weights to 1")
+    num_experts_per_tok: int = option(2, "routed experts per token (top-k)")
+    n_routed_experts: int = option(4, "routed experts per layer")
+    n_shared_experts: bool | int = option(True, "shared experts, used by every token (true = 1, or a count)")
+    scoring_func: Literal["softmax", "sigmoid"] = option("softmax", "router scoring function")
+    aux_loss_alpha: float = option(0.1, "load-balancing loss coefficient")
+    seq_aux: bool = option(True, "load-balancing loss per packed sequence; false: per micro-batch")
+    norm_topk_prob: bool = option(True, "normalize the top-k router weights to sum to 1")
 
-    head_dim: int | None = option(None, 'features of one head; "none": dim / n_heads')
-    qk_norm: bool = option(False, "RMSNorm on each query and key head (Qwen3)")
-    tie_embeddings: bool = option(True, "the output head is the embedding matrix")
-    norm: Literal["rmsnorm", "layernorm"] = option("rmsnorm", "kind of norm")
-    position: Literal["rope", "learned"] = option("rope", "rotary, or a learned position table (GPT-2)")
-    rotary_fraction: float = option(1.0, "share of a head that is rotated (Phi: 0.5)")
-    rope_scaling: Literal["none", "linear", "yarn", "llama3"] = option("none", "how rotary is stretched")
-    rope_factor: float = option(1.0, "how far rotary is stretched")
-    rope_original_seq_len: int | None = option(None, 'context before stretching; "none": max_seq_len / rope_factor')
-    sliding_window: int | None = option(None, 'a token sees this many tokens, itself included; "none": all')
+    head_dim: int | None = option(None, 'head dimension; "none": dim / n_heads')
+    qk_norm: bool = option(False, "RMSNorm on query and key heads (Qwen3)")
+    tie_embeddings: bool = option(True, "share the embedding matrix with the output head")
+    norm: Literal["rmsnorm", "layernorm"] = option("rmsnorm", "normalization layer")
+    position: Literal["rope", "learned"] = option("rope", "position embedding: rotary (RoPE) or learned (GPT-2)")
+    rotary_fraction: float = option(1.0, "fraction of the head dimension with RoPE (Phi: 0.5)")
+    rope_scaling: Literal["none", "linear", "yarn", "llama3"] = option("none", "RoPE scaling method")
+    rope_factor: float = option(1.0, "RoPE scaling factor")
+    rope_original_seq_len: int | None = option(None, 'context before RoPE scaling; "none": max_seq_len / rope_factor')
+    sliding_window: int | None = option(None, 'attention window in tokens, itself included; "none": full attention')
     mlp: Literal["swiglu", "gelu", "gelu_tanh"] = option("swiglu", "FFN activation; swiglu is gated (three matrices)")
     bias: bool = option(False, "biases in attention and FFN")
     head_bias: bool = option(False, "bias in the output head (Phi)")
-    parallel_block: bool = option(False, "attention and FFN side by side on one norm (Phi)")
+    parallel_block: bool = option(False, "attention and FFN in parallel on one norm (Phi)")
     init_std: float = option(0.02, "standard deviation of the initial weights")
 
     def __post_init__(self) -> None:
@@ -66,10 +66,12 @@ class ModelConfig:
             what = f"model.hidden_dim = {self.hidden_dim} is not positive"
             raise ConfigError("hidden_dim", what, 'give 1 or more, or "none" to derive it from dim')
         if not 0.0 <= self.dropout < 1.0:
-            raise ConfigError("dropout", f"model.dropout = {self.dropout} is not in 0 to 1", "give 0.0 up to below 1.0")
+            raise ConfigError(
+                "dropout", f"model.dropout = {self.dropout} is not in 0 to 1", "give a probability such as 0.1"
+            )
         if self.position == "rope" and self.rotary_dim % 2:
-            what = f"model.head_dim = {self.d_head} gives {self.rotary_dim} rotated features, an odd number"
-            raise ConfigError("head_dim", what, "rotary needs an even number: change n_heads or head_dim")
+            what = f"model.head_dim = {self.d_head} gives an odd RoPE dimension, {self.rotary_dim}"
+            raise ConfigError("head_dim", what, "change n_heads or head_dim so that it is even")
         if self.use_moe and not 1 <= self.num_experts_per_tok <= self.n_routed_experts:
             what = f"model.num_experts_per_tok = {self.num_experts_per_tok} of {self.n_routed_experts} routed experts"
             raise ConfigError("num_experts_per_tok", what, "give 1 up to n_routed_experts")
@@ -84,10 +86,10 @@ class ModelConfig:
             if getattr(self, name) <= 0:
                 raise ConfigError(name, f"model.{name} = {getattr(self, name)} is not positive", "give more than 0")
         if self.rotary_fraction > 1.0:
-            what = f"model.rotary_fraction = {self.rotary_fraction} is more than a whole head"
-            raise ConfigError("rotary_fraction", what, "give a share such as 0.5, at most 1")
+            what = f"model.rotary_fraction = {self.rotary_fraction} is above 1"
+            raise ConfigError("rotary_fraction", what, "give a fraction such as 0.5")
         if self.rope_factor != 1.0 and self.rope_scaling == "none":
-            what = f"model.rope_factor = {self.rope_factor} without rope_scaling changes nothing"
+            what = f"model.rope_factor = {self.rope_factor} has no effect without rope_scaling"
             raise ConfigError("rope_factor", what, 'set model.rope_scaling to "linear", "yarn" or "llama3"')
         if self.use_moe and self.bias:
             what = "model.bias = true with model.use_moe = true: experts have no biases"
@@ -95,17 +97,17 @@ class ModelConfig:
 
     @property
     def d_head(self) -> int:
-        """Features of one head."""
+        """Head dimension in features."""
         return self.head_dim if self.head_dim is not None else self.dim // self.n_heads
 
     @property
     def rotary_dim(self) -> int:
-        """Features of a head that are rotated."""
+        """Features of a head to which RoPE is applied."""
         return int(self.d_head * self.rotary_fraction)
 
     @property
     def original_seq_len(self) -> int:
-        """The context in tokens that the model was trained on before rotary was stretched."""
+        """Context length in tokens that the model was trained with before RoPE scaling."""
         return self.rope_original_seq_len or int(self.max_seq_len / self.rope_factor)
 
     @property
@@ -125,5 +127,5 @@ class ModelConfig:
 
     @property
     def n_shared(self) -> int:
-        """Shared experts in a layer: 0 for a dense model."""
+        """Shared experts per layer; 0 for a dense model."""
         return int(self.n_shared_experts) if self.use_moe else 0

@@ -25,7 +25,7 @@ WeightType = Literal["fp32", "bf16", "int8", "int4"]
 
 @dataclass(frozen=True)
 class Tensors:
-    """`copies` tensors of one shape; a token passes `active` of them."""
+    """`copies` tensors of one shape, of which one token uses `active`."""
 
     component: str
     shape: tuple[int, ...]
@@ -47,15 +47,15 @@ class ParameterCount:
     """Exact parameters by component; a matrix used twice (tied embedding) counts once, as embedding."""
 
     embedding: int
-    position: int  # learned positions only; rotary has no parameters
+    position: int  # learned positions only; RoPE has no parameters
     attention: int
     ffn: int  # of dense layers
     experts: int  # routed, all of them
     shared_experts: int
     router: int
     norms: int
-    head: int  # 0 if tied, but for its bias
-    active: int  # what one token passes: of the routed experts, only the chosen
+    head: int  # 0 if tied, except for its bias
+    active: int  # parameters used per token: of the routed experts, only the top-k
 
     @property
     def components(self) -> dict[str, int]:
@@ -83,7 +83,7 @@ class TrainingMemory:
 
 @dataclass(frozen=True)
 class Difference:
-    """One reason why the textbook formula is off: `parameters` to add to it (negative: to take away)."""
+    """One term missing from the textbook formula: `parameters` to add to it (negative: to subtract)."""
 
     name: str
     parameters: int
@@ -92,14 +92,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class Textbook:
-    """The formula `L * (4*D^2 + 2*D*4*D)`, and what leads from it to the exact count."""
+    """The formula `L * (4*D^2 + 2*D*4*D)` and its differences to the exact count."""
 
     total: int
     differences: tuple[Difference, ...]
 
 
 def tensors(config: ModelConfig) -> Iterator[Tensors]:
-    """Every parameter tensor of the transformer, matrices as [out, in]."""
+    """All parameter tensors of the transformer, matrices as [out, in]."""
     D, d, L = config.dim, config.d_head, config.n_layers
     yield Tensors("embedding", (config.vocab_size, D), 1, 1)
     if config.position == "learned":
@@ -152,9 +152,9 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
 def weight_bytes(config: ModelConfig, kind: WeightType) -> int:
     """Bytes of the weights alone.
 
-    fp32 and bf16: 4 and 2 bytes a parameter. int8 and int4: every matrix, the embedding too, with one and half a byte
-    a weight and a 2-byte scale for each 32 weights of a row (as GGUF's Q8_0 and Q4_0); vectors stay fp32. An export
-    may leave other tensors unquantized: its own report gives the size of the file.
+    fp32 and bf16: 4 and 2 bytes per parameter. int8 and int4: every matrix, the embedding too, at 8 and 4 bits
+    per weight plus a 2-byte scale per 32 weights of a row (as GGUF's Q8_0 and Q4_0); vectors stay fp32. An export may
+    leave other tensors unquantized; its report gives the size of the file.
     """
     if kind in ("fp32", "bf16"):
         return count_parameters(config).total * (4 if kind == "fp32" else 2)
@@ -179,12 +179,13 @@ def training_memory_bytes(
 ) -> TrainingMemory:
     """Memory of a training step with AdamW on one device, in bytes.
 
-    Exact: fp32 weights and gradients (4 bytes each a parameter) and AdamW's two moments (8). An estimate: the values
-    that backward needs, `activation_bytes` each (4 in fp32, 2 in bf16). Per layer and token these are, with fused
-    attention: input and output of both norms, q, k, v and the heads' output, and the FFN's inner values (gate, up,
-    activated gate and product; two without a gate) for each expert passed; with `activation_checkpointing`, each
-    layer's input and the values of one layer. To that come the last norm and the fp32 logits of one chunk of
-    `logits_chunk` tokens with their gradient. Not counted: the program itself and what the allocator holds back.
+    Exact: fp32 weights and gradients (4 bytes each per parameter) and AdamW's two moments (8). Estimated: the
+    activations saved for the backward pass, `activation_bytes` each (4 in fp32, 2 in bf16). Per layer and token these
+    are, with fused attention: input and output of both norms, q, k, v and the attention output, and the FFN's
+    intermediate values (gate, up, activated gate and product; two without a gate) for each expert used; with
+    `activation_checkpointing`, each layer's input and the activations of one layer. Added to that are the final norm
+    and the fp32 logits of one chunk of `logits_chunk` tokens with their gradient. Not counted: the program itself and
+    the memory reserved by the allocator.
     """
     total = count_parameters(config).total
     D, F = config.dim, config.ffn_dim
@@ -205,24 +206,24 @@ def kv_cache_bytes_per_1000_tokens(config: ModelConfig, bytes_per_value: int = 4
 
 
 def forward_flops_per_token(config: ModelConfig, seq_len: int) -> int:
-    """FLOPs of a token's forward pass, the mean over a row of `seq_len` tokens.
+    """FLOPs of a token's forward pass, the mean over a sequence of `seq_len` tokens.
 
-    2 for each weight of a matrix that the token passes (attention, FFN or chosen experts, router, output head; not the
-    embedding, which is a look-up), and for attention 4*H*d a layer for each token seen, of which a causal token sees
-    T/2 in the mean: 2*L*H*d*T (Kaplan et al. 2020, with the causal half; with a sliding window W < T, W - W^2/2T
-    tokens). Norms, activations, softmax, rotary and biases are not counted.
+    2 per weight of each matrix that the token uses (attention, FFN or top-k experts, router, output head; not the
+    embedding, which is a look-up), and for attention 4*H*d per layer and attended token; causal attention attends to
+    T/2 tokens in the mean: 2*L*H*d*T (Kaplan et al. 2020, with the causal half; with a sliding window W < T,
+    W - W^2/2T tokens). Norms, activations, softmax, RoPE and biases are not counted.
     """
     matmul = config.vocab_size * config.dim  # the output head, tied or not
     for tensor in tensors(config):
         if tensor.is_matrix and tensor.component not in ("embedding", "position", "head"):
             matmul += tensor.numel * tensor.active
     window = min(seq_len, config.sliding_window or seq_len)
-    seen_twice = window * (2 * seq_len - window) // seq_len  # tokens seen in the mean, times 2
+    seen_twice = window * (2 * seq_len - window) // seq_len  # tokens attended to in the mean, times 2
     return 2 * matmul + 2 * config.n_layers * config.n_heads * config.d_head * seen_twice
 
 
 def training_flops_per_token(config: ModelConfig, seq_len: int) -> int:
-    """FLOPs of a token's forward and backward pass: three times the forward; recomputation is not counted."""
+    """FLOPs of a token's forward and backward pass: three times the forward pass; recomputation is not counted."""
     return 3 * forward_flops_per_token(config, seq_len)
 
 
@@ -254,7 +255,11 @@ def textbook_count(config: ModelConfig) -> Textbook:
             + (" (the head is the same matrix)" if config.tie_embeddings else ""),
         ),
         Difference("position", count.position, f"table of {config.max_seq_len:,} learned positions"),
-        Difference("head", 0 if config.tie_embeddings else config.vocab_size * D, "output head, a matrix of its own"),
+        Difference(
+            "head",
+            0 if config.tie_embeddings else config.vocab_size * D,
+            "output head, a matrix separate from the embedding",
+        ),
     )
     return Textbook(L * 12 * D * D, tuple(each for each in differences if each.parameters))
 

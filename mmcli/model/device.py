@@ -1,4 +1,4 @@
-"""The device that a model computes on."""
+"""Choice of the torch device."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 16384, "mps": 4096}  # at once, for a
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device of that name; `auto` takes CUDA, then Apple's MPS, then the CPU.
+    """The torch device `name`; "auto" prefers CUDA, then MPS (Apple), then the CPU.
 
     Raises:
-        UserError: torch knows no such device, or it is not there.
+        UserError: torch does not know the device, or it is not available.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -27,5 +27,5 @@ def choose_device(name: str = "auto") -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f'device "{name}" cannot be used here: {reason}', "give auto or cpu") from None
+        raise UserError(f'device "{name}" cannot be used here: {reason}', "use --device auto or --device cpu") from None
     return device

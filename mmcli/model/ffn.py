@@ -1,4 +1,7 @@
-"""The dense FFN: gated (SwiGLU, Shazeer 2020, arXiv:2002.05202) or not."""
+"""The dense feed-forward network (FFN): gated (SwiGLU, Shazeer 2020, arXiv:2002.05202) or not.
+
+Shapes: B batch, T tokens, D hidden size.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,14 @@ from mmcli.model.config import ModelConfig
 
 
 class Linear(nn.Linear):
-    """A linear map that `init_weights` fills: torch's own filling would cost time and move a global random state."""
+    """`nn.Linear` without its own initialization, which takes time and advances the global RNG; see `init_weights`."""
 
     def reset_parameters(self) -> None:
-        """Nothing: see `mmcli.model.init`."""
+        """Leave the parameters uninitialized; `mmcli.model.init.init_weights` fills them."""
 
 
 def activate(gate: Tensor | None, up: Tensor, kind: str) -> Tensor:
-    """silu(gate) * up for "swiglu"; gelu of `up`, exact or by tanh, for "gelu" and "gelu_tanh"."""
+    """The FFN activation: silu(gate) * up for "swiglu"; gelu(up) for "gelu" (exact) and "gelu_tanh" (approximate)."""
     if kind == "swiglu":
         assert gate is not None
         return F.silu(gate) * up
@@ -24,7 +27,7 @@ def activate(gate: Tensor | None, up: Tensor, kind: str) -> Tensor:
 
 
 class FeedForward(nn.Module):
-    """down(act(up x)), or down(silu(gate x) * up x)."""
+    """down(act(up(x))), or with a gate down(silu(gate(x)) * up(x)). Maps x_BTD to the same shape."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""Initial weights that depend on nothing but the seed and a parameter's name.
+"""Weight initialization that depends only on the seed and on each parameter's name.
 
-Each parameter has a random stream of its own (Philox, keyed by a hash of seed and name) and is drawn in fp32 by numpy
-on the CPU. So the same seed gives the same weights on any device, thread count and processor, whatever order modules
-are built in; a model with one layer more keeps the weights of the others, up to the scale of the residual outputs.
+Each parameter has its own random stream (Philox, keyed by a hash of seed and name), drawn in fp32 by numpy on the CPU.
+So a seed gives the same weights on any device, thread count and processor, whatever the order of construction; adding
+a layer keeps the weights of the others, up to the scale of the residual projections.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import torch
 if TYPE_CHECKING:
     from mmcli.model.transformer import Transformer
 
-RESIDUAL_OUTPUTS = ("o_proj", "down_proj")  # what a block adds to the residual stream
+RESIDUAL_OUTPUTS = ("o_proj", "down_proj")  # projections added to the residual stream
 
 
 @torch.no_grad()
 def init_weights(model: Transformer, seed: int) -> None:
-    """Fill every parameter: biases 0, norms 1, the rest normal(0, init_std).
+    """Initialize every parameter in place: biases 0, norms 1, the rest normal(0, init_std).
 
     The projections that write to the residual stream are scaled by 1/sqrt(2 * n_layers) (Radford et al. 2019, GPT-2,
     section 2.3), so that its variance does not grow with depth.

@@ -1,4 +1,4 @@
-"""Log-probabilities of labels without the logits of a whole batch: one function for every loss.
+"""Log-probabilities of labels in chunks, without materializing the logits of a batch: one function for every loss.
 
 Shapes: N tokens, C of them in a chunk, D width, V vocabulary.
 """
@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE = -100  # a label without a loss
-CHUNK_ELEMENTS = 1 << 25  # logits at once: 128 MiB in fp32
+IGNORE = -100  # label without loss (PyTorch's ignore_index)
+CHUNK_ELEMENTS = 1 << 25  # logits per chunk: 128 MiB in fp32
 
 
 def token_logps(
@@ -20,18 +20,18 @@ def token_logps(
 ) -> Tensor:
     """log p(label) of each token, fp32, 0 where the label is -100.
 
-    Tokens that fit into one chunk take the plain way. More go chunk by chunk, and their logits are computed again in
-    the backward pass, so that the logits of all tokens never exist at once.
+    Tokens that fit into one chunk use the plain cross-entropy. Otherwise the logits are computed chunk by chunk, and
+    recomputed in the backward pass, so that the logits of all tokens are never in memory together.
 
     Args:
         hidden: [N, D] or [B, T, D], after the final norm.
         head_weight: [V, D].
-        labels: [N] or [B, T], -100 for no loss.
-        bias: [V] of the head, if it has one.
-        chunk: tokens at once; None for as many as make 2^25 logits.
+        labels: [N] or [B, T]; -100 is ignored.
+        bias: [V], bias of the head, if it has one.
+        chunk: tokens per chunk; None for 2^25 logits per chunk.
 
     Returns:
-        The shape of `labels`. The matmul runs in autocast's type if there is one, the softmax in fp32.
+        Log-probabilities in the shape of `labels`. The matmul uses autocast's dtype if enabled, the softmax fp32.
     """
     hidden_ND, labels_N = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
     chunk = chunk if chunk is not None else max(1, CHUNK_ELEMENTS // head_weight.shape[0])
@@ -45,7 +45,7 @@ def token_logps(
 
 
 class _ChunkedLogps(torch.autograd.Function):
-    """The chunked way: the forward pass keeps one number a token, the backward pass computes the logits again."""
+    """Chunked log-probabilities: forward saves one logsumexp per token, backward recomputes the logits."""
 
     @staticmethod
     def forward(

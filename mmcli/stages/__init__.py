@@ -17,14 +17,14 @@ class PretrainConfig:
     """Next-token prediction on plain text."""
 
     model: ModelConfig = option(ModelConfig, "the model")
-    data: DataConfig = option(DataConfig, "the text")
+    data: DataConfig = option(DataConfig, "the training text")
     optim: OptimConfig = option(OptimConfig, "the optimizer")
     train: TrainConfig = option(TrainConfig, "the training")
 
 
 PRETRAIN = Stage(
     name="pretrain",
-    summary="Train a model from zero on plain text.",
+    summary="Train a model from scratch on plain text.",
     config=PretrainConfig,
     run="mmcli.stages.pretrain:run",
     example="mmcli pretrain --preset small --data books/ --budget 20m",
@@ -44,7 +44,7 @@ class SftConfig:
 
 SFT = Stage(
     name="sft",
-    summary="Teach a model to answer, from conversations.",
+    summary="Fine-tune a model on conversations, so that it answers.",
     config=SftConfig,
     run="mmcli.stages.sft:run",
     defaults={"train.start_from": "latest:pretrain", "optim.lr": 1e-4},
@@ -58,7 +58,7 @@ class DpoConfig:
 
     beta: float = option(0.1, "KL penalty strength")
     label_smoothing: float = option(0.0, "assumed share of pairs with swapped labels, below 0.5")
-    reference: str | None = option(None, "reference model; none: the model it starts from")
+    reference: str | None = option(None, "reference model, run or folder; default: the model of --from")
     data: DataConfig = option(DataConfig, "the preference pairs")
     optim: OptimConfig = option(OptimConfig, "the optimizer")
     train: TrainConfig = option(TrainConfig, "the training")
@@ -73,7 +73,7 @@ class DpoConfig:
 
 DPO = Stage(
     name="dpo",
-    summary="Teach a model to prefer the better of two answers.",
+    summary="Train a model to prefer the better of two answers.",
     config=DpoConfig,
     run="mmcli.stages.dpo:run",
     defaults={"train.start_from": "latest:sft", "optim.lr": 5e-6, "optim.weight_decay": 0.0},

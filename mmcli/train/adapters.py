@@ -16,6 +16,8 @@ from mmcli.model.transformer import Transformer
 from mmcli.plugins import contained, installed, load, load_function
 from mmcli.stage import Adapter, StageContext, Transform
 
+INSTALL = "install a package that has one, such as LoRA from mmcli's repository: pip install ./plugins/mmcli-lora"
+
 
 def load_adapter(name: str) -> Adapter:
     """The adapter of this name.
@@ -26,7 +28,7 @@ def load_adapter(name: str) -> Adapter:
     """
     found = {plugin.name: plugin for plugin in installed() if plugin.kind == "adapter"}
     if name not in found:
-        fix = did_you_mean(name, list(found)) if found else "install a package that has one: pip install mmcli-lora"
+        fix = did_you_mean(name, list(found)) if found else INSTALL
         raise UserError(f'there is no adapter "{name}"', fix)
     return load(found[name], Adapter)
 

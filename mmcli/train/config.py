@@ -1,4 +1,4 @@
-"""Configuration of the optimizer and the training loop. No torch here."""
+"""Configuration of the optimizer and of the training loop. No torch here."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from mmcli.config import ConfigError, option
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW (Loshchilov and Hutter, 2019) with linear warm-up and cosine decay."""
+    """AdamW (Loshchilov and Hutter, 2019) with linear warmup and cosine decay."""
 
     lr: float = option(5e-4, "peak learning rate", flag="--lr")
-    min_lr_ratio: float = option(0.1, "last learning rate as a share of the peak")
-    warmup_ratio: float = option(0.02, "share of the steps in which the rate rises")
-    weight_decay: float = option(0.1, "decoupled decay of matrices (not of norms and biases)")
-    beta1: float = option(0.9, "decay of the first moment")
-    beta2: float = option(0.95, "decay of the second moment")
-    eps: float = option(1e-8, "epsilon of AdamW")
-    clip: float = option(1.0, "largest norm of the gradient; 0: no clipping")
+    min_lr_ratio: float = option(0.1, "final learning rate as a fraction of the peak")
+    warmup_ratio: float = option(0.02, "fraction of the steps with linear warmup")
+    weight_decay: float = option(0.1, "decoupled weight decay of matrices (not of norms and biases)")
+    beta1: float = option(0.9, "AdamW beta1, decay of the first moment")
+    beta2: float = option(0.95, "AdamW beta2, decay of the second moment")
+    eps: float = option(1e-8, "AdamW epsilon")
+    clip: float = option(1.0, "gradient clipping, maximum norm; 0: off")
 
     def __post_init__(self) -> None:
         if self.lr < 0:
@@ -28,30 +28,36 @@ class OptimConfig:
         for name in ("min_lr_ratio", "warmup_ratio", "beta1", "beta2"):
             value = getattr(self, name)
             if not 0.0 <= value <= 1.0:
-                raise ConfigError(name, f"optim.{name} = {value} is not in 0 to 1", "give a share such as 0.1")
+                raise ConfigError(name, f"optim.{name} = {value} is not in 0 to 1", "give a fraction such as 0.1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Duration, batch sizes, device, and the intervals of evaluation, samples and checkpoints."""
+    """Initial model, duration, batch size, device, and evaluation and checkpoint intervals."""
 
     start_from: str | None = option(None, "model to start from: run, folder or latest:STAGE", flag="--from")
-    adapter: str | None = option(None, "train only an adapter, such as lora; none: all weights", flag="--adapter")
-    adapter_set: tuple[str, ...] = option((), "a value of the adapter, such as rank=16", flag="--adapter-set")
-    steps: int | None = option(None, "optimizer steps; none: by --epochs", flag="--steps")
-    epochs: float = option(1.0, "passes over the data", flag="--epochs")
-    budget: str | None = option(None, "time to train, such as 20m or 1h30m", flag="--budget")
-    batch_size: int = option(32, "rows (pairs for dpo) in an optimizer step", flag="--batch-size")
-    micro_batch: int | None = option(None, "rows at once; none: chosen for the device", flag="--micro-batch")
-    seed: int = option(0, "seed of weights, order and dropout", flag="--seed")
-    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps", flag="--device")
-    precision: Literal["auto", "fp32", "bf16"] = option("auto", "auto: bf16 where it is fast", flag="--precision")
-    compile: Literal["auto", "on", "off"] = option("auto", "torch.compile; auto: where it pays", flag="--compile")
-    activation_checkpointing: bool = option(False, "recompute layers in backward: less memory, a third slower")
-    checkpoint_every: int | None = option(None, "steps between checkpoints; none: within 2 minutes, then every 5")
-    keep_checkpoints: int = option(2, "newest checkpoints kept")
-    eval_every: int | None = option(None, "steps between validations; none: ten in all")
-    sample_every: int | None = option(None, "steps between sample texts; none: four in all")
+    adapter: str | None = option(None, "train an adapter such as lora; default: all weights", flag="--adapter")
+    adapter_set: tuple[str, ...] = option((), "adapter setting, such as rank=16; repeatable", flag="--adapter-set")
+    steps: int | None = option(None, "optimizer steps; default: from --epochs", flag="--steps")
+    epochs: float = option(1.0, "number of passes over the data", flag="--epochs")
+    budget: str | None = option(None, "time to train, such as 20m or 1h30m, instead of --steps", flag="--budget")
+    batch_size: int = option(32, "sequences per optimizer step (dpo: pairs)", flag="--batch-size")
+    micro_batch: int | None = option(
+        None, "sequences per forward pass; default: chosen for the device", flag="--micro-batch"
+    )
+    seed: int = option(0, "random seed of weights, data order and dropout", flag="--seed")
+    device: str = option("auto", "device: auto, cpu, cuda, cuda:1 or mps", flag="--device")
+    precision: Literal["auto", "fp32", "bf16"] = option(
+        "auto", "compute precision; auto: bf16 where the device is fast at it", flag="--precision"
+    )
+    compile: Literal["auto", "on", "off"] = option("auto", "use torch.compile; auto: on long runs", flag="--compile")
+    activation_checkpointing: bool = option(
+        False, "recompute activations in the backward pass: less memory, a third slower"
+    )
+    checkpoint_every: int | None = option(None, "checkpoint interval in steps; default: within 2 minutes, then every 5")
+    keep_checkpoints: int = option(2, "number of latest checkpoints to keep")
+    eval_every: int | None = option(None, "evaluation interval in steps; default: ten per run")
+    sample_every: int | None = option(None, "interval of sample texts in steps; default: four per run")
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("batch_size", 1), ("micro_batch", 1), ("checkpoint_every", 1)):
@@ -60,10 +66,10 @@ class TrainConfig:
                 raise ConfigError(name, f"train.{name} = {value} is below {least}", f"give {least} or more")
         if self.adapter_set and self.adapter is None:
             what = f"train.adapter_set = {self.adapter_set[0]} without an adapter"
-            raise ConfigError("adapter_set", what, "name it: --adapter lora")
+            raise ConfigError("adapter_set", what, "add --adapter lora")
         if self.keep_checkpoints < 1:
             what = f"train.keep_checkpoints = {self.keep_checkpoints} is below 1"
-            raise ConfigError("keep_checkpoints", what, "give 1 or more; resume needs one")
+            raise ConfigError("keep_checkpoints", what, "give 1 or more; resuming needs one")
         if self.epochs <= 0:
             raise ConfigError("epochs", f"train.epochs = {self.epochs} is not positive", "give a number such as 1")
         if self.budget is not None:
@@ -75,10 +81,10 @@ class TrainConfig:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of a time such as `90s`, `20m`, `1h30m` or `2d`.
+    """Seconds of a duration such as `90s`, `20m`, `1h30m` or `2d`.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: the text is not a duration, or is zero.
     """
     match = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text.strip())
     if match is None or not any(match.groups()):
@@ -86,7 +92,7 @@ def parse_duration(text: str) -> float:
     days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
     total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
     if total == 0:
-        raise ConfigError("budget", f'train.budget = "{text}" is no time at all', "give at least 1s")
+        raise ConfigError("budget", f'train.budget = "{text}" is zero', "give at least 1s")
     return float(total)
 
 

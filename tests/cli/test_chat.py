@@ -85,7 +85,7 @@ def test_a_prompt_prints_the_reply_alone_on_stdout(runs_dir: Path) -> None:
     assert replied(result).removesuffix("\n") == document["reply"].removesuffix("\n")
     assert "0003-sft-tiny (finished): " in result.stderr
     parameters = sum(each.numel() for each in load_model(runs_dir / "0003-sft-tiny" / "model").parameters())
-    assert f"{parameters:,} parameters, tokenizer of 400" in result.stderr
+    assert f"{parameters:,} parameters, vocabulary 400" in result.stderr
     assert "tokens" in result.stderr.splitlines()[-1]
 
 
@@ -120,8 +120,8 @@ def test_a_pretrained_model_continues_and_says_so(runs_dir: Path) -> None:
     assert document["mode"] == "continue"
     tokenizer = Tokenizer.load(runs_dir / "0002-pretrain-tiny" / "model")
     assert document["prompt_tokens"] == 1 + len(tokenizer.encode_text("The rain"))
-    assert "was only pretrained: it continues your text" in result.stderr
-    assert "pretrained" not in invoke(runs_dir, "--prompt", "The rain").stderr
+    assert "is a base model: it completes your text" in result.stderr
+    assert "base model" not in invoke(runs_dir, "--prompt", "The rain").stderr
 
 
 def test_each_sampling_option_reaches_the_sampler(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,8 +156,8 @@ def test_the_defaults_are_those_of_the_sampler() -> None:
         (["--prompt", "Hi", "--device", "warp"], "", 'there is no device "warp"'),
         (["2", "--prompt", "Hi", "--system", "Be kind."], "", "only continues text"),
         (["--json"], "", "--json answers one prompt"),
-        ([], b"\xff\xfeH", "the input is not UTF-8 text (byte 0)"),
-        (["--prompt", "Hi \udce4"], "", "--prompt is not UTF-8 text (character 3)"),
+        ([], b"\xff\xfeH", "stdin is not UTF-8 (byte 0)"),
+        (["--prompt", "Hi \udce4"], "", "--prompt is not valid Unicode (character 3)"),
     ],
 )
 def test_mistakes_are_refused(runs_dir: Path, args: list[str], stdin: str | bytes, what: str) -> None:
@@ -185,7 +185,7 @@ def test_another_tokenizer_is_refused(runs_dir: Path, tmp_path: Path) -> None:
 def test_an_empty_pipe_is_no_mistake(runs_dir: Path) -> None:
     result = invoke(runs_dir, stdin="\n")
     assert replied(result) == ""
-    assert "the input is empty" in result.stderr
+    assert "stdin is empty" in result.stderr
 
 
 # The keyboard, in this process
@@ -283,10 +283,10 @@ def test_the_commands(by_hand: ByHand, tmp_path: Path, capsys: pytest.CaptureFix
     [
         ("/retyr", ['there is no command "/retyr"', 'did you mean "/retry"?']),
         ("/", ['there is no command "/"', "/help"]),
-        ("/save", ["/save needs the name of a file"]),
+        ("/save", ["/save needs a file name"]),
         ("/save x.jsonl", ["there is nothing to save yet"]),
         ("/retry", ["there is no reply to write anew"]),
-        ("/reset all", ['/reset takes nothing after it, not "all"']),
+        ("/reset all", ['/reset takes no argument, but got "all"']),
     ],
 )
 def test_a_mistake_is_said_and_the_conversation_goes_on(
@@ -401,7 +401,7 @@ def test_the_keyboard_for_real(runs_dir: Path) -> None:
         terminal.type("\x1b[A\n")  # up: the line before, from the history
         terminal.wait_for(r'did you mean "/system"\?.*\n.*> $')
         terminal.type("世界\x7f\x7f/rset" + "\x1b[D" * 3 + "e\n")  # wide characters taken back, a letter put in
-        terminal.wait_for(r"the conversation is forgotten[^\n]*\n.*> $")
+        terminal.wait_for(r"conversation cleared[^\n]*\n.*> $")
         terminal.interrupt(r"Ctrl-C again, [^\n]*\n.*> $")
         terminal.type("\x04")
         assert terminal.exit_code() == 0

@@ -93,7 +93,7 @@ def test_length_and_rows_change_flops_and_memory(capsys: pytest.CaptureFixture[s
     [
         (["--preset", "smal"], 'there is no preset "smal"', 'did you mean "small"?'),
         (["--set", "model.dmi=3"], 'unknown key "model.dmi" (from --set)', 'did you mean "model.dim"?'),
-        (["--set", "model.dim=wide"], "model.dim = 'wide' is not a whole number (from --set)", "hidden width"),
+        (["--set", "model.dim=wide"], "model.dim = 'wide' is not a whole number (from --set)", "hidden size"),
         (["--set", "model.n_kv_heads=3"], "does not divide n_heads = 8 (from --set)", "give a divisor"),
         (["--set", "dim"], "is not key=value", "--set optim.lr=3e-4"),
         (["--seq-len", "9000"], "--seq-len 9000 is not in 1 to model.max_seq_len = 8192", "--set"),

@@ -12,18 +12,17 @@ from mmcli.run import Run
 
 
 @pytest.fixture(autouse=True)
-def wide(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("COLUMNS", "400")
+def no_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MMCLI_RUNS", str(tmp_path / "runs"))
 
 
 def shown(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, str]:
-    """For each option that has one, the value that the help tells: `default: 8`, `given: 3`."""
+    """For each option that has one, the value at the end of its help: `default: 8`, `given: 3`."""
     assert run([*argv, "--help"]) == 0
-    blocks = re.split(r"\n[│ ]{1,3}(?=--)", capsys.readouterr().out)
-    texts = {block.split()[0]: re.sub(r"[│\s]+", " ", block) for block in blocks}
-    values = {option: re.search(r"\[((?:default|given): [^]]*)\]", text) for option, text in texts.items()}
-    return {option: value[1] for option, value in values.items() if value}
+    options = capsys.readouterr().out.partition("\nOptions:\n")[2]
+    entries = [" ".join(entry.split()) for entry in re.split(r"^  (?=-)", options, flags=re.MULTILINE)]
+    found = [(re.match(r"(--[a-z-]+)", entry), re.search(r"\[((?:default|given): .*?)\]$", entry)) for entry in entries]
+    return {flag[1]: value[1] for flag, value in found if flag and value}
 
 
 def test_pretrain_shows_what_tiny_trains_with(capsys: pytest.CaptureFixture[str]) -> None:

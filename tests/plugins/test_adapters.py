@@ -106,7 +106,7 @@ def test_wrong_names_and_settings_are_refused(
 def test_without_any_adapter_a_package_is_named() -> None:
     with pytest.raises(UserError, match='no adapter "lora"') as caught:
         build_transform("lora", [])
-    assert "pip install mmcli-lora" in caught.value.fix
+    assert "pip install ./plugins/mmcli-lora" in caught.value.fix
 
 
 def test_frozen_weights_take_one_pass_less(context: StageContext) -> None:

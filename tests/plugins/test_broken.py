@@ -96,7 +96,7 @@ def test_help_and_other_commands_work_and_load_no_plugin(site: Any, tmp_path: Pa
         assert f" {name} " in shown.stdout
         assert f"(from the package p-{name})" in shown.stdout
     assert "(taken by the packages twin-one, twin-two: none runs)" in " ".join(shown.stdout.replace("│", " ").split())
-    assert "Train a model from zero on plain text." in shown.stdout
+    assert "Train a model from scratch on plain text." in shown.stdout
     assert "p-taker" not in shown.stdout
     other = site.mmcli("config", "show", "pretrain", "--json", LOADED=str(log))
     assert other.returncode == 0, other.stderr
@@ -149,9 +149,9 @@ def test_a_broken_command_gives_two_lines(
 
 def test_no_plugin_takes_the_place_of_a_built_in(here: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["pretrain", "--help"]) == 0
-    assert "Train a model from zero" in capsys.readouterr().out
+    assert "Train a model from scratch" in capsys.readouterr().out
     assert run(["chat", "--help"]) == 0
-    assert "Talk to a model" in capsys.readouterr().out
+    assert "Chat with a model" in capsys.readouterr().out
 
 
 def test_what_a_plugin_prints_stays_out_of_the_result(here: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -173,8 +173,8 @@ def test_a_broken_adapter_is_named(here: Any) -> None:
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        ("import os; os._exit(5)", "ends the process when it is loaded (exit code 5)"),
-        ("import time; time.sleep(600)", "does not load within 2 seconds"),
+        ("import os; os._exit(5)", "ended its process while loading (exit code 5)"),
+        ("import time; time.sleep(600)", "did not load within 2 seconds"),
         ("print(input())", "EOFError: EOF when reading a line"),
         (stage("odd", run="p_odd_work:run"), "its module p_odd_work is missing"),
         (stage("odd", run="p_odd.work:run"), "cannot be imported: ModuleNotFoundError"),

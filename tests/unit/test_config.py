@@ -208,7 +208,7 @@ def test_toml_files_are_read_or_named(tmp_path: Path) -> None:
     good.write_text("[optim]\nlr = 3e-4\n", encoding="utf-8")
     assert read_toml(good) == {"optim": {"lr": 3e-4}}
     bad.write_text("a = 1\nb = = 2\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"bad\.toml is not TOML: .*line 2"):
+    with pytest.raises(UserError, match=r"bad\.toml is not valid TOML: .*line 2"):
         read_toml(bad)
     binary.write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="not UTF-8"):

@@ -146,3 +146,12 @@ def test_atomic_write_replaces_whole_files(tmp_path: Path) -> None:
     write_atomic(tmp_path / "run.json", json.dumps({"a": 1}).encode())
     assert json.loads((tmp_path / "run.json").read_text()) == {"a": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_misspelt_stage_is_not_repeated_as_advice(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        find_model("latest:pretain", tmp_path)
+    assert caught.value.fix == 'did you mean "pretrain"?'
+    with pytest.raises(UserError) as caught:
+        find_model("latest:sft", tmp_path)
+    assert caught.value.fix == "run: mmcli sft"
