@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
+from mmcli.errors import UserError, did_you_mean
 from mmcli.evaluation.engines import ENGINES
+
+
+def _known_backend(name: str) -> str:
+    if name not in ENGINES:
+        raise UserError(f'--backend "{name}" is not one of {", ".join(ENGINES)}', did_you_mean(name, list(ENGINES)))
+    return name
+
 
 RunsDir = Annotated[Path, typer.Option("--runs-dir", envvar="MMCLI_RUNS", help="Folder of the runs.", metavar="DIR")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document on stdout.")]
@@ -17,6 +25,7 @@ Columns = Annotated[
 ]
 Model = Annotated[str, typer.Argument(help="Run number or name, model folder, latest or latest:STAGE.")]
 Backend = Annotated[
-    str, typer.Option(metavar=f"<{'|'.join(ENGINES)}>", help="Inference engine: PyTorch or ONNX Runtime.")
+    str,
+    typer.Option(metavar="|".join(ENGINES), help="Inference engine: PyTorch or ONNX Runtime.", callback=_known_backend),
 ]
 Device = Annotated[str, typer.Option(help="Device for PyTorch: auto, cpu, cuda, cuda:1 or mps.")]
