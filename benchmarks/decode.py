@@ -66,7 +66,7 @@ def export(preset: str, folder: Path) -> None:
     """A model folder with random weights, and its graph beside them."""
     from mmcli.cli.params import resolve_model
     from mmcli.export.decoder import build_model
-    from mmcli.export.folder import write_graph
+    from mmcli.export.onnx_folder import write_graph
     from mmcli.model.formats.hf_folder import save_model
     from mmcli.model.transformer import Transformer
     from mmcli.text.train import train_tokenizer

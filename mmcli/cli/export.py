@@ -36,7 +36,7 @@ def onnx(
     Example: mmcli export onnx latest:sft --dtype int8
     """
     from mmcli.cli.console import print_json, reporter
-    from mmcli.export.place import default_folder
+    from mmcli.export.locate import default_folder
     from mmcli.run import find_language_model
 
     found = find_language_model(model, runs_dir)

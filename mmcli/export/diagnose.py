@@ -17,7 +17,7 @@ import torch
 from onnx import TensorProto, helper
 
 from mmcli.export.decoder import FINAL_NORM, embedding_name, residual_name
-from mmcli.export.folder import write_graph
+from mmcli.export.onnx_folder import write_graph
 from mmcli.generate.onnx_engine import GRAPH_FILE, open_session
 from mmcli.generate.torch_engine import TorchEngine
 from mmcli.model.config import ModelConfig

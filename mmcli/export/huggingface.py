@@ -19,7 +19,7 @@ from mmcli import __version__
 from mmcli.data.demo.documents import documents
 from mmcli.errors import MmcliError, UserError
 from mmcli.evaluation.loss import document_batches, model_losses, sum_losses
-from mmcli.export.place import RECORD_FILE, fingerprint, read_record
+from mmcli.export.locate import RECORD_FILE, fingerprint, read_record
 from mmcli.export.round_trip import check_tokenizer
 from mmcli.model.config import ModelConfig
 from mmcli.model.formats.families import OWN, READABLE, family_of

@@ -12,8 +12,8 @@ import onnxruntime
 from mmcli import __version__
 from mmcli.errors import UserError
 from mmcli.export.decoder import build_model, refuse_unsupported
-from mmcli.export.folder import write_companions, write_graph
-from mmcli.export.place import RECORD_FILE, Dtype, fingerprint
+from mmcli.export.locate import RECORD_FILE, Dtype, fingerprint
+from mmcli.export.onnx_folder import write_companions, write_graph
 from mmcli.export.proof import Proof, prove
 from mmcli.generate.onnx_engine import GRAPH_FILE
 from mmcli.model.formats.hf_config import read_model_config

@@ -20,7 +20,7 @@ from mmcli.data.demo.documents import documents
 from mmcli.errors import MmcliError
 from mmcli.evaluation.loss import document_batches, engine_losses, model_losses, sum_losses
 from mmcli.export.diagnose import first_difference
-from mmcli.export.place import Dtype
+from mmcli.export.locate import Dtype
 from mmcli.export.round_trip import check_tokenizer
 from mmcli.generate.engine import Engine
 from mmcli.generate.onnx_engine import OnnxEngine

@@ -12,7 +12,7 @@ import torch
 
 from mmcli.config import preset_chain
 from mmcli.export.decoder import build_model
-from mmcli.export.folder import write_graph
+from mmcli.export.onnx_folder import write_graph
 from mmcli.generate.onnx_engine import OnnxEngine, open_session
 from mmcli.generate.torch_engine import TorchEngine
 from mmcli.model.config import ModelConfig

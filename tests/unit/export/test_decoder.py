@@ -11,9 +11,9 @@ import onnx
 import pytest
 
 from mmcli.errors import UserError
-from mmcli.export import folder as folder_module
+from mmcli.export import onnx_folder
 from mmcli.export.decoder import build_model
-from mmcli.export.folder import write_graph
+from mmcli.export.onnx_folder import write_graph
 from mmcli.generate.onnx_engine import OnnxEngine, open_session
 from mmcli.model.config import ModelConfig
 from mmcli.model.count import count_parameters
@@ -89,7 +89,7 @@ def test_weights_too_large_for_one_file_lie_beside_it(tmp_path: Path, monkeypatc
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     write_graph(tmp_path / "one", build_model(model))
-    monkeypatch.setattr(folder_module, "ONE_FILE_BYTES", 1000)
+    monkeypatch.setattr(onnx_folder, "ONE_FILE_BYTES", 1000)
     write_graph(tmp_path / "two", build_model(model))
     assert [path.name for path in (tmp_path / "one").iterdir()] == ["model.onnx"]
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["model.onnx", "model.onnx.data"]
