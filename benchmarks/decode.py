@@ -66,14 +66,15 @@ def export(preset: str, folder: Path) -> None:
     """A model folder with random weights, and its graph beside them."""
     from mmcli.cli.params import resolve_model
     from mmcli.export.decoder import build_model
-    from mmcli.export.folder import write_graph
+    from mmcli.export.matrices import FORMATS
+    from mmcli.export.onnx_folder import write_graph
     from mmcli.model.formats.hf_folder import save_model
     from mmcli.model.transformer import Transformer
     from mmcli.text.train import train_tokenizer
 
     model = Transformer(resolve_model(preset).config.model)
     save_model(folder, model, model.config, train_tokenizer(["any text"] * 9, vocab_size=300))
-    write_graph(folder, build_model(model))
+    write_graph(folder, build_model(model, FORMATS["fp32"]))
 
 
 def onnx_writer(folder: Path, new_tokens: int, threads: int) -> Callable[[list[int]], list[int]]:

@@ -132,7 +132,7 @@ def _open(
         raise UserError(f"{length:,} tokens, the context of {found.label} holds {longest:,}", "ask for fewer")
     source = found
     if backend == "onnx":
-        from mmcli.export.place import find_export
+        from mmcli.export.locate import find_export
 
         folder = find_export(found)
         if folder is None:

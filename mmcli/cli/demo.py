@@ -98,8 +98,8 @@ def _stage(stage: str, steps: int, before: Mapping[str, Run], runs_dir: Path, re
 
 def _export(model: ModelRef, report: Reporter) -> ModelRef:
     """The proven int8 export of the last model."""
+    from mmcli.export.locate import default_folder, find_export
     from mmcli.export.onnx_export import export_onnx
-    from mmcli.export.place import default_folder, find_export
     from mmcli.run import ModelRef
 
     folder = find_export(model, "int8")

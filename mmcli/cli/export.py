@@ -1,4 +1,4 @@
-"""`mmcli export`: a model in other programs' formats, proven to compute the same, or refused."""
+"""`mmcli export`: a model in ONNX or Hugging Face format, verified against torch or refused."""
 
 from __future__ import annotations
 
@@ -20,23 +20,25 @@ app = App()
 
 @app.callback()
 def export() -> None:
-    """Write a model in other programs' formats, proven to compute the same."""
+    """Export a model to ONNX or Hugging Face format, and verify it."""
 
 
 @app.command("onnx")
 def onnx(
     model: Model = "latest",
-    dtype: Annotated[Literal["fp32", "int8"], typer.Option(help="int8 is a quarter of the size.")] = "fp32",
-    out: Annotated[Path | None, typer.Option(help="Folder to write; default: RUN/export/onnx-DTYPE.")] = None,
+    dtype: Annotated[
+        Literal["fp32", "int8"], typer.Option(help="Matrix format; int8 is a quarter of the size.")
+    ] = "fp32",
+    out: Annotated[Path | None, typer.Option(help="Output folder; default: RUN/export/onnx-DTYPE.")] = None,
     json: AsJson = False,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """For ONNX Runtime: compared with torch before it is kept, else removed.
+    """Export to ONNX and verify against torch; an export that differs is removed.
 
     Example: mmcli export onnx latest:sft --dtype int8
     """
     from mmcli.cli.console import print_json, reporter
-    from mmcli.export.place import default_folder
+    from mmcli.export.locate import default_folder
     from mmcli.run import find_language_model
 
     found = find_language_model(model, runs_dir)
@@ -50,19 +52,21 @@ def onnx(
         print_json(_document(found, made))
     else:
         typer.echo("\n".join(_table(made.proof, made.bytes)))
-        typer.echo(f"\nproven: {made.folder}")
-        report.note(f"talk to it without torch: mmcli chat {made.folder} --backend onnx")
+        typer.echo(f"\nverified: {made.folder}")
+        report.note(f"chat without torch: mmcli chat {made.folder} --backend onnx")
 
 
 @app.command("hf")
 def huggingface(
     model: Model = "latest",
-    dtype: Annotated[Literal["fp32", "bf16", "fp16"] | None, typer.Option(help="Default: as it is stored.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder to write; default: RUN/export/hf or hf-DTYPE.")] = None,
+    dtype: Annotated[
+        Literal["fp32", "bf16", "fp16"] | None, typer.Option(help="Weight type; default: that of the source.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder; default: RUN/export/hf or hf-DTYPE.")] = None,
     json: AsJson = False,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """For transformers and what reads its folders: read back and compared before it is kept.
+    """Export to Hugging Face format for transformers, vLLM and llama.cpp; read back and compared.
 
     Example: mmcli export hf latest:sft --dtype bf16
     """
@@ -91,7 +95,7 @@ def huggingface(
         "model type": made.model_type,
     }
     typer.echo("\n".join(f"{name:<18} {value}" for name, value in lines.items()))
-    typer.echo(f"\nproven: {made.folder}")
+    typer.echo(f"\nverified: {made.folder}")
     if made.model_type == "minimind":
         report.note(
             "transformers has no MiniMind: this is the layout of the released MiniMind2-MoE, for MiniMind's code"
@@ -107,24 +111,26 @@ def _document(found: ModelRef, made: Export) -> dict[str, Any]:
 
 def _table(proof: Proof, size: int) -> list[str]:
     """The proof, a line for each thing that was compared."""
-    from mmcli.export.proof import ERROR_LIMIT, LOGITS_LIMIT, PERPLEXITY_LIMIT
+    from mmcli.export.matrices import FORMATS
 
-    exact = proof.dtype == "fp32"
+    limits = FORMATS[proof.dtype].limits
+    shown = "" if limits.logits is None else f"; limit {limits.logits:g}"
     lines = [
-        (f"logits, {phase}", f"{difference:.1e}", f"greatest difference{f'; limit {LOGITS_LIMIT:g}' if exact else ''}")
+        (f"logits, {phase}", f"{difference:.1e}", f"greatest difference{shown}")
         for phase, difference in proof.logits.items()
     ]
-    if not exact:
-        lines.append(("logits, error", f"{proof.logits_error:.1%}", f"of their spread; limit {ERROR_LIMIT:.0%}"))
+    if limits.logits_error is not None:
+        lines.append(
+            ("logits, error", f"{proof.logits_error:.1%}", f"of their spread; limit {limits.logits_error:.0%}")
+        )
     ties = f", {proof.greedy_ties} others are ties" if proof.greedy_ties else ""
     prompts = "prompts of " + ", ".join(str(length) for length in proof.prompts) + " tokens"
     lines.append(("greedy tokens", f"{proof.greedy_equal} of {proof.greedy_tokens}", f"equal{ties}; {prompts}"))
     lines.append(
         ("perplexity, torch", f"{proof.perplexity_torch:.4g}", f"{proof.perplexity_tokens} tokens, {proof.text}")
     )
-    limit = PERPLEXITY_LIMIT[proof.dtype]
-    rise = f"{round(proof.perplexity_rise, 4) + 0.0:+.2%}; limit +{limit:.1%}"  # + 0.0: no minus before a zero
-    lines.append(("perplexity, onnx", f"{proof.perplexity_onnx:.4g}", rise))
+    rise = round(proof.perplexity_rise, 4) + 0.0  # + 0.0: no minus before a zero
+    lines.append(("perplexity, onnx", f"{proof.perplexity_onnx:.4g}", f"{rise:+.2%}; limit +{limits.perplexity:.1%}"))
     lines.append(("tokenizer", f"{proof.round_trips} of {proof.round_trips}", "texts and conversations equal"))
     lines.append(("size", f"{size / 1e6:.1f} MB", proof.dtype))
     return [f"{name:<18} {value:>12}  {note}" for name, value, note in lines]

@@ -1,4 +1,4 @@
-"""`mmcli import`: a model of others becomes a run, so that chat, sft and export find it."""
+"""`mmcli import`: a model trained elsewhere becomes a run, so that chat, sft and export find it."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ STAGE = "import"
 
 @app.command("import")
 def import_model(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="Transformers folder, MiniMind .pth, or .gguf file.")],
-    out: Annotated[Path | None, typer.Option(help="Folder to write; default: a new run.", metavar="DIR")] = None,
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="HF-format folder, MiniMind .pth, or .gguf file.")],
+    out: Annotated[Path | None, typer.Option(help="Output folder; default: a new run.", metavar="DIR")] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="Tokenizer of a run or folder, instead of its own; a .pth has none.")
+        str | None, typer.Option(help="Tokenizer run or folder, in place of the model's own; a .pth has none.")
     ] = None,
     sets: Annotated[
         list[str] | None,
-        typer.Option("--set", help="What the tensors of a .pth do not say: model.n_heads=16.", metavar="KEY=VALUE"),
+        typer.Option("--set", help="Settings that a .pth does not store: model.n_heads=16.", metavar="KEY=VALUE"),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
     json: AsJson = False,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """Take over a model that was trained elsewhere: weights, tokenizer and chat template.
+    """Import a model that was trained elsewhere: weights, tokenizer and chat template.
 
     Example: mmcli import ./Qwen3-0.6B
     """
@@ -41,7 +41,7 @@ def import_model(
     from mmcli.config import parse_set
 
     if out is not None and name is not None:
-        raise UserError(f"--name {name} is for a run, but --out {out} makes none", "leave one of them out")
+        raise UserError(f"--name {name} is for a run, but --out {out} makes none", "omit one of them")
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not empty", "give --out a new folder")
     report = reporter()

@@ -1,1 +1,1 @@
-"""A trained model in other programs' formats, proven to compute what torch computes, or refused."""
+"""Exports of a trained model to ONNX and Hugging Face format, verified against torch or refused."""

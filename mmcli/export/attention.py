@@ -13,14 +13,17 @@ import torch
 from onnx import TensorProto
 
 from mmcli.export.graph import Graph
+from mmcli.export.matrices import MatrixFormat
 from mmcli.model.transformer import Transformer
 
 
 class Attention:
     """The attention of every layer, and what they share: lengths, positions, rotary tables."""
 
-    def __init__(self, graph: Graph, model: Transformer, weights: Mapping[str, np.ndarray]) -> None:
-        self.graph, self.config, self.weights = graph, model.config, weights
+    def __init__(
+        self, graph: Graph, matrices: MatrixFormat, model: Transformer, weights: Mapping[str, np.ndarray]
+    ) -> None:
+        self.graph, self.matrices, self.config, self.weights = graph, matrices, model.config, weights
         config = model.config
         self._total_B1 = graph.op("ReduceSum", "attention_mask", graph.ints(1), name="total_B1", keepdims=1)
         total_B = graph.op("Squeeze", self._total_B1, graph.ints(1), name="total_B")
@@ -84,7 +87,7 @@ class Attention:
         biases = [self.weights[f"{inside}.{each}.bias"] for each in projections] if self.config.bias else []
         name = "qkv_proj" if len(projections) > 1 else projections[0]
         bias = np.concatenate(biases) if biases else None
-        return self.graph.linear(x, matrix, bias, name=f"layers.{layer}.self_attn.{name}")
+        return self.matrices.linear(self.graph, x, matrix, bias, name=f"layers.{layer}.self_attn.{name}")
 
     def _queries_and_keys(self, x_BTD: str, layer: int, rotate: bool) -> tuple[str, str]:
         """Queries [B, T, H*d] and keys [B, T, K*d], normalised and rotated as the model asks for it."""

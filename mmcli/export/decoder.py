@@ -19,8 +19,10 @@ from mmcli.errors import UserError
 from mmcli.export.attention import Attention
 from mmcli.export.experts import expert_mixture
 from mmcli.export.graph import Graph
+from mmcli.export.matrices import MatrixFormat
 from mmcli.export.mlp import feed_forward
 from mmcli.model.config import ModelConfig
+from mmcli.model.formats.fields import ROTARY, ROUTING, TRAINING, FieldTable, Irrelevant, Silent, described
 from mmcli.model.transformer import Transformer
 
 Weights = Mapping[str, np.ndarray]
@@ -28,11 +30,42 @@ EMBEDDING = "embed_tokens"
 FINAL_NORM = "norm"  # the tensor after it
 
 
+class Built(Silent):
+    """Fields that the graph computes with, whatever their value."""
+
+    def __init__(self, *fields: str) -> None:
+        self._fields = fields
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return self._fields
+
+
+class HeadDim(Built):
+    """head_dim, where the width of a head is a multiple of 8."""
+
+    def unsupported(self, config: ModelConfig) -> tuple[str, ...]:
+        return ("head_dim",) if config.d_head % 8 else ()
+
+
+# What the graph does with each field of ModelConfig; one that is missing here is refused.
+TABLE: FieldTable[None] = FieldTable((
+    Built("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "hidden_dim", "norm_eps", "max_seq_len"),
+    HeadDim("head_dim"),
+    Built("qk_norm", "tie_embeddings", "norm", "position", *ROTARY, "sliding_window", "mlp", "bias", "head_bias"),
+    Built("parallel_block", "use_moe", *ROUTING),
+    Irrelevant("multiple_of", *TRAINING),
+))  # fmt: skip
+
+
 def refuse_unsupported(config: ModelConfig) -> None:
-    """Raise UserError, naming the field, for a model that ONNX Runtime's CPU attention cannot run."""
-    if config.d_head % 8:
+    """Raise UserError, naming the field, for a model that the graph cannot compute."""
+    fields = TABLE.unsupported(config)
+    if fields == ["head_dim"]:
         what = f"model.head_dim = {config.d_head} is not a multiple of 8, which ONNX Runtime's attention needs"
         raise UserError(what, "train a model with another head_dim or n_heads (dim / n_heads is the width of a head)")
+    if fields:
+        raise UserError(f"ONNX export does not support {described(config, fields)}", "run the model with torch")
 
 
 def embedding_name(config: ModelConfig) -> str:
@@ -45,8 +78,8 @@ def residual_name(layer: int, part: str) -> str:
     return f"layers.{layer}.after_{part}"
 
 
-def build_model(model: Transformer, *, int8: bool = False) -> onnx.ModelProto:
-    """The graph of `model` with its weights inside.
+def build_model(model: Transformer, matrices: MatrixFormat) -> onnx.ModelProto:
+    """The graph of `model` with its weights inside, its matrices stored as `matrices` does.
 
     Raises:
         UserError: a field of the configuration that is not supported, by name.
@@ -54,25 +87,32 @@ def build_model(model: Transformer, *, int8: bool = False) -> onnx.ModelProto:
     config = model.config
     refuse_unsupported(config)
     weights = {name: value.detach().float().cpu().numpy() for name, value in model.state_dict().items()}
-    graph = Graph(int8=int8)
-    attention = Attention(graph, model, weights)
-    x = graph.embed("input_ids", weights["model.embed_tokens.weight"], name=EMBEDDING)
+    graph = Graph()
+    attention = Attention(graph, matrices, model, weights)
+    x = matrices.embed(graph, "input_ids", weights["model.embed_tokens.weight"], name=EMBEDDING)
     if config.position == "learned":
         table = graph.weight("embed_positions.weight", weights["model.embed_positions.weight"])
         at = graph.op("Gather", table, attention.positions(), name="embed_positions")
         x = graph.op("Add", x, at, name=embedding_name(config))
     normed = _norm(graph, config, weights, x, "model.layers.0.input_layernorm")
     for layer in range(config.n_layers):
-        x, normed = _block(graph, config, weights, attention, x, normed, layer)
+        x, normed = _block(graph, matrices, config, weights, attention, x, normed, layer)
     last_BD = graph.op("Gather", normed, graph.scalar(-1), name="last_token", axis=1)
-    logits_BV = _head(graph, config, weights, last_BD)
+    logits_BV = _head(graph, matrices, config, weights, last_BD)
     graph.op("Unsqueeze", logits_BV, graph.ints(1), name="logits")
     inputs, outputs = _signature(config)
     return graph.model(inputs, outputs, {"context_length": str(config.max_seq_len)})
 
 
 def _block(
-    graph: Graph, config: ModelConfig, weights: Weights, attention: Attention, x: str, normed: str, layer: int
+    graph: Graph,
+    matrices: MatrixFormat,
+    config: ModelConfig,
+    weights: Weights,
+    attention: Attention,
+    x: str,
+    normed: str,
+    layer: int,
 ) -> tuple[str, str]:
     """(the residual stream after the layer, the same through the norm that comes next)."""
     prefix = f"model.layers.{layer}"
@@ -80,21 +120,21 @@ def _block(
     next_norm = "model.norm" if last else f"model.layers.{layer + 1}.input_layernorm"
     mixed = attention.layer(normed, layer)
     if config.parallel_block:
-        fed = _ffn(graph, config, weights, normed, layer)
+        fed = _ffn(graph, matrices, config, weights, normed, layer)
         both = graph.op("Add", mixed, fed, name=f"layers.{layer}.both")
         return _add_norm(graph, config, weights, x, both, next_norm, residual_name(layer, "block"))
     x, normed = _add_norm(
         graph, config, weights, x, mixed, f"{prefix}.post_attention_layernorm", residual_name(layer, "attention")
     )
-    fed = _ffn(graph, config, weights, normed, layer)
+    fed = _ffn(graph, matrices, config, weights, normed, layer)
     return _add_norm(graph, config, weights, x, fed, next_norm, residual_name(layer, "ffn"))
 
 
-def _ffn(graph: Graph, config: ModelConfig, weights: Weights, x: str, layer: int) -> str:
+def _ffn(graph: Graph, matrices: MatrixFormat, config: ModelConfig, weights: Weights, x: str, layer: int) -> str:
     inside = f"model.layers.{layer}.mlp."
     own = {name.removeprefix(inside): value for name, value in weights.items() if name.startswith(inside)}
     make = expert_mixture if config.use_moe else feed_forward
-    return make(graph, config, own, x, name=f"layers.{layer}.mlp")
+    return make(graph, matrices, config, own, x, name=f"layers.{layer}.mlp")
 
 
 def _norm(graph: Graph, config: ModelConfig, weights: Weights, x: str, norm: str) -> str:
@@ -120,11 +160,11 @@ def _norm_weights(graph: Graph, weights: Weights, norm: str) -> list[str]:
     return [graph.weight(f"{name}.{kind}", weights[f"{norm}.{kind}"]) for kind in kinds if f"{norm}.{kind}" in weights]
 
 
-def _head(graph: Graph, config: ModelConfig, weights: Weights, last_BD: str) -> str:
+def _head(graph: Graph, matrices: MatrixFormat, config: ModelConfig, weights: Weights, last_BD: str) -> str:
     tied = config.tie_embeddings
     matrix_VD = weights["model.embed_tokens.weight" if tied else "lm_head.weight"]
     stored = EMBEDDING if tied else "lm_head"
-    return graph.head(last_BD, matrix_VD, weights.get("lm_head.bias"), weight=stored, name="lm_head")
+    return matrices.head(graph, last_BD, matrix_VD, weights.get("lm_head.bias"), weight=stored, name="lm_head")
 
 
 def _signature(config: ModelConfig) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:

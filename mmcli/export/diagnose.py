@@ -17,7 +17,7 @@ import torch
 from onnx import TensorProto, helper
 
 from mmcli.export.decoder import FINAL_NORM, embedding_name, residual_name
-from mmcli.export.folder import write_graph
+from mmcli.export.onnx_folder import write_graph
 from mmcli.generate.onnx_engine import GRAPH_FILE, open_session
 from mmcli.generate.torch_engine import TorchEngine
 from mmcli.model.config import ModelConfig
@@ -30,7 +30,7 @@ def first_difference(folder: Path, model: Transformer, ids: Sequence[int], split
     """In words, the first place where the export in `folder` differs from `model`.
 
     Args:
-        ids: what both read; the first `split` of them lie in the cache when the others, which are compared, are run.
+        ids: what both read; the first `split` of them are in the cache when the others, which are compared, are run.
         exact: fp32: the first place that differs at all. Else (int8) every place does: the one where the error grows
             most.
     """

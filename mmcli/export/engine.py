@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmcli.errors import UserError
-from mmcli.export.place import default_folder, find_export
+from mmcli.export.locate import default_folder, find_export
 from mmcli.generate.onnx_engine import OnnxEngine
 from mmcli.run import ModelRef
 from mmcli.stage import Reporter

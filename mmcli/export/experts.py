@@ -13,23 +13,26 @@ from collections.abc import Mapping
 import numpy as np
 
 from mmcli.export.graph import Graph
+from mmcli.export.matrices import MatrixFormat
 from mmcli.export.mlp import activate, feed_forward
 from mmcli.model.config import ModelConfig
 
 
-def expert_mixture(graph: Graph, config: ModelConfig, weights: Mapping[str, np.ndarray], x: str, *, name: str) -> str:
+def expert_mixture(
+    graph: Graph, matrices: MatrixFormat, config: ModelConfig, weights: Mapping[str, np.ndarray], x: str, *, name: str
+) -> str:
     """sum over the chosen experts of w_i E_i(x), plus every shared expert; `weights` by their names inside the FFN."""
     x_ND = graph.op("Reshape", x, graph.ints(-1, config.dim), name=f"{name}.tokens")
     weights_Nk, experts_Nk = _route(graph, config, weights["gate.weight"], x_ND, name=f"{name}.gate")
     shape = graph.op("Shape", x_ND, name=f"{name}.shape")
     out_ND = graph.op("Expand", graph.weight("zero", np.zeros(1, dtype=np.float32)), shape, name=f"{name}.none")
     for expert in range(config.n_routed_experts):
-        out_ND = _add_expert(graph, config, weights, x_ND, weights_Nk, experts_Nk, out_ND, expert, name=name)
+        out_ND = _add_expert(graph, matrices, config, weights, x_ND, weights_Nk, experts_Nk, out_ND, expert, name=name)
     out = graph.op("Reshape", out_ND, graph.op("Shape", x, name=f"{name}.x_shape"), name=f"{name}.routed")
     for number in range(config.n_shared):
         inside = f"shared_experts.{number}."
         own = {key.removeprefix(inside): value for key, value in weights.items() if key.startswith(inside)}
-        shared = feed_forward(graph, config, own, x, name=f"{name}.shared_experts.{number}")
+        shared = feed_forward(graph, matrices, config, own, x, name=f"{name}.shared_experts.{number}")
         out = graph.op("Add", out, shared, name=f"{name}.with_shared_{number}")
     return out
 
@@ -54,6 +57,7 @@ def _route(graph: Graph, config: ModelConfig, router_ED: np.ndarray, x_ND: str, 
 
 def _add_expert(
     graph: Graph,
+    matrices: MatrixFormat,
     config: ModelConfig,
     weights: Mapping[str, np.ndarray],
     x_ND: str,
@@ -73,7 +77,7 @@ def _add_expert(
     x_RD = graph.op("Gather", x_ND, token_R, name=f"{here}.x", axis=0)
 
     def project(x: str, which: str) -> str:
-        return graph.linear(x, weights[f"experts.{which}"][expert], None, name=f"{here}.{which}")
+        return matrices.linear(graph, x, weights[f"experts.{which}"][expert], None, name=f"{here}.{which}")
 
     gate = project(x_RD, "gate_proj") if config.gated else None
     y_RD = project(activate(graph, config, gate, project(x_RD, "up_proj"), name=here), "down_proj")

@@ -19,14 +19,15 @@ from mmcli import __version__
 from mmcli.data.demo.documents import documents
 from mmcli.errors import MmcliError, UserError
 from mmcli.evaluation.loss import document_batches, model_losses, sum_losses
-from mmcli.export.place import RECORD_FILE, fingerprint, read_record
+from mmcli.export.locate import RECORD_FILE, fingerprint, refuse_foreign
 from mmcli.export.round_trip import check_tokenizer
 from mmcli.model.config import ModelConfig
 from mmcli.model.formats.families import OWN, READABLE, family_of
+from mmcli.model.formats.fields import described
 from mmcli.model.formats.hf_config import read_model_config
-from mmcli.model.formats.hf_folder import WEIGHTS, load_model, save_model
-from mmcli.model.formats.read import GENERATION, keep_generation
-from mmcli.model.formats.transformers_folder import open_weights
+from mmcli.model.formats.hf_folder import GENERATION, load_model, save_model
+from mmcli.model.formats.read import keep_generation
+from mmcli.model.formats.weights import WEIGHTS, open_weights
 from mmcli.model.transformer import Transformer
 from mmcli.run import atomic_folder
 from mmcli.text.tokenizer import Tokenizer
@@ -60,15 +61,15 @@ def export_huggingface(source: Path, out: Path, *, dtype: HfDtype | None = None,
     """Write the model in `source` into `out`, which is replaced if it is an earlier export of this kind.
 
     Args:
-        dtype: of the weights; None: as they are.
-        stage: of the run that the model came from, kept in config.json: it says whether the model answers messages.
+        dtype: of the weights; None: that of the source.
+        stage: of the run that the model came from, stored in config.json: it tells a chat model from a base model.
 
     Raises:
-        UserError: a model that no known family can say (with the fields), weights that fp16 cannot hold, or something
-            else lies in `out`.
+        UserError: a model that no known family holds (with the fields), weights that fp16 cannot hold, or `out` is
+            not an earlier export.
         MmcliError: what was written does not read back as the same model; nothing is left of it.
     """
-    _refuse_foreign(out)
+    refuse_foreign(out, FORMAT)
     config = read_model_config(source)
     refuse_unknown_family(config)
     tokenizer = Tokenizer.load(source)
@@ -96,25 +97,13 @@ def export_huggingface(source: Path, out: Path, *, dtype: HfDtype | None = None,
     return HfExport(out, family_of(config).model_type, named, size, trips, before, after)
 
 
-def _refuse_foreign(out: Path) -> None:
-    """An export replaces an earlier one, never anything else."""
-    if out.is_dir() and not any(out.iterdir()):
-        return
-    if out.exists() and read_record(out).get("format") != FORMAT:
-        raise UserError(f"{out} exists and is no export of this kind", "give --out a new folder")
-
-
 def refuse_unknown_family(config: ModelConfig) -> None:
     """Raises UserError for a model that only mmcli can run, with the fields that keep it from the nearest family."""
     if family_of(config) is not OWN:
         return
-    reasons = []
-    for family in READABLE:
-        differing = [name for name, value in family.implied.items() if getattr(config, name) != value]
-        reasons.append((len(differing), family.model_type, differing))
-    _, nearest, names = min(reasons)
-    fields = ", ".join(f"model.{name} = {getattr(config, name)}" for name in names) or "its heads"
-    what = f"no Hugging Face family has this model; the nearest, {nearest}, differs in: {fields}"
+    nearest = min(READABLE, key=lambda family: (len(family.unsupported(config)), family.model_type))
+    fields = described(config, nearest.unsupported(config))
+    what = f"no Hugging Face family has this model; the nearest, {nearest.model_type}, differs in: {fields}"
     raise UserError(what, "run it with mmcli, or for other programs: mmcli export onnx")
 
 

@@ -7,14 +7,18 @@ from collections.abc import Mapping
 import numpy as np
 
 from mmcli.export.graph import Graph
+from mmcli.export.matrices import MatrixFormat
 from mmcli.model.config import ModelConfig
 
 
-def feed_forward(graph: Graph, config: ModelConfig, weights: Mapping[str, np.ndarray], x: str, *, name: str) -> str:
+def feed_forward(
+    graph: Graph, matrices: MatrixFormat, config: ModelConfig, weights: Mapping[str, np.ndarray], x: str, *, name: str
+) -> str:
     """down(silu(gate x) * up x), or down(gelu(up x)); `weights` by their names inside the FFN."""
 
     def project(x: str, which: str) -> str:
-        return graph.linear(x, weights[f"{which}.weight"], weights.get(f"{which}.bias"), name=f"{name}.{which}")
+        matrix, bias = weights[f"{which}.weight"], weights.get(f"{which}.bias")
+        return matrices.linear(graph, x, matrix, bias, name=f"{name}.{which}")
 
     gate = project(x, "gate_proj") if config.gated else None
     hidden = activate(graph, config, gate, project(x, "up_proj"), name=name)

@@ -12,8 +12,9 @@ import onnxruntime
 from mmcli import __version__
 from mmcli.errors import UserError
 from mmcli.export.decoder import build_model, refuse_unsupported
-from mmcli.export.folder import write_companions, write_graph
-from mmcli.export.place import RECORD_FILE, Dtype, fingerprint
+from mmcli.export.locate import RECORD_FILE, Dtype, fingerprint, refuse_foreign
+from mmcli.export.matrices import FORMATS
+from mmcli.export.onnx_folder import write_companions, write_graph
 from mmcli.export.proof import Proof, prove
 from mmcli.generate.onnx_engine import GRAPH_FILE
 from mmcli.model.formats.hf_config import read_model_config
@@ -25,7 +26,7 @@ from mmcli.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Export:
-    """A proven export."""
+    """An export that was verified against torch."""
 
     folder: Path
     proof: Proof
@@ -38,17 +39,17 @@ def export_onnx(
     """Export the model in `source` into `out`, which is replaced if it is an earlier export.
 
     Args:
-        dtype: "fp32", or "int8": matrices in uint8, activations quantized as they come.
-        stage: of the run that the model came from, kept in the export's config.json.
+        dtype: how matrices are stored: "fp32", or "int8" (uint8, activations quantized as they come).
+        stage: of the run that the model came from, stored in the export's config.json.
 
     Raises:
-        UserError: no model there, a field that is not supported, or something else lies in `out`.
+        UserError: no model there, a field that is not supported, or `out` is not an earlier export.
         MmcliError: the export differs from torch; nothing is left of it.
     """
     report = report or Silent()
     config = read_model_config(source)
     refuse_unsupported(config)
-    _refuse_foreign(out)
+    refuse_foreign(out, None)  # the record of an ONNX export names no format
     tokenizer = Tokenizer.load(source)
     if tokenizer.vocab_size > config.vocab_size:
         what = f"{source}: its tokenizer has {tokenizer.vocab_size:,} tokens, its model {config.vocab_size:,}"
@@ -56,7 +57,7 @@ def export_onnx(
     model = load_model(source)
     with atomic_folder(out) as beside:
         report.note(f"building the {dtype} graph of {source}")
-        write_graph(beside, build_model(model, int8=dtype == "int8"))
+        write_graph(beside, build_model(model, FORMATS[dtype]))
         write_companions(beside, source, config, tokenizer, stage=stage)
         report.note("proving it against torch: logits, greedy tokens, perplexity, tokenizer")
         proof = prove(beside, model, tokenizer, dtype)
@@ -68,11 +69,3 @@ def export_onnx(
         }
         (beside / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return Export(out, proof, size)
-
-
-def _refuse_foreign(out: Path) -> None:
-    """An export replaces an earlier export, never anything else."""
-    if out.is_dir() and not any(out.iterdir()):
-        return
-    if out.exists() and not (out / RECORD_FILE).is_file():
-        raise UserError(f"{out} exists and is no export", "give --out a new folder")

@@ -1,7 +1,8 @@
 """Does an exported folder compute what torch computes? It is run as a person would run it, and compared.
 
-Both engines read the same prompts and take the same tokens: torch's greedy ones. fp32 must agree in every logit; int8
-cannot, so it is held to the perplexity and to how far its logits are off on the whole.
+Both engines read the same prompts and take the same tokens: torch's greedy ones. The limits are those of the format in
+which matrices are stored (`matrices.FORMATS`): fp32 must agree in every logit; int8 cannot, so it is held to the
+perplexity and to how far its logits are off on the whole.
 
 Shapes: V vocabulary, S slots.
 """
@@ -20,7 +21,8 @@ from mmcli.data.demo.documents import documents
 from mmcli.errors import MmcliError
 from mmcli.evaluation.loss import document_batches, engine_losses, model_losses, sum_losses
 from mmcli.export.diagnose import first_difference
-from mmcli.export.place import Dtype
+from mmcli.export.locate import Dtype
+from mmcli.export.matrices import FORMATS, Limits
 from mmcli.export.round_trip import check_tokenizer
 from mmcli.generate.engine import Engine
 from mmcli.generate.onnx_engine import OnnxEngine
@@ -28,9 +30,7 @@ from mmcli.generate.torch_engine import TorchEngine
 from mmcli.model.transformer import Transformer
 from mmcli.text.tokenizer import Tokenizer
 
-LOGITS_LIMIT = 1e-4  # fp32: no logit may differ by more; two tokens nearer than this are a tie
-PERPLEXITY_LIMIT = {"fp32": 0.001, "int8": 0.05}  # greatest rise, as a share
-ERROR_LIMIT = 0.5  # int8: greatest error of the logits (root mean square), as a share of their standard deviation
+TIE = 1e-4  # two tokens whose logits are nearer than this are a tie
 PROMPT_LENGTHS = (600, 41, 16, 3)  # the first is longer than the chunk in which prompts are read
 NEW_TOKENS = 64
 HELD_OUT_TEXTS, HELD_OUT_TOKENS = 8, 64
@@ -48,7 +48,7 @@ class Proof:
     prompts: list[int]  # their lengths in tokens
     greedy_tokens: int
     greedy_equal: int
-    greedy_ties: int  # of the unequal ones, where torch's two best tokens are within LOGITS_LIMIT
+    greedy_ties: int  # of the unequal ones, where torch's two best tokens are within TIE
     perplexity_torch: float
     perplexity_onnx: float
     perplexity_tokens: int
@@ -67,6 +67,7 @@ def prove(folder: Path, model: Transformer, tokenizer: Tokenizer, dtype: Dtype) 
     Raises:
         MmcliError: they differ by more than the limits, with the first layer that does; or ONNX Runtime refuses it.
     """
+    matrices = FORMATS[dtype]
     texts = list(itertools.islice(documents(TEXT_SEED), 64))
     round_trips = check_tokenizer(folder, tokenizer, texts[:HELD_OUT_TEXTS])
     context = model.config.max_seq_len
@@ -75,12 +76,12 @@ def prove(folder: Path, model: Transformer, tokenizer: Tokenizer, dtype: Dtype) 
     length = max(len(prompt) for prompt in prompts) + new_tokens
     reference = TorchEngine(model, slots=len(prompts), max_len=length)
     exported = OnnxEngine.load(folder, slots=len(prompts), max_len=length)
-    steps = list(_walk(reference, exported, prompts, new_tokens, together=dtype == "fp32"))
+    steps = list(_walk(reference, exported, prompts, new_tokens, together=matrices.rows_independent))
     n_tokens = min(HELD_OUT_TOKENS, length - 1) + 1
     held_out = [tokenizer.encode_document(text)[:n_tokens] for text in texts[-HELD_OUT_TEXTS:]]
     by_torch = sum_losses(model_losses(model, document_batches(held_out)))
     by_onnx = sum_losses(engine_losses(exported, held_out))
-    tied = [step for step in steps if step.chosen != step.chosen_onnx and step.gap <= LOGITS_LIMIT]
+    tied = [step for step in steps if step.chosen != step.chosen_onnx and step.gap <= TIE]
     proof = Proof(
         dtype=dtype,
         logits={phase: _worst(step for step in steps if step.phase == phase) for phase in _phases(steps)},
@@ -97,29 +98,28 @@ def prove(folder: Path, model: Transformer, tokenizer: Tokenizer, dtype: Dtype) 
         text=TEXT_NAME,
         round_trips=round_trips,
     )
-    problem = _problem(proof)
+    problem = _problem(proof, matrices.limits)
     if problem is not None:
         worst = max(steps, key=lambda step: (math.isnan(step.difference), step.difference))
-        where = first_difference(folder, model, worst.ids, worst.split, exact=dtype == "fp32")
+        where = first_difference(folder, model, worst.ids, worst.split, exact=matrices.limits.logits is not None)
         what = f"the exported graph does not compute what torch computes: {problem}; {where}"
         raise MmcliError(what, "nothing was kept; run the model with torch, and report this with its config.json")
     return proof
 
 
-def _problem(proof: Proof) -> str | None:
+def _problem(proof: Proof, limits: Limits) -> str | None:
     """Why an export is refused, or None. Comparisons are written so that NaN is a problem."""
-    if proof.dtype == "fp32":
+    if limits.logits is not None:
         for phase, difference in proof.logits.items():
-            if not difference <= LOGITS_LIMIT:
-                return f"logits differ by {difference:.2g} in {phase} (limit {LOGITS_LIMIT:g})"
+            if not difference <= limits.logits:
+                return f"logits differ by {difference:.2g} in {phase} (limit {limits.logits:g})"
         unequal = proof.greedy_tokens - proof.greedy_equal - proof.greedy_ties
         if unequal:
             return f"{unequal} of {proof.greedy_tokens} greedy tokens differ without a tie"
-    elif not proof.logits_error <= ERROR_LIMIT:
-        return f"the error of the logits is {proof.logits_error:.2g} of their spread (limit {ERROR_LIMIT:g})"
-    limit = PERPLEXITY_LIMIT[proof.dtype]
-    if not proof.perplexity_rise <= limit:
-        return f"perplexity rises by {proof.perplexity_rise:.1%} (limit {limit:.1%})"
+    if limits.logits_error is not None and not proof.logits_error <= limits.logits_error:
+        return f"the error of the logits is {proof.logits_error:.2g} of their spread (limit {limits.logits_error:g})"
+    if not proof.perplexity_rise <= limits.perplexity:
+        return f"perplexity rises by {proof.perplexity_rise:.1%} (limit {limits.perplexity:.1%})"
     return None
 
 
@@ -159,8 +159,7 @@ def _walk(
 ) -> Iterator[_Step]:
     """Prefill each prompt, decode torch's greedy tokens, then read each prompt again in pieces.
 
-    With `together`, every other token is decoded for all slots in one call. Not in int8, where a tensor has one scale,
-    so that rows touch each other.
+    With `together`, every other token is decoded for all slots in one call: where rows do not depend on each other.
     """
     histories = [list(prompt) for prompt in prompts]
     chosen: list[int] = []

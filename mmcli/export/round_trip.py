@@ -1,4 +1,4 @@
-"""Does an exported tokenizer say what the original says: ids, texts, conversations."""
+"""Comparison of an exported tokenizer with the original: ids, texts, conversations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONVERSATION = [
 
 
 def check_tokenizer(folder: Path, tokenizer: Tokenizer, texts: Sequence[str]) -> int:
-    """How many texts and conversations the exported tokenizer encodes and decodes as the original does.
+    """The number of texts and conversations that the exported tokenizer encodes and decodes like the original.
 
     Raises:
         MmcliError: one that it does not.

@@ -47,7 +47,7 @@ def test_the_newest_model_goes_into_its_run(runs: Path) -> None:
     assert "limit +0.1%" in lines["perplexity, onnx"]
     assert lines["tokenizer"].startswith("9 of 9")
     assert json.loads((folder / "config.json").read_text())["mmcli_stage"] == "sft"
-    assert f"proven: {folder}" in done.stdout
+    assert f"verified: {folder}" in done.stdout
 
 
 def test_json_is_one_document(runs: Path, tmp_path: Path) -> None:

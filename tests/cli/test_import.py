@@ -111,7 +111,7 @@ def test_an_export_goes_into_its_run(runs: Path) -> None:
         lines["weights"] == f"bf16, {(folder / 'model.safetensors').stat().st_size / 1e6:.1f} MB, equal when read back"
     )
     assert lines["tokenizer"].startswith("9 of 9") and lines["model type"] == "llama"
-    assert f"proven: {folder}" in done.stdout
+    assert f"verified: {folder}" in done.stdout
     assert json.loads((folder / "config.json").read_text())["mmcli_stage"] == "sft"
 
 

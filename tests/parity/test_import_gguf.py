@@ -199,8 +199,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         r"llama\.rope\.scaling\.type = 'longrope' is not supported",
     ),
     "no layers": ({"block_count": None}, r"has no llama\.block_count"),
-    "other rotary factors": ({"tensors": {"rope_freqs": (8,)}}, r"rope_freqs\.weight stretches rotary otherwise"),
-    "another head's factors": ({"tensors": {"rope_freqs": (5,)}}, r"rope_freqs\.weight stretches rotary otherwise"),
+    "other rotary factors": ({"tensors": {"rope_freqs": (8,)}}, r"rope_freqs\.weight scales rotary otherwise"),
+    "another head's factors": ({"tensors": {"rope_freqs": (5,)}}, r"rope_freqs\.weight scales rotary otherwise"),
     "unknown tensor": ({"tensors": {"blk.0.attn_sinks": (8,)}}, r"unexpected: blk\.0\.attn_sinks\.weight"),
     "a split": ({"split.count": 2}, r"split\.count = 2"),
     "wrong shape": ({"feed_forward_length": 90}, r"mlp\.gate_proj\.weight \[96, 64\] instead of \[90, 64\]"),
@@ -209,7 +209,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no merges": ({"tokenizer.ggml.merges": None}, r"no list of texts tokenizer\.ggml\.merges"),
     "no pair": ({"tokenizer.ggml.merges": ["a b c"]}, r"tokenizer\.ggml\.merges holds 'a b c'"),
     "token types": ({"tokenizer.ggml.token_type": [1]}, r"tokenizer\.ggml\.token_type is not as long"),
-    "no such token": ({"tokenizer.ggml.eos_token_id": 9999}, r"tokenizer\.ggml\.eos_token_id = 9999 is no token"),
+    "no such token": ({"tokenizer.ggml.eos_token_id": 9999}, r"tokenizer\.ggml\.eos_token_id = 9999 is not a token"),
 }
 
 
@@ -248,7 +248,7 @@ def test_damaged_files_are_refused(write: Write) -> None:
     whole = path.read_bytes()
     for content in (whole[: len(whole) // 2], whole[:100], b"GGUF"):
         path.write_bytes(content)
-        with pytest.raises(UserError, match="is damaged or no GGUF file"):
+        with pytest.raises(UserError, match="is damaged or not a GGUF file"):
             read_model(path)
 
 

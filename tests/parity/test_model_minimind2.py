@@ -13,7 +13,8 @@ from torch import Tensor
 
 from mmcli.model.attention import AttnContext
 from mmcli.model.config import ModelConfig
-from mmcli.model.formats.hf_folder import disk_tensors
+from mmcli.model.formats.families import MINIMIND
+from mmcli.model.formats.parameters import disk_tensors
 from mmcli.model.transformer import Transformer
 
 D, H, K, d, EPS = 64, 8, 2, 8, 1e-5
@@ -72,7 +73,7 @@ def test_our_model_is_minimind2(use_moe: bool) -> None:
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(len(name)))
-    tensors = disk_tensors(model.state_dict(), config, "minimind")
+    tensors = disk_tensors(model.state_dict(), config, MINIMIND.layout)
     ids = torch.randint(0, 100, (2, 17), generator=torch.Generator().manual_seed(0))
     logits = model.head(model(ids, AttnContext.causal(2, 17))[0])
     assert logits.std() > 0.1

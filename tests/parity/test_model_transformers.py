@@ -79,7 +79,14 @@ class Ids:
 
     bos_id, eos_id, pad_id = 0, 1, 1
 
+    chat_template = None
     definition = SimpleNamespace(more_eos_ids=())
+
+    def control_id(self, token: str) -> int | None:
+        return None
+
+    def control_token(self, id: int | None) -> str | None:
+        return None
 
     def save(self, folder: Path) -> None:
         (folder / "tokenizer.json").write_text("{}", encoding="utf-8")

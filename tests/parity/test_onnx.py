@@ -12,7 +12,8 @@ import torch
 
 from mmcli.config import preset_chain
 from mmcli.export.decoder import build_model
-from mmcli.export.folder import write_graph
+from mmcli.export.matrices import FORMATS
+from mmcli.export.onnx_folder import write_graph
 from mmcli.generate.onnx_engine import OnnxEngine, open_session
 from mmcli.generate.torch_engine import TorchEngine
 from mmcli.model.config import ModelConfig
@@ -64,7 +65,7 @@ def make(values: dict[str, Any], seed: int = 1) -> Transformer:
 
 
 def engines(model: Transformer, folder: Path, slots: int) -> tuple[TorchEngine, OnnxEngine]:
-    write_graph(folder, build_model(model))
+    write_graph(folder, build_model(model, FORMATS["fp32"]))
     session = open_session(folder / "model.onnx")
     return TorchEngine(model, slots=slots), OnnxEngine(session, model.config, slots=slots)
 

@@ -1,195 +1,219 @@
-"""The Hugging Face families, each as a table: which of its fields say what, and what it always is. No torch here."""
+"""The Hugging Face families, each as a table: its keys in config.json, and the names of its tensors. No torch here.
+
+To add a family: a `Family` here, and in `READABLE`. A test checks that it classifies every ModelConfig field.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 from mmcli.model.config import ModelConfig
+from mmcli.model.formats.fields import (
+    ROTARY,
+    ROUTING,
+    TRAINING,
+    Constant,
+    FieldTable,
+    Implied,
+    Irrelevant,
+    Key,
+    Rule,
+    Source,
+    WrittenOnly,
+)
+from mmcli.model.formats.hf_rules import (
+    Activation,
+    Dropouts,
+    EqualHeads,
+    ExpertWidth,
+    HeadDim,
+    KeyValueHeads,
+    Rope,
+    SharedExperts,
+    SwitchedWindow,
+    TopkNorm,
+    WholeHeads,
+)
+from mmcli.model.formats.names import Layout, NameTable
 
-REQUIRED = object()
-ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new"}  # ours -> Hugging Face, for the ungated FFN
+LLAMA_LAYOUT = Layout(NameTable(()))  # ours
 
 
 @dataclass(frozen=True)
 class Family:
-    """One `model_type`: `fields` maps its names to (ModelConfig attribute, its default when absent)."""
+    """One `model_type`."""
 
     model_type: str
-    architecture: str
-    fields: dict[str, tuple[str, Any]]
-    implied: dict[str, Any]  # ModelConfig fields that every model of the family has
-    fixed: dict[str, Any]  # its fields that mmcli writes, and reads, with this value only
-    rope_theta: float = 10000.0  # its default
+    architecture: str  # transformers' class
+    table: FieldTable[Source]
+    layout: Layout
 
-    def can_say(self, config: ModelConfig) -> bool:
-        return all(getattr(config, name) == value for name, value in self.implied.items())
-
-
-GATED: dict[str, Any] = {
-    "norm": "rmsnorm", "position": "rope", "rotary_fraction": 1.0, "mlp": "swiglu",
-    "head_bias": False, "parallel_block": False,
-}  # fmt: skip
-DENSE = {**GATED, "use_moe": False}
-ROUTED = {**GATED, "use_moe": True, "n_shared": 0, "scoring_func": "softmax", "bias": False}
+    def unsupported(self, config: ModelConfig) -> list[str]:
+        """The ModelConfig fields that keep `config` from this family, by name; empty if it holds all of it."""
+        return self.table.unsupported(config)
 
 
-def _standard(eps: float, **more: tuple[str, Any]) -> dict[str, tuple[str, Any]]:
-    """The names that the Llama-like families share."""
-    return {
-        "vocab_size": ("vocab_size", REQUIRED),
-        "hidden_size": ("dim", REQUIRED),
-        "intermediate_size": ("ffn_dim", REQUIRED),
-        "num_hidden_layers": ("n_layers", REQUIRED),
-        "num_attention_heads": ("n_heads", REQUIRED),
-        "num_key_value_heads": ("n_kv_heads", None),
-        "head_dim": ("d_head", None),
-        "max_position_embeddings": ("max_seq_len", REQUIRED),
-        "rms_norm_eps": ("norm_eps", eps),
-        "tie_word_embeddings": ("tie_embeddings", False),
-        "initializer_range": ("init_std", 0.02),
-        **more,
-    }
+def _family(model_type: str, architecture: str, *rules: Rule[Source], layout: Layout = LLAMA_LAYOUT) -> Family:
+    return Family(model_type, architecture, FieldTable(rules), layout)
 
 
-def _without(fields: dict[str, tuple[str, Any]], *names: str) -> dict[str, tuple[str, Any]]:
-    return {name: field for name, field in fields.items() if name not in names}
+def _sizes(
+    width: Key | None, *heads: Rule[Source], eps: tuple[str, float] | None, tied: bool = False
+) -> tuple[Rule[Source], ...]:
+    """The keys that the Llama-like families share; `width` is that of the FFN, `eps` the key of the norms' epsilon."""
+    ffn: tuple[Rule[Source], ...] = () if width is None else (width,)
+    norm: tuple[Rule[Source], ...] = () if eps is None else (Key("norm_eps", eps[0], default=eps[1]),)
+    return (
+        Key("vocab_size"), Key("dim", "hidden_size"), *ffn, Key("n_layers", "num_hidden_layers"),
+        Key("n_heads", "num_attention_heads"), KeyValueHeads("num_key_value_heads"), *heads,
+        Key("max_seq_len", "max_position_embeddings"), *norm,
+        Key("tie_embeddings", "tie_word_embeddings", default=tied), Key("init_std", "initializer_range", default=0.02),
+    )  # fmt: skip
 
 
-SILU = {"hidden_act": "silu"}
-LLAMA = Family(
+def _without(fields: tuple[str, ...], *said: str) -> Irrelevant:
+    """Fields that do not matter, but for those that the family has a rule for."""
+    return Irrelevant(*(field for field in fields if field not in said))
+
+
+RMS = "rms_norm_eps"
+WIDTH = Key("hidden_dim", "intermediate_size", attribute="ffn_dim")
+SILU = Constant(hidden_act="silu")
+ATTENTION_DROPOUT = WrittenOnly("attention_dropout", "dropout")
+GATED = Implied(
+    norm="rmsnorm", position="rope", rotary_fraction=1.0, mlp="swiglu", head_bias=False, parallel_block=False
+)
+LAYERNORM = Implied(norm="layernorm", bias=True, use_moe=False, qk_norm=False, sliding_window=None)
+DENSE = (Implied(use_moe=False), _without(("multiple_of", *TRAINING, *ROUTING), "init_std"))
+ROUTED = (
+    Implied(use_moe=True, n_shared_experts=0, scoring_func="softmax", bias=False),
+    _without(("multiple_of", *TRAINING), "init_std", "aux_loss_alpha"),
+)
+EXPERTS_CHOSEN = Key("num_experts_per_tok")
+AUX_LOSS = Key("aux_loss_alpha", "router_aux_loss_coef", default=0.001)
+
+LLAMA = _family(
     "llama", "LlamaForCausalLM",
-    _standard(1e-6, attention_bias=("bias", False), mlp_bias=("bias", False)),
-    {**DENSE, "qk_norm": False, "sliding_window": None}, SILU,
+    *_sizes(WIDTH, HeadDim(divides=True), eps=(RMS, 1e-6)),
+    Key("bias", "attention_bias", "mlp_bias", default=False),
+    SILU, Rope(), ATTENTION_DROPOUT, GATED, *DENSE, Implied(qk_norm=False, sliding_window=None),
 )  # fmt: skip
-MISTRAL = Family(
+MISTRAL = _family(
     "mistral", "MistralForCausalLM",
-    _standard(1e-6, sliding_window=("sliding_window", 4096)),
-    {**DENSE, "qk_norm": False, "bias": False}, SILU,
+    *_sizes(WIDTH, HeadDim(), eps=(RMS, 1e-6)), Key("sliding_window", default=4096, null=None),
+    SILU, Rope(), ATTENTION_DROPOUT, GATED, *DENSE, Implied(qk_norm=False, bias=False),
 )  # fmt: skip
-QWEN3 = Family(
-    "qwen3", "Qwen3ForCausalLM", _standard(1e-6, head_dim=("d_head", 128)),
-    {**DENSE, "qk_norm": True, "bias": False}, {**SILU, "attention_bias": False},
+QWEN3 = _family(
+    "qwen3", "Qwen3ForCausalLM",
+    *_sizes(WIDTH, HeadDim(default=128), eps=(RMS, 1e-6)), SILU, Constant(attention_bias=False),
+    Rope(), ATTENTION_DROPOUT, SwitchedWindow(by_layer=True), GATED, *DENSE, Implied(qk_norm=True, bias=False),
 )  # fmt: skip
-QWEN3_MOE = Family(
+QWEN3_MOE = _family(
     "qwen3_moe", "Qwen3MoeForCausalLM",
-    _without(
-        _standard(
-            1e-6,
-            moe_intermediate_size=("ffn_dim", REQUIRED),
-            num_experts=("n_routed_experts", REQUIRED),
-            num_experts_per_tok=("num_experts_per_tok", REQUIRED),
-            norm_topk_prob=("norm_topk_prob", False),
-            router_aux_loss_coef=("aux_loss_alpha", 0.001),
-        ),
-        "intermediate_size",
-    ),
-    {**ROUTED, "qk_norm": True},
-    {**SILU, "attention_bias": False, "decoder_sparse_step": 1, "mlp_only_layers": []},
+    *_sizes(None, HeadDim(), eps=(RMS, 1e-6)),
+    Key("hidden_dim", "moe_intermediate_size", attribute="ffn_dim"),
+    Key("n_routed_experts", "num_experts", also_read=("num_local_experts",)),  # as transformers 5 writes it
+    EXPERTS_CHOSEN, Key("norm_topk_prob", default=False), AUX_LOSS,
+    SILU, Constant(attention_bias=False, decoder_sparse_step=1, mlp_only_layers=[]),
+    Rope(), ATTENTION_DROPOUT, SwitchedWindow(by_layer=False), WrittenOnly("intermediate_size", "ffn_dim"),
+    GATED, *ROUTED, Implied(qk_norm=True),
 )  # fmt: skip
-MIXTRAL = Family(
+MIXTRAL = _family(
     "mixtral", "MixtralForCausalLM",
-    _standard(
-        1e-5,
-        sliding_window=("sliding_window", None),
-        num_local_experts=("n_routed_experts", REQUIRED),
-        num_experts_per_tok=("num_experts_per_tok", REQUIRED),
-        router_aux_loss_coef=("aux_loss_alpha", 0.001),
-    ),
-    {**ROUTED, "qk_norm": False, "norm_topk_prob": True}, SILU, rope_theta=1e6,
+    *_sizes(WIDTH, HeadDim(), eps=(RMS, 1e-5)),
+    Key("sliding_window", default=None, null=None), Key("n_routed_experts", "num_local_experts"), EXPERTS_CHOSEN,
+    AUX_LOSS, SILU, Rope(1e6), ATTENTION_DROPOUT, GATED, *ROUTED, Implied(qk_norm=False, norm_topk_prob=True),
+    layout=Layout(NameTable((
+        ("model.layers.{}.mlp.gate", "model.layers.{}.block_sparse_moe.gate"),
+        ("model.layers.{}.mlp.experts.{}.gate_proj", "model.layers.{}.block_sparse_moe.experts.{}.w1"),
+        ("model.layers.{}.mlp.experts.{}.down_proj", "model.layers.{}.block_sparse_moe.experts.{}.w2"),
+        ("model.layers.{}.mlp.experts.{}.up_proj", "model.layers.{}.block_sparse_moe.experts.{}.w3"),
+    ))),
 )  # fmt: skip
-GPT2 = Family(
+GPT2 = _family(
     "gpt2", "GPT2LMHeadModel",
-    {
-        "vocab_size": ("vocab_size", REQUIRED), "n_embd": ("dim", REQUIRED), "n_layer": ("n_layers", REQUIRED),
-        "n_head": ("n_heads", REQUIRED), "n_inner": ("ffn_dim", None), "n_positions": ("max_seq_len", REQUIRED),
-        "layer_norm_epsilon": ("norm_eps", 1e-5), "tie_word_embeddings": ("tie_embeddings", True),
-        "initializer_range": ("init_std", 0.02),
-    },
-    {
-        "norm": "layernorm", "position": "learned", "bias": True, "head_bias": False, "parallel_block": False,
-        "use_moe": False, "qk_norm": False, "sliding_window": None, "gated": False,
-    },
-    {
-        "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False,
-    },
+    Key("vocab_size"), Key("dim", "n_embd"), Key("n_layers", "n_layer"), Key("n_heads", "n_head"), EqualHeads(),
+    Key("hidden_dim", "n_inner", default=None, attribute="ffn_dim"), Key("max_seq_len", "n_positions"),
+    Key("norm_eps", "layer_norm_epsilon", default=1e-5),
+    Key("tie_embeddings", "tie_word_embeddings", default=True), Key("init_std", "initializer_range", default=0.02),
+    Constant(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False),
+    Dropouts("resid_pdrop", "embd_pdrop", "attn_pdrop", default=0.1), Activation("activation_function"),
+    LAYERNORM, Implied(position="learned", head_bias=False, parallel_block=False), WholeHeads(),
+    _without(("multiple_of", *TRAINING, *ROUTING, *ROTARY), "dropout", "init_std"),
+    layout=Layout(NameTable((
+        ("model.embed_tokens", "transformer.wte"),
+        ("model.embed_positions", "transformer.wpe"),
+        ("model.norm", "transformer.ln_f"),
+        ("model.layers.{}.input_layernorm", "transformer.h.{}.ln_1"),
+        ("model.layers.{}.post_attention_layernorm", "transformer.h.{}.ln_2"),
+        ("model.layers.{}.self_attn.q_proj", "transformer.h.{}.attn.c_attn"),  # with k and v joined to it
+        ("model.layers.{}.self_attn.o_proj", "transformer.h.{}.attn.c_proj"),
+        ("model.layers.{}.mlp.up_proj", "transformer.h.{}.mlp.c_fc"),
+        ("model.layers.{}.mlp.down_proj", "transformer.h.{}.mlp.c_proj"),
+    )), conv1d=True),
 )  # fmt: skip
-PHI = Family(
+PHI = _family(
     "phi", "PhiForCausalLM",
-    _without(_standard(1e-5, layer_norm_eps=("norm_eps", 1e-5)), "rms_norm_eps", "head_dim"),
-    {
-        "norm": "layernorm", "position": "rope", "bias": True, "head_bias": True, "parallel_block": True,
-        "use_moe": False, "qk_norm": False, "sliding_window": None, "gated": False,
-    },
-    {"qk_layernorm": False},
+    *_sizes(WIDTH, eps=None), Key("norm_eps", "layer_norm_eps", default=1e-5), Constant(qk_layernorm=False),
+    Rope(partial=0.5), Dropouts("resid_pdrop", "embd_pdrop", "attention_dropout", default=0.0),
+    Activation("hidden_act"), LAYERNORM, Implied(position="rope", head_bias=True, parallel_block=True), WholeHeads(),
+    _without(("multiple_of", *TRAINING, *ROUTING), "dropout", "init_std"),
+    layout=Layout(NameTable((
+        ("model.norm", "model.final_layernorm"),
+        ("model.layers.{}.self_attn.o_proj", "model.layers.{}.self_attn.dense"),
+        ("model.layers.{}.mlp.up_proj", "model.layers.{}.mlp.fc1"),
+        ("model.layers.{}.mlp.down_proj", "model.layers.{}.mlp.fc2"),
+    ))),
 )  # fmt: skip
 # MiniMind2 as released from 2025-04: no transformers class; MiniMind's own code reads these names.
-MINIMIND = Family(
+MINIMIND_ONLY = (Implied(qk_norm=False, bias=False, sliding_window=None), WholeHeads())
+MINIMIND_ROPE = (Constant(inference_rope_scaling=False), Rope(1e6, scaled=False))
+MINIMIND = _family(
     "minimind", "MiniMindForCausalLM",
-    _without(
-        _standard(
-            1e-5,
-            intermediate_size=("ffn_dim", None),
-            tie_word_embeddings=("tie_embeddings", True),
-            dropout=("dropout", 0.0), flash_attn=("flash_attn", True), use_moe=("use_moe", False),
-            num_experts_per_tok=("num_experts_per_tok", 2), n_routed_experts=("n_routed_experts", 4),
-            n_shared_experts=("n_shared_experts", 1), scoring_func=("scoring_func", "softmax"),
-            aux_loss_alpha=("aux_loss_alpha", 0.1), seq_aux=("seq_aux", True), norm_topk_prob=("norm_topk_prob", True),
-        ),
-        "head_dim",
+    *_sizes(
+        Key("hidden_dim", "intermediate_size", default=None, attribute="ffn_dim"), eps=(RMS, 1e-5), tied=True,
     ),
-    {**GATED, "qk_norm": False, "bias": False, "sliding_window": None, "rope_scaling": "none"},
-    {**SILU, "inference_rope_scaling": False}, rope_theta=1e6,
+    Key("dropout", default=0.0), Key("flash_attn", default=True), Key("use_moe", default=False),
+    Key("num_experts_per_tok", default=2), Key("n_routed_experts", default=4), SharedExperts(default=1),
+    Key("scoring_func", default="softmax"), Key("aux_loss_alpha", default=0.1), Key("seq_aux", default=True),
+    TopkNorm(), SILU, *MINIMIND_ROPE, GATED, *MINIMIND_ONLY, Irrelevant("multiple_of"),
 )  # fmt: skip
-# The release of 2025-02 has ModelConfig's own names.
-MINIMIND_FIRST = dataclasses.replace(
-    MINIMIND,
-    fields={
-        name: (name, getattr(ModelConfig(), name))
+# The release of 2025-02 has ModelConfig's own names. It is read, never written.
+MINIMIND_FIRST = _family(
+    "minimind", "MiniMindForCausalLM",
+    *(
+        Key(name, default=getattr(ModelConfig(), name))
         for name in (
-            "dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "hidden_dim", "multiple_of", "norm_eps",
-            "max_seq_len", "dropout", "flash_attn", "use_moe", "num_experts_per_tok", "n_routed_experts",
-            "n_shared_experts", "scoring_func", "aux_loss_alpha", "seq_aux", "norm_topk_prob",
+            "dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "norm_eps", "max_seq_len",
+            "dropout", "flash_attn", "use_moe", "num_experts_per_tok", "n_routed_experts", "scoring_func",
+            "aux_loss_alpha", "seq_aux",
         )
-    },
-    fixed={},
-)  # fmt: skip
-# minimind-3 (2026-03): qk-norm in every model, top-1 routing without shared experts.
-MINIMIND_3 = dataclasses.replace(
-    MINIMIND,
-    fields=_standard(
-        1e-6,
-        tie_word_embeddings=("tie_embeddings", True), dropout=("dropout", 0.0), flash_attn=("flash_attn", True),
-        use_moe=("use_moe", False), num_experts=("n_routed_experts", 4),
-        num_experts_per_tok=("num_experts_per_tok", 1), norm_topk_prob=("norm_topk_prob", True),
-        router_aux_loss_coef=("aux_loss_alpha", 5e-4),
     ),
-    implied={**MINIMIND.implied, "qk_norm": True, "n_shared_experts": 0},
+    Key("hidden_dim", default=None), SharedExperts(default=True), TopkNorm(), Rope(1e6, scaled=False),
+    GATED, *MINIMIND_ONLY, Implied(tie_embeddings=True), Irrelevant("init_std"),
 )  # fmt: skip
-# What no other family can say: only mmcli reads it, from its own key.
-OWN = Family("mmcli", "MmcliForCausalLM", _standard(1e-5), {}, {})
+# minimind-3 (2026-03): qk-norm in every model, top-1 routing without shared experts. It is read, never written.
+MINIMIND_3 = _family(
+    "minimind", "MiniMindForCausalLM",
+    *_sizes(WIDTH, HeadDim(), eps=(RMS, 1e-6), tied=True),
+    Key("dropout", default=0.0), Key("flash_attn", default=True), Key("use_moe", default=False),
+    Key("n_routed_experts", "num_experts", default=4), Key("num_experts_per_tok", default=1),
+    Key("norm_topk_prob", default=True), Key("aux_loss_alpha", "router_aux_loss_coef", default=5e-4), ExpertWidth(),
+    SILU, *MINIMIND_ROPE, GATED,
+    Implied(qk_norm=True, bias=False, sliding_window=None, n_shared_experts=0, scoring_func="softmax"),
+    Irrelevant("multiple_of", "seq_aux"),
+)  # fmt: skip
+# For what no other family holds: only mmcli reads it, from its own key, which has every field.
+OWN = _family("mmcli", "MmcliForCausalLM", *_sizes(WIDTH, HeadDim(), eps=(RMS, 1e-5)), Rope(), ATTENTION_DROPOUT)
 READABLE = (LLAMA, MISTRAL, QWEN3, QWEN3_MOE, MIXTRAL, GPT2, PHI, MINIMIND)  # in order of preference for writing
 
 
 def hf_family(config: ModelConfig) -> str:
     """The `model_type` that `config` is written as: llama, mistral (sliding window), qwen3 (qk-norm), qwen3_moe,
-    mixtral, gpt2, phi, minimind (shared experts), or `mmcli` where none of these can say it."""
+    mixtral, gpt2, phi, minimind (shared experts), or `mmcli` where none of these can hold it."""
     return family_of(config).model_type
 
 
 def family_of(config: ModelConfig) -> Family:
-    whole_heads = config.d_head * config.n_heads == config.dim
-    for family in READABLE:
-        if not family.can_say(config):
-            continue
-        if family is LLAMA and config.dim % config.n_heads:
-            continue  # its validation wants whole heads even where head_dim is given; Mistral has no such rule
-        if family in (GPT2, PHI, MINIMIND) and not whole_heads:
-            continue
-        if family is GPT2 and config.n_kv_heads != config.n_heads:
-            continue
-        if family is MINIMIND and config.use_moe and config.num_experts_per_tok == 1 and config.norm_topk_prob:
-            continue  # MiniMind2's code does not renormalise a single expert's weight
-        return family
-    return OWN
+    """The first family whose table holds every field of `config`; `OWN` if none does."""
+    return next((family for family in READABLE if not family.unsupported(config)), OWN)

@@ -108,7 +108,7 @@ def _lists(path: Path, fields: Mapping[str, Any]) -> tuple[list[str], list[int],
     merges = [line.split(" ") for line in lines]
     broken = next((line for line, merge in zip(lines, merges, strict=True) if len(merge) != 2), None)
     if broken is not None:
-        raise UserError(f"{path}: tokenizer.ggml.merges holds {broken!r}, which is no pair", OWN_TOKENIZER)
+        raise UserError(f"{path}: tokenizer.ggml.merges holds {broken!r}, which is not a pair", OWN_TOKENIZER)
     return tokens, kinds, merges
 
 
@@ -118,12 +118,12 @@ def _special(path: Path, fields: Mapping[str, Any], name: str, named: Mapping[in
     if id is None:
         return None
     if id not in named:
-        raise UserError(f"{path}: {key} = {id} is no token", OWN_TOKENIZER)
+        raise UserError(f"{path}: {key} = {id} is not a token", OWN_TOKENIZER)
     return named[id]
 
 
 def _post_processor(fields: Mapping[str, Any], bos: str | None, tokens: list[str]) -> dict[str, Any] | None:
-    """What makes transformers begin a text with bos, where the file says so."""
+    """The post-processor that adds bos to a text, where the file asks for it."""
     if not fields.get("tokenizer.ggml.add_bos_token") or bos is None:
         return None
     start, text = {"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}

@@ -1,4 +1,4 @@
-"""A model of others, whatever file it lies in, and the model folder that is made of it."""
+"""Import: a model that was trained elsewhere, whatever file it is in, and the model folder that is made of it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,14 @@ from typing import Any
 
 from mmcli.config import Layer
 from mmcli.errors import UserError
-from mmcli.model.formats.hf_folder import save_model
+from mmcli.model.formats.hf_folder import GENERATION, load_model, save_model
 from mmcli.model.formats.minimind import read_minimind
-from mmcli.model.formats.transformers_folder import read_folder
 from mmcli.model.transformer import Transformer
 from mmcli.text.tokenizer import Tokenizer
 
 PICKLED = (".pth", ".pt", ".bin")
 GGUF_MAGIC = b"GGUF"
 KINDS = "give a transformers folder, a MiniMind .pth file, or a .gguf file"
-GENERATION = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class Imported:
     kind: str  # "transformers folder", "MiniMind checkpoint", "GGUF file"
     model: Transformer
     tokenizer: Tokenizer
-    notes: tuple[str, ...]  # what was taken for granted, a line each
+    notes: tuple[str, ...]  # settings that were assumed, a line each
     generation: Mapping[str, Any]  # the source's generation settings
     stage: str | None  # what made it, where mmcli did
 
@@ -61,24 +59,26 @@ def _read(source: Path, tokenizer: Tokenizer | None, settings: Layer | None) -> 
         if tokenizer is None:
             what = f"{source} holds weights alone, without a tokenizer"
             raise UserError(what, "give the folder of the tokenizer that it was trained with: --tokenizer DIR")
-        model, taken = read_minimind(source, settings)
-        note = f"the tensors do not say, so as MiniMind was released, or --set: {taken}"
+        model, assumed = read_minimind(source, settings)
+        note = f"settings that a .pth does not store, as released or by --set: {assumed}"
         return Imported(source, "MiniMind checkpoint", model, tokenizer, (note,), {}, None)
     if settings is not None:
         key = next(iter(settings.values))
-        what = f"--set {key} with {source}, which says itself what its model is"
-        raise UserError(what, "leave --set out; it is for .pth files, which hold tensors alone")
+        what = f"--set {key} with {source}, which holds its own configuration"
+        raise UserError(what, "omit --set; it is for .pth files, which hold tensors alone")
     if source.is_dir():
         own = tokenizer or Tokenizer.load(source)
         stage = _read_json(source / "config.json").get("mmcli_stage")
         generation = _read_json(source / GENERATION)
-        return Imported(source, "transformers folder", read_folder(source), own, (), generation, stage)
+        return Imported(
+            source, "transformers folder", load_model(source, dtype=None, pickled=True), own, (), generation, stage
+        )
     if source.suffix == ".safetensors":
-        raise UserError(f"{source} holds weights alone", "give the folder that it lies in, with its config.json")
+        raise UserError(f"{source} holds weights alone", "give its folder, with config.json")
     with open(source, "rb") as file:
         magic = file.read(len(GGUF_MAGIC))
     if magic != GGUF_MAGIC:
-        raise UserError(f"{source} is no model file that mmcli knows", KINDS)
+        raise UserError(f"{source} is not a model file that mmcli knows", KINDS)
     return _read_gguf(source, tokenizer)
 
 

@@ -1,18 +1,13 @@
-"""Tensors of a file by name, read one at a time, and a model made of them.
-
-Shapes: H heads, d features of a head, D width.
-"""
+"""Tensors of model files by name, read one at a time: safetensors, and pickled state dicts."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import itertools
 import json
 import pickle
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -20,14 +15,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mmcli.errors import UserError
-from mmcli.model.config import ModelConfig
-from mmcli.model.formats.hf_folder import SHOWN, describe_misfits, disk_tensors
-from mmcli.model.formats.hf_names import layout, to_memory
-from mmcli.model.transformer import Transformer
 
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 SAFETENSORS_TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+SHOWN = 5  # names in an error before "and N more"
 
 
 @dataclass(frozen=True)
@@ -35,7 +28,7 @@ class Entry:
     """One tensor of a file."""
 
     shape: tuple[int, ...]
-    dtype: torch.dtype | None  # None: a type that is no plain float
+    dtype: torch.dtype | None  # None: not a plain float
     read: Callable[[], Tensor]
 
 
@@ -71,7 +64,7 @@ class Weights:
         """The type that all tensors have; fp32, which holds each of them exactly, where they differ.
 
         Raises:
-            UserError: a tensor that is no fp32, bf16 or fp16, by name.
+            UserError: a tensor that is not fp32, bf16 or fp16, by name.
         """
         for name, entry in self.entries.items():
             if entry.dtype is None:
@@ -94,10 +87,12 @@ def read_safetensors(where: Path, paths: Iterable[Path]) -> Weights:
             for name in file.keys():  # noqa: SIM118  # a handle, not a dict
                 entries[name] = _lazy(file, name)
         except FileNotFoundError:
-            raise UserError(f"{where} has no {path.name}", "fetch the folder again: a part of it is missing") from None
+            raise UserError(
+                f"{where} has no {path.name}", "download the folder again: a part of it is missing"
+            ) from None
         except SafetensorError as error:
-            what = f"{path} is damaged or no safetensors file: {error}"
-            raise UserError(what, "fetch it again from where the model came from") from None
+            what = f"{path} is damaged or not a safetensors file: {error}"
+            raise UserError(what, "download it again from where the model came from") from None
     return Weights(str(where), entries)
 
 
@@ -116,7 +111,7 @@ def read_pickled(where: Path, paths: Iterable[Path]) -> Weights:
     for path in paths:
         for name, tensor in _unpickle(path).items():
             if not isinstance(name, str) or not isinstance(tensor, Tensor):
-                what = f"{path}: its entry {name!r} is no tensor but {type(tensor).__name__}"
+                what = f"{path}: its entry {name!r} is a {type(tensor).__name__}, not a tensor"
                 raise UserError(what, "give the bare weights: torch.save(model.state_dict(), ...)")
             entries[name] = _held(tensor)
     return Weights(str(where), entries)
@@ -128,7 +123,7 @@ def _held(tensor: Tensor) -> Entry:
 
 def _unpickle(path: Path) -> dict[Any, Any]:
     if not path.is_file():
-        raise UserError(f"{path} does not exist", "fetch the model again: a part of it is missing")
+        raise UserError(f"{path} does not exist", "download the model again: a part of it is missing")
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -137,76 +132,51 @@ def _unpickle(path: Path) -> dict[Any, Any]:
         fix = "give the bare weights: torch.save(model.state_dict(), ...); mmcli runs no code in files"
         raise UserError(what, fix) from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        what = f"{path} is damaged or no file of torch.save: {str(error).splitlines()[0] if str(error) else error!r}"
-        raise UserError(what, "fetch it again from where the model came from") from None
+        what = f"{path} is damaged or not a file of torch.save: {str(error).splitlines()[0] if str(error) else error!r}"
+        raise UserError(what, "download it again from where the model came from") from None
     if not isinstance(loaded, dict):
-        what = f"{path} holds {type(loaded).__name__}, no state dict"
+        what = f"{path} holds a {type(loaded).__name__}, not a state dict"
         raise UserError(what, "give the bare weights: torch.save(model.state_dict(), ...)")
     return loaded
+
+
+def open_weights(folder: Path, *, pickled: bool = False) -> Weights:
+    """The tensors of a model folder, in one file or in shards: safetensors; with `pickled`, pytorch_model.bin too.
+
+    Raises:
+        UserError: there are none, or a file is missing or damaged.
+    """
+    if (folder / WEIGHTS).is_file():
+        return read_safetensors(folder, [folder / WEIGHTS])
+    if (folder / INDEX).is_file():
+        return read_safetensors(folder, read_index(folder / INDEX))
+    if not pickled:
+        raise UserError(f"{folder} has no {WEIGHTS} or {INDEX}", "give a model folder; mmcli import reads other files")
+    if (folder / PICKLED).is_file():
+        return read_pickled(folder, [folder / PICKLED])
+    if (folder / PICKLED_INDEX).is_file():
+        return read_pickled(folder, read_index(folder / PICKLED_INDEX))
+    raise UserError(f"{folder} has no {WEIGHTS}, {INDEX} or {PICKLED}", "give a folder with the model's weights")
 
 
 def read_index(index: Path) -> list[Path]:
     """The shards that a `*.index.json` names.
 
     Raises:
-        UserError: it is not such an index.
+        UserError: it is not such an index, or it names a file outside its folder.
     """
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{index} is no index of weights", "fetch the folder again") from None
+        outside = [name for name in names if _leaves_folder(name)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"{index} is not an index of weights", "download the folder again") from None
+    if outside:
+        what = f"{index} names {outside[0]!r}, which is outside its folder"
+        raise UserError(what, "download the folder again, from a source that you trust")
     return [index.parent / name for name in names]
 
 
-def to_halves(weights: Weights, config: ModelConfig) -> Weights:
-    """q and k of every layer, whose rotary pairs lie side by side, as rotate-half wants them."""
-    for layer, part in itertools.product(range(config.n_layers), ("weight", "bias")):
-        for projection, heads in (("q", config.n_heads), ("k", config.n_kv_heads)):
-            name = f"model.layers.{layer}.self_attn.{projection}_proj.{part}"
-            if name in weights.entries:  # what is missing is named when the model is built
-                weights = weights.changed(name, functools.partial(to_rotate_half, n_heads=heads))
-    return weights
-
-
-def to_rotate_half(rows: Tensor, n_heads: int) -> Tensor:
-    """Rows [H*d, ...] of q or k with rotary pairs (2i, 2i+1), ordered for the pairs (i, i + d/2) of rotate-half.
-
-    An exact permutation within each head. RoFormer (arXiv:2104.09864), Llama's release and GGUF pair neighbours.
-    """
-    paired = rows.reshape(n_heads, -1, 2, *rows.shape[1:])
-    return paired.transpose(1, 2).reshape(rows.shape)
-
-
-def build_model(weights: Weights, config: ModelConfig, model_type: str) -> Transformer:
-    """A model of `config` with `weights`, which carry the names of the family `model_type`, in their own type.
-
-    Raises:
-        UserError: tensors that are missing, unexpected, of another shape or type, by name; a tied head that differs.
-    """
-    with torch.device("meta"):
-        model = Transformer(config)
-    skeleton = model.state_dict()
-    weights = _drop_tied_head(weights, config, model_type)
-    wanted = {name: tuple(each.shape) for name, each in disk_tensors(skeleton, config, model_type).items()}
-    misfits = describe_misfits(wanted, {name: entry.shape for name, entry in weights.entries.items()})
-    if misfits:
-        what = f"the tensors of {weights.where} do not fit the model that it describes; {misfits}"
-        raise UserError(what, "the model has parts that mmcli does not know, or its files are of different models")
-    dtype = weights.dtype()
-    state: dict[str, Tensor] = {}
-    for stored in layout(skeleton, config, model_type):
-        parts = [weights.entries[name].read().to(dtype, copy=True) for name in stored.disk]
-        state.update(zip(stored.memory, to_memory(stored.form, parts), strict=True))
-    model.load_state_dict({name: each.contiguous() for name, each in state.items()}, assign=True)
-    return model.to("cpu").eval()
-
-
-def _drop_tied_head(weights: Weights, config: ModelConfig, model_type: str) -> Weights:
-    """The tied matrix may lie there under both names, as long as both are the same."""
-    embedding = layout([EMBEDDING], config, model_type)[0].disk[0]
-    if not config.tie_embeddings or HEAD not in weights.entries or embedding not in weights.entries:
-        return weights
-    if not torch.equal(weights.entries[embedding].read(), weights.entries[HEAD].read()):
-        what = f"{weights.where}: {HEAD} differs from {embedding}, but the two are said to be one (tied)"
-        raise UserError(what, "set tie_word_embeddings to false in config.json")
-    return weights.without([HEAD])
+def _leaves_folder(name: str) -> bool:
+    """By its spelling alone: a link inside the folder (the Hugging Face cache is made of them) may lead anywhere."""
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    return ".." in parts or Path(name).is_absolute() or name.startswith(("/", "\\"))

@@ -18,7 +18,8 @@ from mmcli.config import Layer, parse_set, resolve
 from mmcli.errors import UserError
 from mmcli.model.attention import AttnContext
 from mmcli.model.config import ModelConfig
-from mmcli.model.formats.hf_folder import disk_tensors
+from mmcli.model.formats.families import LLAMA_LAYOUT
+from mmcli.model.formats.parameters import disk_tensors
 from mmcli.model.transformer import Transformer
 from mmcli.stage import Transform
 
@@ -217,10 +218,10 @@ def test_a_layer_that_the_model_lacks_is_refused(shape: str, targets: str) -> No
 @pytest.mark.parametrize("shape", ["llama", "qwen3"])
 def test_what_is_saved_gives_the_merged_weights_on_disk(tmp_path: Path, shape: str) -> None:
     model = Transformer(SHAPES[shape])
-    base = disk_tensors(model.state_dict(), model.config, shape)
+    base = disk_tensors(model.state_dict(), model.config, LLAMA_LAYOUT)
     transform = trained(model, LoraConfig(rank=4, alpha=6.0))
     transform.save(tmp_path, model)
-    merged = disk_tensors(transform.merge(model).state_dict(), model.config, shape)
+    merged = disk_tensors(transform.merge(model).state_dict(), model.config, LLAMA_LAYOUT)
     saved, about = (
         load_file(tmp_path / "adapter_model.safetensors"),
         json.loads((tmp_path / "adapter_config.json").read_text()),

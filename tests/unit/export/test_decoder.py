@@ -11,9 +11,11 @@ import onnx
 import pytest
 
 from mmcli.errors import UserError
-from mmcli.export import folder as folder_module
+from mmcli.export import onnx_folder
 from mmcli.export.decoder import build_model
-from mmcli.export.folder import write_graph
+from mmcli.export.locate import Dtype
+from mmcli.export.matrices import FORMATS
+from mmcli.export.onnx_folder import write_graph
 from mmcli.generate.onnx_engine import OnnxEngine, open_session
 from mmcli.model.config import ModelConfig
 from mmcli.model.count import count_parameters
@@ -24,8 +26,8 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 
 
-def build(int8: bool = False, **values: Any) -> onnx.ModelProto:
-    return build_model(Transformer(ModelConfig(**{**SIZES, **values})), int8=int8)
+def build(dtype: Dtype = "fp32", **values: Any) -> onnx.ModelProto:
+    return build_model(Transformer(ModelConfig(**{**SIZES, **values})), FORMATS[dtype])
 
 
 def kinds(model: onnx.ModelProto) -> Counter[str]:
@@ -51,10 +53,10 @@ def test_a_dense_layer_is_made_of_fused_operators() -> None:
     assert sum(found.values()) < 50
 
 
-@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
 @pytest.mark.parametrize("tied", [True, False])
-def test_every_weight_lies_in_the_file_once(tied: bool, int8: bool) -> None:
-    model = build(int8=int8, tie_embeddings=tied)
+def test_every_weight_lies_in_the_file_once(tied: bool, dtype: Dtype) -> None:
+    model = build(dtype, tie_embeddings=tied)
     stored = [tensor for tensor in model.graph.initializer if math.prod(tensor.dims) == 200 * 64]
     assert len(stored) == (1 if tied else 2)
     config = ModelConfig(**SIZES, tie_embeddings=tied)
@@ -63,7 +65,7 @@ def test_every_weight_lies_in_the_file_once(tied: bool, int8: bool) -> None:
     rotary = 2 * config.max_seq_len * config.rotary_dim // 2
     total = count_parameters(config).total
     norms = (2 * config.n_layers + 1) * config.dim
-    if int8:
+    if dtype == "int8":
         columns = config.n_layers * (64 + 2 * 32 + 64 + 2 * 96 + 64) + (1 if tied else 2) * config.vocab_size
         assert (floats, bytes_) == (norms + rotary + columns, total - norms + columns)
     else:
@@ -71,7 +73,7 @@ def test_every_weight_lies_in_the_file_once(tied: bool, int8: bool) -> None:
 
 
 def test_the_router_stays_fp32_in_int8() -> None:
-    model = build(int8=True, use_moe=True)
+    model = build("int8", use_moe=True)
     routers = [each for each in model.graph.initializer if each.name.endswith("gate.weight")]
     assert len(routers) == 2
     assert all(each.data_type == onnx.TensorProto.FLOAT for each in routers)
@@ -88,9 +90,9 @@ def test_weights_too_large_for_one_file_lie_beside_it(tmp_path: Path, monkeypatc
     model = Transformer(ModelConfig(**SIZES))
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
-    write_graph(tmp_path / "one", build_model(model))
-    monkeypatch.setattr(folder_module, "ONE_FILE_BYTES", 1000)
-    write_graph(tmp_path / "two", build_model(model))
+    write_graph(tmp_path / "one", build_model(model, FORMATS["fp32"]))
+    monkeypatch.setattr(onnx_folder, "ONE_FILE_BYTES", 1000)
+    write_graph(tmp_path / "two", build_model(model, FORMATS["fp32"]))
     assert [path.name for path in (tmp_path / "one").iterdir()] == ["model.onnx"]
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["model.onnx", "model.onnx.data"]
     assert (tmp_path / "two" / "model.onnx").stat().st_size < (tmp_path / "one" / "model.onnx").stat().st_size / 4

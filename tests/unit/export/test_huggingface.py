@@ -143,11 +143,11 @@ def test_an_earlier_export_is_replaced(save: Any, tmp_path: Path) -> None:
 
 def test_a_folder_with_something_in_it_is_left_alone(save: Any, tmp_path: Path) -> None:
     source = save()
-    with pytest.raises(UserError, match="exists and is no export"):
+    with pytest.raises(UserError, match="exists and is not an export"):
         export_huggingface(source, source)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="exists and is no export"):
+    with pytest.raises(UserError, match="exists and is not an export"):
         export_huggingface(save(), tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 

@@ -180,7 +180,7 @@ def test_an_export_replaces_only_an_export(save: Save, tmp_path: Path) -> None:
     assert (out / "model.onnx").read_bytes() != before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("do not lose me")
-    with pytest.raises(UserError, match="exists and is no export"):
+    with pytest.raises(UserError, match="exists and is not an export"):
         export_onnx(source, tmp_path / "mine")
     assert (tmp_path / "mine" / "notes.txt").read_text() == "do not lose me"
 

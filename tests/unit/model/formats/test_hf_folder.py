@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +14,12 @@ from safetensors.torch import load_file, save_file
 from mmcli.errors import UserError
 from mmcli.model.attention import AttnContext
 from mmcli.model.config import ModelConfig
+from mmcli.model.formats import parameters
 from mmcli.model.formats.hf_folder import load_model, save_model
 from mmcli.model.transformer import Transformer
+from mmcli.text.chat import stop_ids
+from mmcli.text.definition import added_token
+from mmcli.text.tokenizer import Tokenizer
 
 SIZES = {"dim": 32, "n_layers": 2, "n_heads": 4, "vocab_size": 50, "max_seq_len": 32, "hidden_dim": 48}
 KINDS: dict[str, dict[str, Any]] = {
@@ -36,13 +41,20 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 class Ids:
-    """What `save_model` asks of a tokenizer."""
+    """The parts of a tokenizer that `save_model` needs; it has no chat template."""
 
     bos_id: int | None = 0
     eos_id: int | None = 2
     pad_id = 0
+    chat_template = None
 
     definition = SimpleNamespace(more_eos_ids=())
+
+    def control_id(self, token: str) -> int | None:
+        return None
+
+    def control_token(self, id: int) -> str | None:
+        return None
 
     def save(self, folder: Path) -> None:
         (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
@@ -174,5 +186,90 @@ def test_nothing_is_ever_unpickled(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no model\.safetensors"):
         load_model(tmp_path)
     (tmp_path / "pytorch_model.bin").rename(tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match="no safetensors file"):
+    with pytest.raises(UserError, match="not a safetensors file"):
         load_model(tmp_path)
+
+
+def sharded(folder: Path, shard: str) -> None:
+    """The folder's weights behind an index that names one shard."""
+    (folder / "model.safetensors").rename(folder / "part.safetensors")
+    names = load_file(folder / "part.safetensors")
+    index = json.dumps({"weight_map": dict.fromkeys(names, shard)})
+    (folder / "model.safetensors.index.json").write_text(index, encoding="utf-8")
+
+
+@pytest.mark.parametrize("shard", ["../other/part.safetensors", "/etc/part.safetensors", "a/../../part.safetensors"])
+def test_an_index_may_not_name_files_outside_its_folder(shard: str, tmp_path: Path) -> None:
+    saved(tmp_path / "model")
+    saved(tmp_path / "other")
+    (tmp_path / "other" / "model.safetensors").rename(tmp_path / "other" / "part.safetensors")
+    sharded(tmp_path / "model", shard)
+    with pytest.raises(UserError, match=r"index\.json names '.*part\.safetensors', which is outside its folder"):
+        load_model(tmp_path / "model")
+
+
+@pytest.mark.parametrize("index", ["[]", "{}", '{"weight_map": {"a": 1}}', '{"weight_map": 3}', "{"])
+def test_a_broken_index_is_named(index: str, tmp_path: Path) -> None:
+    saved(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors.index.json").write_text(index, encoding="utf-8")
+    with pytest.raises(UserError, match="is not an index of weights"):
+        load_model(tmp_path)
+
+
+def test_shards_in_a_folder_below_are_read(tmp_path: Path) -> None:
+    model = saved(tmp_path)
+    sharded(tmp_path, "shards/part.safetensors")
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "part.safetensors").rename(tmp_path / "shards" / "part.safetensors")
+    assert torch.equal(load_model(tmp_path).head_weight, model.head_weight)
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "size"),
+    [
+        ("n_layers", "num_hidden_layers", 10**9),
+        ("vocab_size", "vocab_size", 10**30),
+        ("hidden_dim", "intermediate_size", 10**12),
+        ("n_routed_experts", "n_routed_experts", 10**9),
+    ],
+)
+def test_absurd_sizes_are_refused_before_a_model_is_made(
+    key: str, name: str, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path, use_moe=True)
+    document = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    document["mmcli"][key] = document[name] = size
+    (tmp_path / "config.json").write_text(json.dumps(document), encoding="utf-8")
+    monkeypatch.setattr(parameters, "Transformer", None)  # making one would take all memory
+    with pytest.raises(UserError, match=r"holds [\d,]+ numbers, .* describes [\d,]{13,}"):
+        load_model(tmp_path)
+
+
+def test_every_file_has_the_same_mode(tmp_path: Path) -> None:
+    saved(tmp_path)
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
+
+
+GEMMA = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|turn|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_generation_config_ends_a_reply_where_chat_does(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """A template whose turns end otherwise than texts do."""
+    vocab = tokenizer.vocab_size
+    definition = tokenizer.definition
+    added = [*definition.tokenizer["added_tokens"], added_token("<|turn|>", vocab, special=True)]
+    changed = dataclasses.replace(
+        definition, tokenizer={**definition.tokenizer, "added_tokens": added}, chat_template=GEMMA
+    )
+    other = Tokenizer(changed)
+    assert other.eos_id != vocab and vocab in stop_ids(other)
+    model = Transformer(ModelConfig(**{**SIZES, "vocab_size": 400}))
+    save_model(tmp_path, model, model.config, other)
+    generation = json.loads((tmp_path / "generation_config.json").read_text(encoding="utf-8"))
+    assert generation["eos_token_id"][0] == other.eos_id
+    assert set(generation["eos_token_id"]) == stop_ids(other)
+    assert stop_ids(Tokenizer.load(tmp_path)) == stop_ids(other)

@@ -98,7 +98,7 @@ def test_settings_that_the_tensors_contradict_are_refused(
 
 def test_settings_are_for_checkpoints_alone(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match=r"--set model\.n_heads with .*folder, which says itself"):
+    with pytest.raises(UserError, match=r"--set model\.n_heads with .*folder, which holds its own configuration"):
         read_model(tmp_path / "folder", settings=parse_set(["model.n_heads=8"]))
 
 
@@ -112,12 +112,12 @@ def test_a_tokenizer_has_to_be_given(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ({"model": {"w": torch.ones(1)}, "step": 3}, "its entry 'model' is no tensor but dict"),
-        ([torch.ones(1)], "holds list, no state dict"),
+        ({"model": {"w": torch.ones(1)}, "step": 3}, "its entry 'model' is a dict, not a tensor"),
+        ([torch.ones(1)], "holds a list, not a state dict"),
         ({"lora.A": torch.ones(2, 2)}, r"has no model\.embed_tokens\.weight \(it holds lora\.A"),
         ({**state_dict(512, 512, 128, 64), "extra.weight": torch.ones(1)}, r"unexpected: extra\.weight"),
         ({**state_dict(512, 512, 128, 64), "model.norm.weight": torch.ones(512).int()}, r"model\.norm\.weight is not"),
-        ({"model.embed_tokens.weight": torch.ones(4)}, r"model\.embed_tokens\.weight \[4\] is no matrix"),
+        ({"model.embed_tokens.weight": torch.ones(4)}, r"model\.embed_tokens\.weight \[4\] is not a matrix"),
     ],
 )
 def test_what_is_no_state_dict_of_minimind_is_refused(

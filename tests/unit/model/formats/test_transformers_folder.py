@@ -106,7 +106,7 @@ def test_a_missing_shard_is_named(tmp_path: Path, tokenizer: Tokenizer) -> None:
     with pytest.raises(UserError, match=r"has no model-00002-of-00002\.safetensors"):
         read_model(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text("[]")
-    with pytest.raises(UserError, match="is no index of weights"):
+    with pytest.raises(UserError, match="is not an index of weights"):
         read_model(tmp_path)
 
 
@@ -211,7 +211,7 @@ def test_sources_that_are_no_model_are_refused(tmp_path: Path, tokenizer: Tokeni
     with pytest.raises(UserError, match="does not exist"):
         read_model(tmp_path / "none")
     (tmp_path / "text.txt").write_text("hello")
-    with pytest.raises(UserError, match="no model file that mmcli knows"):
+    with pytest.raises(UserError, match="not a model file that mmcli knows"):
         read_model(tmp_path / "text.txt")
     saved(tmp_path / "model", tokenizer)
     with pytest.raises(UserError, match="holds weights alone") as raised:

@@ -10,8 +10,8 @@ import pytest
 
 from mmcli.errors import UserError
 from mmcli.evaluation.engines import load_engine
+from mmcli.export.locate import default_folder, find_export
 from mmcli.export.onnx_export import export_onnx
-from mmcli.export.place import default_folder, find_export
 from mmcli.generate.onnx_engine import OnnxEngine
 from mmcli.generate.torch_engine import TorchEngine
 from mmcli.run import ModelRef, Run, find_model

@@ -1,4 +1,4 @@
-"""Where exports lie, and whether one is of the model as it is now. No torch here."""
+"""Exports on disk: their default folders, and whether one is of the model as it is now. No torch here."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import json
 from pathlib import Path
 from typing import Literal
 
+from mmcli.errors import UserError
 from mmcli.generate.onnx_engine import GRAPH_FILE
 from mmcli.run import ModelRef
 
-Dtype = Literal["fp32", "int8"]
-RECORD_FILE = "export.json"  # what was exported and how it was proven
+Dtype = Literal["fp32", "int8"]  # how an ONNX export stores matrices (`matrices.FORMATS`)
+RECORD_FILE = "export.json"  # what was exported and how it was verified
 SOURCE_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 
 
 def default_folder(ref: ModelRef, dtype: Dtype) -> Path:
-    """`RUN/export/onnx-DTYPE`, or `onnx-DTYPE` inside a model folder that is of no run."""
+    """`RUN/export/onnx-DTYPE`, or `onnx-DTYPE` inside a model folder outside of any run."""
     return (ref.run.path / "export" if ref.run else ref.path) / f"onnx-{dtype}"
 
 
@@ -31,12 +32,20 @@ def find_export(ref: ModelRef, dtype: Dtype = "fp32") -> Path | None:
 
 
 def read_record(folder: Path) -> dict[str, object]:
-    """What `export.json` says; empty if it is missing or damaged."""
+    """The content of `export.json`; empty if it is missing or damaged."""
     try:
         record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}
+
+
+def refuse_foreign(out: Path, kind: str | None) -> None:
+    """Raise UserError if `out` is anything but an earlier export of this kind, which an export may replace."""
+    if out.is_dir() and not any(out.iterdir()):
+        return
+    if out.exists() and (not (out / RECORD_FILE).is_file() or read_record(out).get("format") != kind):
+        raise UserError(f"{out} exists and is not an export of this kind", "give --out a new folder")
 
 
 def fingerprint(model_folder: Path) -> str:

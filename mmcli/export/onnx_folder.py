@@ -1,9 +1,8 @@
-"""The files of an export: graph, tokenizer with its template, configuration, generation settings, genai_config.json."""
+"""The files of an ONNX export: graph, tokenizer with its chat template, configuration, genai_config.json."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,11 @@ import onnx
 
 from mmcli.generate.onnx_engine import GRAPH_FILE
 from mmcli.model.config import ModelConfig
+from mmcli.model.formats.hf_folder import GENERATION, generation_ids
 from mmcli.text.chat import stop_ids
 from mmcli.text.tokenizer import Tokenizer
 
-ONE_FILE_BYTES = 1_900_000_000  # a protobuf file ends at 2 GiB: above this the weights lie in a file of their own
+ONE_FILE_BYTES = 1_900_000_000  # a protobuf file ends at 2 GiB: above this the weights go into a file of their own
 WEIGHTS_FILE = GRAPH_FILE + ".data"
 
 
@@ -36,15 +36,14 @@ def write_companions(
 
     Args:
         source: the model folder that is exported; its config.json and generation_config.json are taken over.
-        stage: of the run that the model came from, kept in config.json: it says whether the model answers messages.
+        stage: of the run that the model came from, stored in config.json: it tells a chat model from a base model.
     """
     tokenizer.save(folder)
     document = json.loads((source / "config.json").read_text(encoding="utf-8"))
     if stage is not None:
         document["mmcli_stage"] = stage
     _write_json(folder / "config.json", document)
-    if (source / "generation_config.json").is_file():
-        shutil.copyfile(source / "generation_config.json", folder / "generation_config.json")
+    _write_json(folder / GENERATION, {**_read_table(source / GENERATION), **generation_ids(tokenizer)})
     _write_json(folder / "genai_config.json", genai_config(config, tokenizer))
 
 
@@ -82,6 +81,10 @@ def genai_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
         },
         "search": {"max_length": config.max_seq_len, "do_sample": False, "past_present_share_buffer": True},
     }
+
+
+def _read_table(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:
