@@ -68,14 +68,14 @@ def _newest(stage: str, runs_dir: Path) -> tuple[Run | None, str]:
 
 
 def _tokenizer(runs_dir: Path, report: Reporter) -> Run:
-    from mmcli.cli.tokenizer import train_run
+    from mmcli.stages.tokenizer import save_run, train_on
 
     run, state = _newest("tokenizer", runs_dir)
     if run is not None and state == "finished":
         report.note(f"1. tokenizer: done, {run.name}")
         return run
     report.note("1. a tokenizer from the built-in corpus")
-    return train_run(["demo"], VOCAB_SIZE, runs_dir, LABEL, report)
+    return save_run(train_on(["demo"], report, vocab_size=VOCAB_SIZE), runs_dir, LABEL)
 
 
 def _stage(stage: str, steps: int, before: Mapping[str, Run], runs_dir: Path, report: Reporter) -> Run:

@@ -18,8 +18,6 @@ from mmcli.errors import UserError
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from mmcli.run import Run
-    from mmcli.stage import Reporter
     from mmcli.text.tokenizer import Tokenizer
 
 app = App(help="Train, inspect and compare tokenizers.")
@@ -50,20 +48,29 @@ def train(
     Example: mmcli tokenizer train --data corpus.jsonl --vocab-size 6400
     """
     from mmcli.cli.console import print_json, reporter
+    from mmcli.stages.tokenizer import save_run, train_on
 
     if out is not None and (out / "tokenizer.json").exists():
         raise UserError(f"{out} has a tokenizer already", "give another --out")
     if max_mb < 0:
         raise UserError(f"--max-mb {max_mb} is below 0", "give the maximum in MB, or 0 for all of the data")
     most = max_mb * 1e6 or math.inf
-    tokenizer, facts, measured = _learn(data or ["demo"], columns or [], vocab_size, pretokenizer, most, reporter())
+    trained = train_on(
+        data or ["demo"],
+        reporter(),
+        columns=columns or (),
+        vocab_size=vocab_size,
+        pretokenizer=pretokenizer,
+        most=most,
+    )
+    tokenizer, measured = trained.tokenizer, trained.measured
     if out is None:
-        folder = _save_run(tokenizer, runs_dir, name or str(tokenizer.vocab_size), facts).model
+        folder = save_run(trained, runs_dir, name or str(tokenizer.vocab_size)).model
     else:
         folder = out
         _save_to(tokenizer, out)
     if json:
-        print_json({"path": str(folder), **facts})
+        print_json({"path": str(folder), **trained.facts})
         return
     typer.echo(
         f"{folder}: {tokenizer.vocab_size:,} tokens, {measured['characters_per_token']:.2f} characters each "
@@ -71,65 +78,11 @@ def train(
     )
 
 
-def train_run(data: list[str], vocab_size: int, runs_dir: Path, label: str, report: Reporter) -> Run:
-    """A new tokenizer run of that label."""
-    tokenizer, facts, _ = _learn(data, [], vocab_size, "qwen2", math.inf, report)
-    return _save_run(tokenizer, runs_dir, label, facts)
-
-
-def _learn(
-    data: list[str],
-    columns: list[str],
-    vocab_size: int,
-    pretokenizer: str,
-    most: float,
-    report: Reporter,
-) -> tuple[Tokenizer, dict[str, Any], dict[str, Any]]:
-    """(the tokenizer, the facts that its run keeps, its measurements on a sample)."""
-    from mmcli.data.encode.texts import open_corpus
-    from mmcli.text.train import train_tokenizer
-
-    corpus = open_corpus(data, columns, most)
-    described = ", ".join(sources.describe for sources in corpus.sources)
-    report.note(f"data: {described}; vocabulary {vocab_size:,}; pre-tokenizer {pretokenizer}")
-    tokenizer = train_tokenizer(corpus, vocab_size=vocab_size, pretokenizer=pretokenizer, report=report)
-    if corpus.skipped:
-        report.note(f"trained on {corpus.taken / 1e6:.0f} MB of the text; more: --max-mb")
-    tally = corpus.account.tally
-    for line in tally.lines():
-        report.warn(line)
-    measured = _measure(tokenizer, tokenizer.encode_text(corpus.sample), corpus.sample)
-    facts = {
-        "data": described,
-        "vocab_size": tokenizer.vocab_size,
-        "pretokenizer": pretokenizer,
-        "records": tally.kept,
-        "bytes": corpus.taken,
-        "rejected": tally.rejected,
-        "fingerprint": tokenizer.fingerprint,
-        **{name: measured[name] for name in ("characters_per_token", "bytes_per_token")},
-        "data_fingerprints": [each.fingerprint for each in corpus.sources],
-    }
-    return tokenizer, facts, measured
-
-
 def _save_to(tokenizer: Tokenizer, out: Path) -> None:
     try:
         tokenizer.save(out)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror}", "choose another --out") from None
-
-
-def _save_run(tokenizer: Tokenizer, runs_dir: Path, label: str, facts: dict[str, Any]) -> Run:
-    from mmcli.run import Run, atomic_folder
-
-    run = Run.create(runs_dir, stage="tokenizer", label=label)
-    with run.lock():
-        run.begin()
-        with atomic_folder(run.model) as folder:
-            tokenizer.save(folder)
-        run.update(state="finished", **facts)
-    return run
 
 
 @app.command()
@@ -153,13 +106,14 @@ def inspect(
     Example: mmcli tokenizer inspect "The cat sat." --ids
     """
     from mmcli.cli.console import print_json
+    from mmcli.stages.tokenizer import measure
     from mmcli.text.find import find_tokenizer
     from mmcli.text.tokenizer import whole_characters
 
     text = whole_characters(_read(text, file))
     loaded = find_tokenizer(tokenizer, runs_dir)
     encoded = _encode(loaded, text, form)
-    measured = _measure(loaded, encoded, text)
+    measured = measure(encoded, text)
     tokens = [_shown(loaded, id) for id in encoded]
     if json:
         print_json({"tokens": [token.as_json() for token in tokens], **measured})
@@ -196,14 +150,6 @@ def _encode(tokenizer: Tokenizer, text: str, form: str) -> list[int]:
 
         return encode_chat(tokenizer, [{"role": "user", "content": text}], add_generation_prompt=True).ids
     return tokenizer.encode_document(text) if form == "document" else tokenizer.encode_text(text)
-
-
-def _measure(tokenizer: Tokenizer, ids: list[int], text: str) -> dict[str, Any]:
-    """Characters and bytes of `text`, in all and per token of `ids`."""
-    size = len(text.encode("utf-8", errors="replace"))
-    count = len(ids) or 1  # a tokenizer that normalises may leave nothing of a text
-    per_token = {"characters_per_token": len(text) / count, "bytes_per_token": size / count}
-    return {"characters": len(text), "bytes": size, "count": len(ids), **per_token}
 
 
 @dataclass(frozen=True)
