@@ -8,25 +8,24 @@ a layer keeps the weights of the others, up to the scale of the residual project
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import nn
 
-if TYPE_CHECKING:
-    from mmcli.model.transformer import Transformer
+from mmcli.model.config import ModelConfig
 
 RESIDUAL_OUTPUTS = ("o_proj", "down_proj")  # projections added to the residual stream
 
 
 @torch.no_grad()
-def init_weights(model: Transformer, seed: int) -> None:
+def init_weights(model: nn.Module, config: ModelConfig, seed: int) -> None:
     """Initialize every parameter in place: biases 0, norms 1, the rest normal(0, init_std).
 
     The projections that write to the residual stream are scaled by 1/sqrt(2 * n_layers) (Radford et al. 2019, GPT-2,
     section 2.3), so that its variance does not grow with depth.
     """
-    std, residual_std = model.config.init_std, model.config.init_std / (2 * model.config.n_layers) ** 0.5
+    std, residual_std = config.init_std, config.init_std / (2 * config.n_layers) ** 0.5
     for name, parameter in model.named_parameters():
         *_, owner, leaf = ("", *name.split("."))
         if leaf == "bias":

@@ -148,7 +148,7 @@ class Transformer(nn.Module):
         self.rotary = Rotary(config) if config.position == "rope" else None
         self.checkpoint_layers = False  # recompute each layer in the backward pass: less memory, a third more work
         if not self.head_weight.is_meta:
-            init_weights(self, seed)
+            init_weights(self, config, seed)
 
     @property
     def head_weight(self) -> Tensor:

@@ -1,1 +1,1 @@
-"""The one training loop and its parts: optimizer, schedule, checkpoints, metrics."""
+"""The training loop and its parts: contract, batches ahead, optimizer, schedule, checkpoints, metrics."""

@@ -22,7 +22,7 @@ from mmcli.stage import Reporter
 
 @dataclass
 class Progress:
-    """How far a training is."""
+    """Position of a training."""
 
     step: int = 0  # updates done
     tokens: int = 0  # tokens seen, padding not counted

@@ -91,7 +91,7 @@ def _choose_compile(task: Task, config: TrainConfig, seconds: float, report: Rep
 
 
 def _compare_machine(task: Task, context: StageContext) -> None:
-    """Say where a resumed run cannot be bit-exact."""
+    """Warn where the machine has changed and a resumed run cannot be bit-exact."""
     now = {
         "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,

@@ -39,7 +39,7 @@ def test_a_layer_keeps_its_weights_when_layers_are_added() -> None:
 @pytest.mark.parametrize("use_moe", [False, True])
 def test_standard_deviations(use_moe: bool) -> None:
     model = Transformer(ModelConfig(**SIZES, n_layers=8, use_moe=use_moe, qk_norm=True))
-    init_weights(model, 3)
+    init_weights(model, model.config, 3)
     for name, parameter in model.named_parameters():
         if "norm" in name:
             assert (parameter == 1).all(), name
