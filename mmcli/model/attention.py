@@ -10,17 +10,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmcli.model.cache import CacheView, KVCache
 from mmcli.model.config import ModelConfig
-
-if TYPE_CHECKING:
-    from mmcli.model.cache import CacheView, KVCache
 
 Kernel = Literal["varlen", "causal", "full", "masked", "plain"]
 FLASH_DTYPES = (torch.bfloat16, torch.float16)  # FlashAttention on CUDA takes no others
