@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+EXPORT = "onnx"  # folder of the export inside the model folder
 GOAL = 3.0
 
 
@@ -63,27 +64,19 @@ def measure(preset: str, prompt_tokens: int, new_tokens: int, repeats: int, thre
 
 
 def export(preset: str, folder: Path) -> None:
-    """A model folder with random weights, and its graph beside them."""
-    from mmcli.cli.params import resolve_model
-    from mmcli.export.decoder import build_model
-    from mmcli.export.matrices import FORMATS
-    from mmcli.export.onnx_folder import write_graph
-    from mmcli.model.formats.hf_folder import save_model
-    from mmcli.model.transformer import Transformer
-    from mmcli.text.train import train_tokenizer
+    """A model folder with random weights, and its ONNX export inside."""
+    from mmcli.api import Transformer, export_onnx, model_config, save_model, train_tokenizer
 
-    model = Transformer(resolve_model(preset).config.model)
+    model = Transformer(model_config(preset))
     save_model(folder, model, model.config, train_tokenizer(["any text"] * 9, vocab_size=300))
-    write_graph(folder, build_model(model, FORMATS["fp32"]))
+    export_onnx(folder, out=folder / EXPORT)
 
 
 def onnx_writer(folder: Path, new_tokens: int, threads: int) -> Callable[[list[int]], list[int]]:
     """What `mmcli chat --backend onnx` does at temperature 0."""
-    from mmcli.generate.generate import generate
-    from mmcli.generate.onnx_engine import OnnxEngine
-    from mmcli.generate.sampler import SamplingConfig
+    from mmcli.api import OnnxEngine, SamplingConfig, generate
 
-    engine = OnnxEngine.load(folder, threads=threads)
+    engine = OnnxEngine.load(folder / EXPORT, threads=threads)
     greedy = SamplingConfig(temperature=0, repetition_penalty=1)
     return lambda prompt: list(generate(engine, 0, prompt, greedy, max_new_tokens=new_tokens))
 

@@ -18,7 +18,7 @@ import torch
 from contest import compete, median_ratio, serve
 from steps import THREADS, our_step, random_ids, update
 
-from mmcli.model.config import ModelConfig
+from mmcli.api import ModelConfig
 
 GOAL = 1.15
 MEMORY_GOAL = 0.5  # of the peak of transformers

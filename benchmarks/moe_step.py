@@ -10,16 +10,16 @@ import argparse
 import statistics
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from contest import compete, median_ratio, serve
 from steps import THREADS, our_step, random_ids
 from torch import Tensor
+from torch.nn import functional as F
 
-from mmcli.model import moe
-from mmcli.model.config import ModelConfig
-from mmcli.model.ffn import activate
+from mmcli.api import ModelConfig, Transformer
 
 GOAL = 1.10
 ROWS, TOKENS, AT_ONCE = 4, 512, 2
@@ -28,7 +28,7 @@ MOE = ModelConfig(**SHAPE, use_moe=True)
 DENSE = ModelConfig(**SHAPE, hidden_dim=5184)  # two routed and one shared expert of 1728
 
 
-def expert_loop(self: moe.Experts, x_RD: Tensor, counts_E: Tensor) -> Tensor:
+def expert_loop(self: Any, x_RD: Tensor, counts_E: Tensor) -> Tensor:
     """The routed experts one after the other, the output filled by indexing."""
     out = torch.zeros_like(x_RD)
     start = 0
@@ -36,14 +36,16 @@ def expert_loop(self: moe.Experts, x_RD: Tensor, counts_E: Tensor) -> Tensor:
         rows = slice(start, start + count)
         gate = x_RD[rows] @ self.gate_proj[expert].t()
         up = x_RD[rows] @ self.up_proj[expert].t()
-        out[rows] = activate(gate, up, self.config.mlp) @ self.down_proj[expert].t()
+        out[rows] = (F.silu(gate) * up) @ self.down_proj[expert].t()
         start += count
     return out
 
 
 def loop_step(ids: np.ndarray) -> Callable[[], None]:
     """The step of the mixture with that loop."""
-    moe.Experts.forward = expert_loop
+    with torch.device("meta"):
+        experts = type(Transformer(MOE).model.layers[0].mlp.experts)
+    experts.forward = expert_loop
     return our_step(MOE, ids, micro_batch=AT_ONCE, compiled=False)
 
 

@@ -7,15 +7,19 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from mmcli.data.pack.batches import Batch
-from mmcli.model.config import ModelConfig
-from mmcli.model.transformer import Transformer
-from mmcli.train.config import OptimConfig
-from mmcli.train.device import keep_freed_memory
-from mmcli.train.lm import TokenBatch, language_model_loss
-from mmcli.train.optim import build_optimizer
+from mmcli.api import (
+    Batch,
+    ModelConfig,
+    OptimConfig,
+    TokenBatch,
+    Transformer,
+    build_optimizer,
+    keep_freed_memory,
+    language_model_loss,
+)
 
 THREADS = 2
+CPU = torch.device("cpu")
 
 
 def random_ids(rows: int, tokens: int, vocab_size: int) -> np.ndarray:
@@ -46,7 +50,7 @@ def our_step(config: ModelConfig, ids: np.ndarray, *, micro_batch: int, compiled
 
     def step() -> None:
         for batch in batches:
-            terms = language_model_loss(forward, batch, config).terms
+            terms = language_model_loss(forward, batch.to(CPU), config).terms
             total = terms["loss"].sum / targets
             if "balance" in terms:
                 total = total + config.aux_loss_alpha * terms["balance"].sum / len(ids)

@@ -68,9 +68,7 @@ def main() -> int:
 
 def large(place: Path) -> tuple[float, float]:
     """(peak memory for 500 MB over that for 50 MB, seconds of a second start with 500 MB)."""
-    from mmcli.data.encode.cache import TokenCache
-    from mmcli.data.sources.sources import open_sources
-    from mmcli.text.tokenizer import Tokenizer
+    from mmcli.api import TokenCache, Tokenizer, open_sources
 
     part, whole = write_corpus(place / "50.jsonl", 50), place / "500.jsonl"
     with whole.open("wb") as file:
@@ -95,11 +93,12 @@ def large(place: Path) -> tuple[float, float]:
 
 def write_corpus(path: Path, megabytes: float) -> Path:
     """Documents of the built-in corpus, eight to a record, of other seeds until there is enough."""
-    from mmcli.data import demo
+    from mmcli.api import Record, open_sources
 
     with path.open("w", encoding="utf-8") as file:
         for seed in itertools.count():
-            documents = iter(demo.documents(seed))
+            records = open_sources(["demo"], seed=seed).records()
+            documents = (record.value["text"] for record in records if isinstance(record, Record))
             while group := list(itertools.islice(documents, 8)):
                 file.write(json.dumps({"text": "\n\n".join(group)}, ensure_ascii=False) + "\n")
             if file.tell() >= megabytes * 1e6:
@@ -108,7 +107,7 @@ def write_corpus(path: Path, megabytes: float) -> Path:
 
 
 def make_tokenizer(data: Path, place: Path) -> None:
-    from mmcli.text.train import train_tokenizer
+    from mmcli.api import train_tokenizer
 
     with data.open(encoding="utf-8") as lines:
         texts = [json.loads(line)["text"] for line in itertools.islice(lines, 2000)]
@@ -122,9 +121,7 @@ def text_bytes(data: Path) -> int:
 
 def cache_way(data: Path, place: Path) -> Callable[[], None]:
     """What a training does, in a folder of its own each turn."""
-    from mmcli.data.encode.cache import TokenCache
-    from mmcli.data.sources.sources import open_sources
-    from mmcli.text.tokenizer import Tokenizer
+    from mmcli.api import TokenCache, Tokenizer, open_sources
 
     tokenizer = Tokenizer.load(place / "tokenizer")
     turns = itertools.count()

@@ -149,7 +149,8 @@ def _show(
 ) -> None:
     from rich.table import Table
 
-    from mmcli.cli.console import one_line, out
+    from mmcli.cli.console import out
+    from mmcli.cli.progress import one_line
 
     console = out()
     table = Table(box=None, pad_edge=False)

@@ -11,7 +11,7 @@ from mmcli.cli.help import App
 from mmcli.cli.options import AsJson, Model, RunsDir
 
 if TYPE_CHECKING:
-    from mmcli.export.onnx_export import Export
+    from mmcli.export.onnx_export import OnnxExport
     from mmcli.export.proof import Proof
     from mmcli.run import ModelRef
 
@@ -73,11 +73,11 @@ def huggingface(
     import dataclasses
 
     from mmcli.cli.console import print_json, reporter
+    from mmcli.export.locate import default_hf_folder
     from mmcli.run import find_language_model
 
     found = find_language_model(model, runs_dir)
-    place = (found.run.path / "export" if found.run else found.path) / (f"hf-{dtype}" if dtype else "hf")
-    folder = out if out is not None else place
+    folder = out if out is not None else default_hf_folder(found, dtype)
     report = reporter()
     report.note(f"exporting {found.label} to {folder}")
     from mmcli.export.huggingface import export_huggingface
@@ -102,7 +102,7 @@ def huggingface(
         )
 
 
-def _document(found: ModelRef, made: Export) -> dict[str, Any]:
+def _document(found: ModelRef, made: OnnxExport) -> dict[str, Any]:
     import dataclasses
 
     proof = {**dataclasses.asdict(made.proof), "perplexity_rise": made.proof.perplexity_rise}

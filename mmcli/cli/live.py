@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from mmcli.cli.console import amount, is_milestone, one_line, step_line
+from mmcli.cli.progress import amount, is_milestone, one_line, step_line
 from mmcli.stage import Metric
 
 

@@ -21,6 +21,11 @@ def default_folder(ref: ModelRef, dtype: Dtype) -> Path:
     return (ref.run.path / "export" if ref.run else ref.path) / f"onnx-{dtype}"
 
 
+def default_hf_folder(ref: ModelRef, dtype: str | None) -> Path:
+    """`RUN/export/hf` or `hf-DTYPE`, or the same inside a model folder that is of no run."""
+    return (ref.run.path / "export" if ref.run else ref.path) / (f"hf-{dtype}" if dtype else "hf")
+
+
 def find_export(ref: ModelRef, dtype: Dtype = "fp32") -> Path | None:
     """The export of a model: its folder if that is one, else that at the default place if it is of these weights."""
     if (ref.path / GRAPH_FILE).is_file():

@@ -25,7 +25,7 @@ from mmcli.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
-class Export:
+class OnnxExport:
     """An export that was verified against torch."""
 
     folder: Path
@@ -35,8 +35,8 @@ class Export:
 
 def export_onnx(
     source: Path, out: Path, *, dtype: Dtype = "fp32", stage: str | None = None, report: Reporter | None = None
-) -> Export:
-    """Export the model in `source` into `out`, which is replaced if it is an earlier export.
+) -> OnnxExport:
+    """OnnxExport the model in `source` into `out`, which is replaced if it is an earlier export.
 
     Args:
         dtype: how matrices are stored: "fp32", or "int8" (uint8, activations quantized as they come).
@@ -68,4 +68,4 @@ def export_onnx(
             "proof": dataclasses.asdict(proof),
         }
         (beside / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    return Export(out, proof, size)
+    return OnnxExport(out, proof, size)

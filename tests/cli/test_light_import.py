@@ -20,6 +20,14 @@ def test_importing_the_command_line_loads_nothing_heavy() -> None:
     assert loaded_after("import mmcli.cli") == set()
 
 
+def test_importing_the_python_interface_loads_nothing_heavy() -> None:
+    assert loaded_after("import mmcli.api") == set()
+    light = (
+        "Adapter, ConfigError, DataConfig, OptimConfig, Stage, StageContext, TrainConfig, UserError, option, run_stage"
+    )
+    assert loaded_after(f"from mmcli.api import {light}") == set()
+
+
 @pytest.mark.parametrize(
     "argv",
     [

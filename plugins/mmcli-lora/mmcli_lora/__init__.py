@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mmcli.config import ConfigError, option
-from mmcli.errors import did_you_mean
-from mmcli.stage import Adapter
+from mmcli.api import Adapter, ConfigError, did_you_mean, option
 
 LAYERS = ("q", "k", "v", "o", "gate", "up", "down")  # without their `_proj`
 ALL = "all"

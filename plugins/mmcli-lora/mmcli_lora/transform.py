@@ -11,8 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from mmcli.errors import UserError
-from mmcli.model.transformer import Transformer
+from mmcli.api import Transformer, UserError
 from mmcli_lora import ALL, LoraConfig
 from mmcli_lora.layer import A, B, LoraLinear
 

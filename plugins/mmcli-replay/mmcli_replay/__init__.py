@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
-from mmcli.config import ConfigError, option
-from mmcli.data.config import DataConfig
-from mmcli.stage import Stage
-from mmcli.train.config import OptimConfig, TrainConfig
+from mmcli.api import ConfigError, DataConfig, OptimConfig, Stage, TrainConfig, option
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mmcli.data.sources.pinning import pin
-from mmcli.data.sources.sources import split_weight
-from mmcli.errors import UserError
-from mmcli.run import ModelRef, Run, find_run
+from mmcli.api import ModelRef, Run, UserError, find_run, pin, split_weight
 
 TEXT_STAGES = ("pretrain", "continue")
 BY_NAME = "--replay books/"

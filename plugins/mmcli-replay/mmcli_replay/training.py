@@ -8,17 +8,26 @@ from typing import Any
 
 from torch import nn
 
-from mmcli.config import Layer, resolve
-from mmcli.data.config import DataConfig
-from mmcli.data.sources.pinning import pin_data
-from mmcli.data.sources.sources import open_data
-from mmcli.stage import Metric, StageContext
-from mmcli.stages.samples import continuations
-from mmcli.stages.start import Start, prepare_start
-from mmcli.stages.tokens import TokenRows, open_rows, token_task
-from mmcli.train.device import choose_accelerator, make_deterministic
-from mmcli.train.loop import train
-from mmcli.train.task import StepBatch, Task
+from mmcli.api import (
+    DataConfig,
+    Layer,
+    Metric,
+    StageContext,
+    Start,
+    StepBatch,
+    Task,
+    TokenRows,
+    choose_accelerator,
+    continuations,
+    make_deterministic,
+    open_data,
+    open_rows,
+    pin_data,
+    prepare_start,
+    resolve,
+    token_task,
+    train,
+)
 from mmcli_replay import ContinueConfig
 from mmcli_replay.history import OldText, old_text
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmcli.cli.console import step_line
+from mmcli.cli.progress import step_line
 from mmcli.data.pack.batches import Batch
 from mmcli.model.config import ModelConfig
 from mmcli.model.transformer import Transformer

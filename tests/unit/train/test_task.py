@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmcli.cli.console import is_milestone, step_line
+from mmcli.cli.progress import is_milestone, step_line
 from mmcli.model.config import ModelConfig
 from mmcli.stage import Metric
 from mmcli.stages.dpo import HELD_OUT_METRICS as HELD_OUT_PAIRS
