@@ -26,7 +26,7 @@ from mmcli.train.config import OptimConfig, TrainConfig
 from mmcli.train.device import keep_freed_memory, measure_peak_flops, seed_step
 from mmcli.train.feed import Feed
 from mmcli.train.metrics import MetricsFile
-from mmcli.train.optim import build_optimizer
+from mmcli.train.optim import build_optimizer, set_learning_rate
 from mmcli.train.plan import Plan, make_plan
 from mmcli.train.schedule import learning_rate
 from mmcli.train.signals import StopSignals
@@ -48,7 +48,8 @@ class _Training:
         self.task, self.optim, self.config = task, optim, config
         self.context, self.report, self.run_folder = context, context.report, context.run
         self.model, self.device = task.model, task.accelerator.device
-        self.optimizer = build_optimizer(self.model, optim)
+        dtype = torch.bfloat16 if task.accelerator.precision == "bf16" else torch.float32
+        self.optimizer = build_optimizer(self.model, optim, dtype=dtype)
         self.feed = Feed(task, config.seed)
         self.progress = Progress()
         self.last: dict[str, Any] = {}
@@ -120,8 +121,7 @@ class _Training:
         started = time.perf_counter()
         step = self.progress.step
         rate = learning_rate(step, steps, self.optim)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_learning_rate(self.optimizer, rate)
         batches = self.feed.batches(step, last=step + 1 == steps)
         seed_step(self.config.seed, step)
         self.model.train()
