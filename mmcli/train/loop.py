@@ -26,7 +26,7 @@ from mmcli.train.config import OptimConfig, TrainConfig
 from mmcli.train.device import keep_freed_memory, measure_peak_flops, seed_step
 from mmcli.train.feed import Feed
 from mmcli.train.metrics import MetricsFile
-from mmcli.train.optim import build_optimizer, set_learning_rate
+from mmcli.train.optim import build_optimizer, set_learning_rate, undone
 from mmcli.train.plan import Plan, make_plan
 from mmcli.train.schedule import learning_rate
 from mmcli.train.signals import StopSignals
@@ -79,19 +79,29 @@ class _Training:
         self.report.note(f"resumed at step {found.step}")
 
     def _probe(self) -> tuple[float, int]:
-        """(seconds, tokens) of an optimizer step: its rollouts, and a micro-batch's forward and backward scaled up."""
+        """(seconds, tokens) of a step: its rollouts, a micro-batch's forward and backward scaled up, and the update.
+
+        The update is measured and undone.
+        """
         started = time.perf_counter()
         batches = self.feed.batches(self.progress.step)
         rollout_seconds = time.perf_counter() - started if self.task.rollouts is not None else 0.0
+        backward_seconds = self._time(lambda: self._backward(self.model, batches[0], batches[0].counts))
+        with undone(self.optimizer):
+            update_seconds = self._time(lambda: (self._clip(), self.optimizer.step()))
+        self.optimizer.zero_grad(set_to_none=True)
+        tokens = sum(batch.tokens for batch in batches)
+        return rollout_seconds + backward_seconds * tokens / max(1, batches[0].tokens) + update_seconds, tokens
+
+    def _time(self, work: Callable[[], object]) -> float:
+        """Seconds of `work`, the best of two after one to warm up."""
         seconds = []
         for _ in range(3):
             started = time.perf_counter()
-            self._backward(self.model, batches[0], batches[0].counts)
+            work()
             self._wait()
             seconds.append(time.perf_counter() - started)
-        self.optimizer.zero_grad(set_to_none=True)
-        tokens = sum(batch.tokens for batch in batches)
-        return rollout_seconds + min(seconds[1:]) * tokens / max(1, batches[0].tokens), tokens
+        return min(seconds[1:])
 
     def _wait(self) -> None:
         if self.device.type == "cuda":

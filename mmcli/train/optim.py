@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -73,3 +75,22 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Give every group `rate` times its `lr_factor`."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_factor"]
+
+
+@contextlib.contextmanager
+def undone(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """A trial: steps taken inside start with no state, and leave parameters and state as they were, bit for bit.
+
+    It holds a copy of the parameters meanwhile. Gradients are not restored.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    values, state = [parameter.detach().clone() for parameter in parameters], dict(optimizer.state)
+    optimizer.state.clear()  # in place: Muon's AdamW shares it
+    try:
+        yield
+    finally:
+        optimizer.state.clear()
+        optimizer.state.update(state)
+        with torch.no_grad():
+            for parameter, value in zip(parameters, values, strict=True):
+                parameter.copy_(value)

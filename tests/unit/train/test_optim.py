@@ -12,7 +12,7 @@ from mmcli.model.count import tensors
 from mmcli.model.transformer import Transformer
 from mmcli.train.config import OptimConfig
 from mmcli.train.muon import Muon
-from mmcli.train.optim import build_optimizer, parameter_groups, role_of, set_learning_rate
+from mmcli.train.optim import build_optimizer, parameter_groups, role_of, set_learning_rate, undone
 
 SMALL = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 50, "max_seq_len": 64}
 MODELS = {
@@ -132,3 +132,44 @@ def test_a_first_step_is_adam_with_the_given_numbers() -> None:
     weight.weight.grad = torch.full((1, 1), 0.5)
     optimizer.step()  # the bias-corrected moments of a first step are g and g^2
     assert abs(float(weight.weight.detach()) - (2.0 * (1 - 0.01 * 0.1) - 0.01 * 0.5 / (0.5 + 1e-3))) < 1e-6
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("steps_before", [0, 2])
+def test_undone_steps_leave_no_trace(optimizer: str, steps_before: int) -> None:
+    found = []
+    for trials in (0, 3):
+        model = Transformer(MODELS["moe"])
+        made = build_optimizer(model, OptimConfig(optimizer=optimizer, lr=0.1))  # type: ignore[arg-type]
+        for _ in range(steps_before):
+            step(model, made)
+        kept = {id(p): {key: value.clone() for key, value in made.state[p].items()} for p in list(made.state)}
+        before = [p.detach().clone() for p in model.parameters()]
+        with undone(made):
+            for _ in range(trials):
+                step(model, made)
+            moved = any(not torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True))
+            assert moved == (trials > 0)
+        assert all(torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True))
+        assert {id(p) for p in made.state} == set(kept)
+        assert all(torch.equal(kept[id(p)][key], value) for p in made.state for key, value in made.state[p].items())
+        step(model, made)
+        found.append([p.detach().clone() for p in model.parameters()])
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
+def test_steps_are_undone_after_an_error_too() -> None:
+    model = Transformer(MODELS["dense"])
+    optimizer = build_optimizer(model, FACTORS)
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(RuntimeError), undone(optimizer):
+        step(model, optimizer)
+        raise RuntimeError
+    assert all(torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True)) and not optimizer.state
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """An update with gradients that repeat."""
+    for i, parameter in enumerate(model.parameters()):
+        parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
+    optimizer.step()
