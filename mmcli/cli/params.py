@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -84,6 +84,7 @@ def count(
     ] = None,
     seq_len: Annotated[int, typer.Option(help="Sequence length in tokens, for FLOPs and training memory.")] = 512,
     micro_batch: Annotated[int, typer.Option(help="Sequences per forward pass, for training memory.")] = 1,
+    optimizer: Annotated[Literal["adamw", "muon"], typer.Option(help="Optimizer, for training memory.")] = "adamw",
     as_json: AsJson = False,
 ) -> None:
     """Count the parameters, bytes and FLOPs of a model exactly, without building it.
@@ -96,7 +97,7 @@ def count(
         raise UserError(what, "give a length in that range, or raise the limit with --set model.max_seq_len=...")
     if micro_batch < 1:
         raise UserError(f"--micro-batch {micro_batch} is not positive", "give 1 or more")
-    figures = _figures(model, seq_len, micro_batch)
+    figures = _figures(model, seq_len, micro_batch, optimizer)
     changed = bool(config or sets)
     about = {} if changed else preset_about(preset)
     shown = {"preset": preset, "changed": changed, "documented": about.get("documented"), **figures}
@@ -108,12 +109,12 @@ def count(
         typer.echo("\n".join(_report(shown, model)))
 
 
-def _figures(model: ModelConfig, seq_len: int, micro_batch: int) -> dict[str, Any]:
+def _figures(model: ModelConfig, seq_len: int, micro_batch: int, optimizer: Literal["adamw", "muon"]) -> dict[str, Any]:
     """Every figure of `params count`, as `--json` prints them."""
     from mmcli.model import count as counting
 
     counted = counting.count_parameters(model)
-    memory = counting.training_memory_bytes(model, seq_len * micro_batch)
+    memory = counting.training_memory_bytes(model, seq_len * micro_batch, optimizer=optimizer)
     textbook = counting.textbook_count(model)
     return {
         "total": counted.total,
@@ -124,6 +125,7 @@ def _figures(model: ModelConfig, seq_len: int, micro_batch: int) -> dict[str, An
             "weights": memory.weights,
             "gradients": memory.gradients,
             "optimizer": memory.optimizer,
+            "optimizer_name": optimizer,
             "activations_estimate": memory.activations,
             "total": memory.total,
             "tokens_per_micro_batch": seq_len * micro_batch,
@@ -174,6 +176,7 @@ def _memory_lines(shown: dict[str, Any]) -> list[str]:
         shown[key] for key in ("weight_bytes", "training_memory_bytes", "kv_cache_bytes_per_1000_tokens")
     )
     flops = shown["flops_per_token"]
+    optimizer = {"adamw": "AdamW", "muon": "Muon with AdamW"}[memory["optimizer_name"]]
     exact = memory["total"] - memory["activations_estimate"]
     return [
         _row("weights", _bytes(weights["fp32"]), f"fp32; bf16 {_bytes(weights['bf16'])}"),
@@ -183,7 +186,7 @@ def _memory_lines(shown: dict[str, Any]) -> list[str]:
             _bytes(memory["total"]),
             f"fp32, micro-batch of {memory['tokens_per_micro_batch']:,} tokens",
         ),
-        _row("  exact", _bytes(exact), "weights, gradients and AdamW"),
+        _row("  exact", _bytes(exact), f"weights, gradients and {optimizer}"),
         _row("  estimated", _bytes(memory["activations_estimate"]), "activations"),
         _row("KV cache, 1,000 tokens", _bytes(cache["fp32"]), f"fp32; bf16 {_bytes(cache['bf16'])}"),
         _row("FLOPs/token, forward", _flops(flops["forward"]), f"sequences of {flops['seq_len']:,} tokens, causal"),

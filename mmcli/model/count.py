@@ -41,6 +41,11 @@ class Tensors:
     def is_matrix(self) -> bool:
         return len(self.shape) == 2
 
+    @property
+    def is_hidden(self) -> bool:
+        """True for the matrices inside the layers that Muon may train: of attention, FFN and experts."""
+        return self.is_matrix and self.component in ("attention", "ffn", "experts", "shared_experts")
+
 
 @dataclass(frozen=True)
 class ParameterCount:
@@ -176,16 +181,18 @@ def training_memory_bytes(
     activation_bytes: int = 4,
     activation_checkpointing: bool = False,
     logits_chunk: int = 1024,
+    optimizer: Literal["adamw", "muon"] = "adamw",
 ) -> TrainingMemory:
-    """Memory of a training step with AdamW on one device, in bytes.
+    """Memory of a training step on one device, in bytes.
 
-    Exact: fp32 weights and gradients (4 bytes each per parameter) and AdamW's two moments (8). Estimated: the
-    activations saved for the backward pass, `activation_bytes` each (4 in fp32, 2 in bf16). Per layer and token these
-    are, with fused attention: input and output of both norms, q, k, v and the attention output, and the FFN's
-    intermediate values (gate, up, activated gate and product; two without a gate) for each expert used; with
-    `activation_checkpointing`, each layer's input and the activations of one layer. Added to that are the final norm
-    and the fp32 logits of one chunk of `logits_chunk` tokens with their gradient. Not counted: the program itself and
-    the memory reserved by the allocator.
+    Exact: fp32 weights and gradients (4 bytes each per parameter) and AdamW's two moments (8); Muon keeps one moment
+    (4) for the hidden matrices, and its working memory within a step is not counted. Estimated: the activations saved
+    for the backward pass, `activation_bytes` each (4 in fp32, 2 in bf16). Per layer and token these are, with fused
+    attention: input and output of both norms, q, k, v and the attention output, and the FFN's intermediate values
+    (gate, up, activated gate and product; two without a gate) for each expert used; with `activation_checkpointing`,
+    each layer's input and the activations of one layer. Added to that are the final norm and the fp32 logits of one
+    chunk of `logits_chunk` tokens with their gradient. Not counted: the program itself and the memory reserved by the
+    allocator.
     """
     total = count_parameters(config).total
     D, F = config.dim, config.ffn_dim
@@ -197,7 +204,8 @@ def training_memory_bytes(
     kept = config.n_layers * D + layer if activation_checkpointing else config.n_layers * layer
     logits = 2 * 4 * min(tokens_per_micro_batch, logits_chunk) * config.vocab_size
     activations = tokens_per_micro_batch * (kept + 2 * D) * activation_bytes + logits
-    return TrainingMemory(4 * total, 4 * total, 8 * total, activations)
+    spared = sum(t.numel * t.copies for t in tensors(config) if t.is_hidden) if optimizer == "muon" else 0
+    return TrainingMemory(4 * total, 4 * total, 8 * total - 4 * spared, activations)
 
 
 def kv_cache_bytes_per_1000_tokens(config: ModelConfig, bytes_per_value: int = 4) -> int:

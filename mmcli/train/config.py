@@ -11,12 +11,20 @@ from mmcli.config import ConfigError, option
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW (Loshchilov and Hutter, 2019) with linear warmup and cosine decay."""
+    """AdamW (Loshchilov and Hutter, 2019), or Muon (Jordan et al., 2024) for the hidden matrices and AdamW for the
+    rest, with linear warmup and cosine decay."""
 
+    optimizer: Literal["adamw", "muon"] = option(
+        "adamw", "optimizer; muon: Muon for hidden matrices, AdamW for the rest", flag="--optimizer"
+    )
     lr: float = option(5e-4, "peak learning rate", flag="--lr")
     min_lr_ratio: float = option(0.1, "final learning rate as a fraction of the peak")
     warmup_ratio: float = option(0.02, "fraction of the steps with linear warmup")
     weight_decay: float = option(0.1, "decoupled weight decay of matrices (not of norms and biases)")
+    embedding_lr_factor: float = option(1.0, "learning rate of embeddings (tied head included), as a multiple of lr")
+    head_lr_factor: float = option(1.0, "learning rate of an untied output head, as a multiple of lr")
+    vector_lr_factor: float = option(1.0, "learning rate of norms and biases, as a multiple of lr")
+    momentum: float = option(0.95, "Muon momentum (Nesterov)")
     beta1: float = option(0.9, "AdamW beta1, decay of the first moment")
     beta2: float = option(0.95, "AdamW beta2, decay of the second moment")
     eps: float = option(1e-8, "AdamW epsilon")
@@ -25,10 +33,14 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if self.lr < 0:
             raise ConfigError("lr", f"optim.lr = {self.lr} is negative", "give a rate such as 5e-4")
-        for name in ("min_lr_ratio", "warmup_ratio", "beta1", "beta2"):
+        for name in ("min_lr_ratio", "warmup_ratio", "momentum", "beta1", "beta2"):
             value = getattr(self, name)
             if not 0.0 <= value <= 1.0:
                 raise ConfigError(name, f"optim.{name} = {value} is not in 0 to 1", "give a fraction such as 0.1")
+        for name in ("embedding_lr_factor", "head_lr_factor", "vector_lr_factor"):
+            value = getattr(self, name)
+            if value < 0.0:
+                raise ConfigError(name, f"optim.{name} = {value} is negative", "give a factor such as 1.0")
 
 
 @dataclass(frozen=True, kw_only=True)

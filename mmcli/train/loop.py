@@ -26,7 +26,7 @@ from mmcli.train.config import OptimConfig, TrainConfig
 from mmcli.train.device import keep_freed_memory, measure_peak_flops, seed_step
 from mmcli.train.feed import Feed
 from mmcli.train.metrics import MetricsFile
-from mmcli.train.optim import build_optimizer
+from mmcli.train.optim import build_optimizer, set_learning_rate, undone
 from mmcli.train.plan import Plan, make_plan
 from mmcli.train.schedule import learning_rate
 from mmcli.train.signals import StopSignals
@@ -48,7 +48,8 @@ class _Training:
         self.task, self.optim, self.config = task, optim, config
         self.context, self.report, self.run_folder = context, context.report, context.run
         self.model, self.device = task.model, task.accelerator.device
-        self.optimizer = build_optimizer(self.model, optim)
+        dtype = torch.bfloat16 if task.accelerator.precision == "bf16" else torch.float32
+        self.optimizer = build_optimizer(self.model, optim, dtype=dtype)
         self.feed = Feed(task, config.seed)
         self.progress = Progress()
         self.last: dict[str, Any] = {}
@@ -78,19 +79,29 @@ class _Training:
         self.report.note(f"resumed at step {found.step}")
 
     def _probe(self) -> tuple[float, int]:
-        """(seconds, tokens) of an optimizer step: its rollouts, and a micro-batch's forward and backward scaled up."""
+        """(seconds, tokens) of a step: its rollouts, a micro-batch's forward and backward scaled up, and the update.
+
+        The update is measured and undone.
+        """
         started = time.perf_counter()
         batches = self.feed.batches(self.progress.step)
         rollout_seconds = time.perf_counter() - started if self.task.rollouts is not None else 0.0
+        backward_seconds = self._time(lambda: self._backward(self.model, batches[0], batches[0].counts))
+        with undone(self.optimizer):
+            update_seconds = self._time(lambda: (self._clip(), self.optimizer.step()))
+        self.optimizer.zero_grad(set_to_none=True)
+        tokens = sum(batch.tokens for batch in batches)
+        return rollout_seconds + backward_seconds * tokens / max(1, batches[0].tokens) + update_seconds, tokens
+
+    def _time(self, work: Callable[[], object]) -> float:
+        """Seconds of `work`, the best of two after one to warm up."""
         seconds = []
         for _ in range(3):
             started = time.perf_counter()
-            self._backward(self.model, batches[0], batches[0].counts)
+            work()
             self._wait()
             seconds.append(time.perf_counter() - started)
-        self.optimizer.zero_grad(set_to_none=True)
-        tokens = sum(batch.tokens for batch in batches)
-        return rollout_seconds + min(seconds[1:]) * tokens / max(1, batches[0].tokens), tokens
+        return min(seconds[1:])
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
@@ -120,8 +131,7 @@ class _Training:
         started = time.perf_counter()
         step = self.progress.step
         rate = learning_rate(step, steps, self.optim)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_learning_rate(self.optimizer, rate)
         batches = self.feed.batches(step, last=step + 1 == steps)
         seed_step(self.config.seed, step)
         self.model.train()

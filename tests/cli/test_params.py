@@ -88,6 +88,16 @@ def test_length_and_rows_change_flops_and_memory(capsys: pytest.CaptureFixture[s
     assert long["training_memory_bytes"]["weights"] == short["training_memory_bytes"]["weights"]
 
 
+def test_muon_needs_less_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    adamw, muon = (
+        as_json(capsys, "params", "count", "--optimizer", name)["training_memory_bytes"] for name in ("adamw", "muon")
+    )
+    assert adamw == as_json(capsys, "params", "count")["training_memory_bytes"]
+    hidden = 25_829_888 - 6400 * 512 - 17 * 512
+    assert adamw["optimizer"] - muon["optimizer"] == adamw["total"] - muon["total"] == 4 * hidden
+    assert "weights, gradients and Muon with AdamW" in shown(capsys, "params", "count", "--optimizer", "muon")
+
+
 @pytest.mark.parametrize(
     ("argv", "named", "hint"),
     [

@@ -53,6 +53,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 EXTRA = {
     "dense with dropout": ["--set", "model.dropout=0.1", "--epochs", "3"],
     "experts": ["--set", "model.use_moe=true", "--set", "model.dropout=0.1"],
+    "muon": ["--optimizer", "muon", "--set", "model.use_moe=true", "--set", "model.dropout=0.1"],
     "compiled": ["--compile", "on", "--set", "model.dropout=0.1"],
 }
 CASES = [name if name != "compiled" else pytest.param(name, marks=pytest.mark.slow) for name in EXTRA]

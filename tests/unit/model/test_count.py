@@ -113,6 +113,26 @@ def test_training_memory_is_exact_but_for_activations() -> None:
     assert memory.total == 16 * 25_829_888 + memory.activations
 
 
+@pytest.mark.parametrize("preset", ["small", "moe"])
+def test_muon_keeps_one_moment_of_the_hidden_matrices(preset: str) -> None:
+    config = model(preset)
+    count = count_parameters(config)
+    hidden = count.attention + count.ffn + count.experts + count.shared_experts
+    memory = training_memory_bytes(config, 1024, optimizer="muon")
+    assert memory.optimizer == 8 * (count.total - hidden) + 4 * hidden
+    assert memory.total == training_memory_bytes(config, 1024).total - 4 * hidden
+
+
+def test_muon_does_not_take_biases() -> None:
+    config = ModelConfig(n_layers=1, bias=True)
+    plain = ModelConfig(n_layers=1)
+    spared = [
+        training_memory_bytes(c, 64).optimizer - training_memory_bytes(c, 64, optimizer="muon").optimizer
+        for c in (config, plain)
+    ]
+    assert spared[0] == spared[1]
+
+
 def test_training_memory_grows_with_tokens_and_shrinks_with_bf16_and_checkpointing() -> None:
     config = model("small")
     one, two = (training_memory_bytes(config, tokens).activations for tokens in (2048, 4096))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from mmcli.config import resolve
 from mmcli.errors import MmcliError
 from mmcli.run import Run
 from mmcli.stage import LossOutput, Silent, StageContext, Term
+from mmcli.train import loop
 from mmcli.train.config import OptimConfig, TrainConfig
 from mmcli.train.device import choose_accelerator
 from mmcli.train.loop import train
@@ -124,6 +126,30 @@ def test_checkpoints_are_kept_in_number(tmp_path: Path) -> None:
         "step-000008",
     ]
     assert (where.run.model / "config.json").is_file()
+
+
+def test_the_measured_step_has_one_update_and_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = OptimConfig(lr=0.05, warmup_ratio=0.0)
+    made, where = task(2), context(tmp_path)
+    build = loop.build_optimizer
+
+    def build_slow(*args: Any, **options: Any) -> torch.optim.Optimizer:
+        found = build(*args, **options)
+        found.register_step_pre_hook(lambda *_: time.sleep(0.2))
+        return found
+
+    monkeypatch.setattr(loop, "build_optimizer", build_slow)
+    train(made, config, TrainConfig(steps=1), where)
+    measured = where.run.read_config("resolved.toml")["measured"]["step_seconds"]
+    assert 0.2 <= measured < 1.2  # one update, not one for each of the 6 micro-batches
+
+    once, unmeasured = task(2), context(tmp_path)
+    unmeasured.run.choose("measured", lambda: {"step_seconds": 0.2, "step_tokens": 1})
+    train(once, config, TrainConfig(steps=1), unmeasured)
+    for one, other in zip(made.model.parameters(), once.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    (saved, expected) = (each.run.checkpoints / "step-000001" / "optimizer.safetensors" for each in (where, unmeasured))
+    assert saved.read_bytes() == expected.read_bytes()
 
 
 def test_a_budget_sets_the_steps(tmp_path: Path) -> None:
