@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mmcli.errors import UserError
-from mmcli.text.opaque import Texts
+from mmcli.text.opaque import Plain
 from mmcli.text.sandbox import compile_template, render
 from mmcli.text.template import CHATML
 
@@ -19,14 +19,6 @@ WEATHER = {
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
     },
 }
-
-
-class Plain(Texts):
-    """Writes JSON into the text itself."""
-
-    def to_json(self, value: Any, **options: Any) -> str:
-        super().to_json(value, **options)
-        return self.texts[-1]
 
 
 def rendered(messages: list[dict[str, Any]], source: str = CHATML, **variables: Any) -> str:
