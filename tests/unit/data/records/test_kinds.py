@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mmcli.data.record import Record, RecordError
-from mmcli.data.records.conversations import as_chat
+from mmcli.data.records.conversations import as_chat, split_reasoning
 from mmcli.data.records.kinds import all_kinds, as_text, dump_kinds, find_kind, kind_of, register_kind
 from mmcli.data.records.preferences import as_preference
 from mmcli.errors import UserError
@@ -125,12 +125,12 @@ REASONED = {**A, "reasoning_content": "hm\n  so"}
     ],
 )
 def test_reasoning_that_a_reply_begins_with_is_split_off(value: dict[str, Any]) -> None:
-    assert as_chat(record(**value)).messages == [Q, REASONED]
+    assert split_reasoning(as_chat(record(**value)).messages) == [Q, REASONED]
 
 
 def test_reasoning_of_a_history_is_split_off() -> None:
     chat = as_chat(record(instruction="question", output="answer", history=[["question", THOUGHT]]))
-    assert chat.messages == [Q, REASONED, Q, A]
+    assert split_reasoning(chat.messages) == [Q, REASONED, Q, A]
 
 
 @pytest.mark.parametrize("reply", [THOUGHT, [{**A, "content": THOUGHT}], {"from": "gpt", "value": THOUGHT}])
@@ -138,10 +138,10 @@ def test_reasoning_of_preferred_replies_is_split_off(reply: Any) -> None:
     for prompt in ({"prompt": "question"}, {"conversations": [Q]}, {"instruction": "question"}):
         preference = as_preference(record(**prompt, chosen=reply, rejected="<think>other</think>answer"))
         assert preference.prompt == [Q]
-        assert preference.chosen == [REASONED]
-        assert preference.rejected == [{**A, "reasoning_content": "other"}]
+        assert split_reasoning(preference.chosen) == [REASONED]
+        assert split_reasoning(preference.rejected) == [{**A, "reasoning_content": "other"}]
     whole = as_preference(record(chosen=[Q, {**A, "content": THOUGHT}], rejected=[Q, A]))
-    assert (whole.prompt, whole.chosen, whole.rejected) == ([Q], [REASONED], [A])
+    assert (whole.prompt, split_reasoning(whole.chosen), whole.rejected) == ([Q], [REASONED], [A])
 
 
 @pytest.mark.parametrize(
@@ -156,18 +156,20 @@ def test_reasoning_of_preferred_replies_is_split_off(reply: Any) -> None:
     ],
 )
 def test_what_is_reasoning_in_a_text(text: str, message: dict[str, Any]) -> None:
-    assert as_chat(record(messages=[Q, {**A, "content": text}])).messages[1] == message
-    assert as_chat(record(instruction="question", output=text)).messages[1] == message
+    written = {**A, "content": text}
+    for chat in (as_chat(record(messages=[Q, written])), as_chat(record(instruction="question", output=text))):
+        assert split_reasoning(chat.messages) == [Q, message]
+        assert chat.messages == [Q, written]  # for templates that show no reasoning
 
 
 def test_a_message_that_has_its_reasoning_keeps_its_text() -> None:
     given = {**A, "content": THOUGHT, "reasoning_content": "given"}
-    assert as_chat(record(messages=[Q, given])).messages[1] == given
+    assert split_reasoning(as_chat(record(messages=[Q, given])).messages)[1] == given
 
 
 def test_only_an_assistant_reasons() -> None:
     spoken = [{"role": role, "content": THOUGHT} for role in ("system", "user", "tool")]
-    assert as_chat(record(messages=[*spoken, A])).messages == [*spoken, A]
+    assert split_reasoning(as_chat(record(messages=[*spoken, A])).messages) == [*spoken, A]
     asked = {"role": "user", "content": THOUGHT}
     chat = as_chat(record(instruction=THOUGHT, output="answer", system=THOUGHT, history=[[THOUGHT, "a"]]))
     assert chat.messages == [spoken[0], asked, {**A, "content": "a"}, asked, A]
@@ -237,7 +239,7 @@ def test_reasoning_before_a_call_is_one_message_with_it(beside: bool) -> None:
     thought = {"role": "assistant", "content": "<think>hm</think>"}
     said = [{**thought, "tool_calls": [CALL]}] if beside else [thought, TURNS[1]]
     chat = as_chat(record(messages=[Q, *said, TURNS[2], A]))
-    assert chat.messages == [Q, {**CALLED[1], "reasoning_content": "hm"}, *CALLED[2:]]
+    assert split_reasoning(chat.messages) == [Q, {**CALLED[1], "reasoning_content": "hm"}, *CALLED[2:]]
 
 
 @pytest.mark.parametrize("tools", ["", "[]", [], None])
