@@ -158,9 +158,10 @@ def prompt_mismatch(tokenizer: Tokenizer, conversations: Iterable[Conversation])
 
 def _not_prompted(chat: ChatFormat, layout: _Layout, turn: Turn) -> str:
     start = layout.rendered.rindex(chat.header, 0, turn.start)
-    following = layout.texts.reveal(layout.rendered[start + len(chat.header) :])[:20]
-    opened = chat.generation_prompt[len(chat.header) :]
-    what = f"chat begins a reply with {opened!r}, and training rows with {following!r}: what is trained there "
+    row = layout.texts.reveal(layout.rendered[start : turn.end])[: len(chat.generation_prompt) + 10]
+    what = (
+        f"chat begins a reply with {chat.generation_prompt!r}, and training rows with {row!r}: what is trained there "
+    )
     switched = [
         f"--{'' if thinking else 'no-'}think"
         for thinking in (True, False)

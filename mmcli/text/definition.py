@@ -1,4 +1,4 @@
-"""What the files of a tokenizer say: tokenizer.json, tokenizer_config.json and their neighbours."""
+"""The files of a tokenizer: tokenizer.json, tokenizer_config.json and their neighbours."""
 
 from __future__ import annotations
 
