@@ -27,12 +27,12 @@ from mmcli.errors import UserError
 from mmcli.text.marked import OPEN, Marked, real
 from mmcli.text.opaque import Texts
 
-MAX_STEPS = 1_000_000  # turns of loops, calls of macros, elements that filters go through
+MAX_STEPS = 250_000  # turns of loops, calls of macros, elements that filters go through, thousands of characters made
 MAX_LENGTH = 50_000_000  # characters of a text, elements of a list
 MAX_WIDTH = 1_000  # of padding and indentation
 MAX_BITS = 4_096  # of a whole number
 CLOCK_AFTER = 1_000  # steps that take no time worth looking at the clock for
-MAX_SECONDS = 20.0  # of one rendering; the longest real ones take some hundredths
+MAX_SECONDS = 10.0  # of one rendering; the longest real ones take some hundredths
 # Filters whose result for a string with marks is that for its texts (see `Marked`), or that look into no string.
 FOLLOWED = frozenset(
     (
@@ -76,9 +76,12 @@ class _Rendering:
 _rendering: ContextVar[_Rendering] = ContextVar("rendering")
 
 
-def _too_long(length: int) -> None:
+def _make(length: int) -> None:
+    """Count a text or list that is about to be made, or refuse it."""
     if length > MAX_LENGTH:
         raise _TooMuch(f"it makes a text or list of more than {MAX_LENGTH:,} elements")
+    if length >= 1024:
+        _rendering.get().charge(length >> 10)
 
 
 def _length(value: Any) -> int:
@@ -90,8 +93,9 @@ def _length(value: Any) -> int:
 
 def _join(parts: Iterable[str]) -> str:
     """What jinja joins output with: strings that hold marks are `Marked` again."""
+    parts = list(parts)
+    _make(sum(map(str.__len__, parts)))
     joined = "".join(parts)
-    _too_long(len(joined))
     return _rendering.get().texts.wrap(joined) if OPEN in joined else joined
 
 
@@ -107,18 +111,23 @@ def _step() -> None:
 def _check_replace(text: Any, old: Any, new: Any) -> None:
     if isinstance(text, str) and isinstance(old, str) and isinstance(new, str):
         found = real(text).count(real(old))
-        _too_long(len(real(text)) + found * len(real(new)))
+        _make(len(real(text)) + found * len(real(new)))
 
 
 def _check_join(separator: str, values: list[Any]) -> None:
     _rendering.get().charge(len(values))
-    _too_long(_length(separator) * len(values) + sum(_length(value) for value in values))
+    _make(_length(separator) * len(values) + sum(_length(value) for value in values))
 
 
 def _check_widths(values: Iterable[Any]) -> None:
     for value in values:
         if (isinstance(value, int) and abs(value) > MAX_WIDTH) or _length(value) > MAX_WIDTH:
             raise _TooMuch(f"it pads a text to more than {MAX_WIDTH:,} characters")
+
+
+def _check_format(text: Any) -> None:
+    if isinstance(text, str) and WIDE.search(text):
+        raise _TooMuch("it formats a text with a width")
 
 
 class _Generator(CodeGenerator):
@@ -188,19 +197,18 @@ class _Environment(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """`left operator right`, refused before it fills the memory."""
         if operator == "+" and isinstance(left, str) and isinstance(right, str):
-            _too_long(str.__len__(left) + str.__len__(right))
+            _make(str.__len__(left) + str.__len__(right))
             return left + right if type(left) is Marked or type(right) is Marked else _joined(left + right)
         if isinstance(left, int) and isinstance(right, int):
             bits = left.bit_length() * abs(right) if operator == "**" else left.bit_length() + right.bit_length()
             if bits > MAX_BITS:
                 raise _TooMuch("it computes with numbers of more than a thousand digits")
         elif operator == "+":
-            _too_long(_length(left) + _length(right))
+            _make(_length(left) + _length(right))
         elif operator == "*":
-            _too_long(_times(left, right) + _times(right, left))
+            _make(_times(left, right) + _times(right, left))
         elif operator == "%" and isinstance(left, str):
-            if WIDE.search(left):
-                raise _TooMuch("it formats a text with a width")
+            _check_format(left)
             _rendering.get().texts.inspected = True
         return _joined(OPERATORS[operator](left, right))
 
@@ -210,6 +218,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             return _step()
         name, owner = getattr(callee, "__name__", ""), getattr(callee, "__self__", None)
         if name in ("format", "format_map"):
+            _check_format(getattr(getattr(callee, "__wrapped__", callee), "__self__", ""))
             _check_widths([*args, *(kwargs[name] for name in kwargs.keys() - INTERNAL)])
             _rendering.get().texts.inspected = True
         elif isinstance(owner, str):
@@ -340,7 +349,7 @@ def render(template: jinja2.Template, texts: Texts, variables: dict[str, Any]) -
     token = _rendering.set(_Rendering(texts))
     try:
         output = str.__str__(template.render(variables))
-        _too_long(len(output) + sum(len(texts.texts[index]) for index in texts.numbers(output)))
+        _make(len(output) + sum(len(texts.texts[index]) for index in texts.numbers(output)))
         return output
     except (_TooMuch, RecursionError, MemoryError) as error:
         reason = str(error) if isinstance(error, _TooMuch) else f"it needs too much memory ({type(error).__name__})"

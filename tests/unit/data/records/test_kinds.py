@@ -242,6 +242,98 @@ def test_reasoning_before_a_call_is_one_message_with_it(beside: bool) -> None:
     assert split_reasoning(chat.messages) == [Q, {**CALLED[1], "reasoning_content": "hm"}, *CALLED[2:]]
 
 
+BAD = {"role": "assistant", "content": "bad", "train": False}
+
+
+@pytest.mark.parametrize(
+    "flag", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"training": False}, {"loss": False, "weight": 0}]
+)
+def test_messages_that_are_not_to_be_trained(flag: dict[str, Any]) -> None:
+    chat = as_chat(record(messages=[Q, {**A, "content": "bad", **flag}, Q, {**A, "weight": 1, "train": None}]))
+    assert chat.messages == [Q, BAD, Q, A]
+    turns = [TURNS[0], {"from": "gpt", "value": "bad", **flag}, {**TURNS[1], **flag}, *TURNS[2:]]
+    chat = as_chat(record(conversations=turns))
+    assert chat.messages[1] == {**BAD, "tool_calls": [CALL]}
+    mixed = as_chat(record(conversations=[TURNS[0], {"from": "gpt", "value": "bad", **flag}, *TURNS[1:]]))
+    assert mixed.messages[1:3] == [BAD, CALLED[1]]  # one is trained, the other is not
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ({**A, "weight": 0.5}, 'the "weight" of a message is neither 0 nor 1: message 2 has 0.5'),
+        ({**A, "train": "no"}, "the \"train\" of a message is neither 0 nor 1: message 2 has 'no'"),
+        ({**A, "train": [0]}, 'the "train" of a message is neither 0 nor 1: message 2 has [0]'),
+        ({**A, "train": True, "weight": 0}, "weight and train of a message disagree: message 2"),
+        ({**Q, "train": True}, '"train" is set for a message that is not the assistant\'s: message 2'),
+        ({**A, "train_detail": [{"begin_offset": 0}]}, '"train_detail" of a message is not supported: message 2'),
+        ({**A, "prefix": True}, '"prefix" of a message is not supported: message 2'),
+        ({"role": "assistant", "content": None, "refusal": "no"}, '"refusal" of a message is not supported: message 2'),
+        ({**Q, "images": ["a.png"]}, '"images" of a message is not supported: message 2'),
+        ({**A, "thinking": 5}, "the reasoning of a message is not text: message 2"),
+    ],
+)
+def test_keys_with_a_meaning_are_refused_by_name(message: dict[str, Any], reason: str) -> None:
+    with pytest.raises(RecordError) as caught:
+        as_chat(record(messages=[Q, message, A]))
+    assert str(caught.value) == reason
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ({"prompt": "q", "completion": "a", "label": False}, '"label" says whether a reply is wanted (KTO)'),
+        ({"question": "q", "answer": "a", "image": "a.png"}, '"image" of a record is not supported'),
+        ({"messages": [Q, A], "chat_template_kwargs": {"a": 1}}, '"chat_template_kwargs" of a record is not supported'),
+    ],
+)
+def test_records_with_a_meaning_that_would_be_lost_are_refused(value: dict[str, Any], reason: str) -> None:
+    with pytest.raises(RecordError) as caught:
+        as_chat(record(**value))
+    assert str(caught.value).startswith(reason)
+
+
+def test_keys_without_a_meaning_are_left_out() -> None:
+    chat = as_chat(record(messages=[{**Q, "id": 5, "train": False}, {**A, "prefix": False, "images": []}], images=[]))
+    assert chat.messages == [Q, A]
+
+
+@pytest.mark.parametrize("names", [("Human", "GPT"), ("USER", "Assistant"), (" User ", "Model")])
+def test_roles_in_capitals(names: tuple[str, str]) -> None:
+    turns = [{"from": names[0], "value": "question"}, {"from": names[1], "value": "answer"}]
+    assert as_chat(record(conversations=turns)).messages == [Q, A]
+    assert as_chat(record(messages=[{**Q, "role": names[0]}, {**A, "role": names[1]}])).messages == [Q, A]
+
+
+def test_conversations_as_json_text() -> None:
+    value = {"conversations": json.dumps(TURNS), "tools": [TOOL]}
+    assert kind_of(value) == "chat"
+    assert as_chat(record(**value)).messages == CALLED
+    inside = [{**TURNS[0], "functions": [TOOL["function"]]}, *TURNS[1:]]
+    assert as_chat(record(messages=json.dumps(inside))).tools == [TOOL]
+    with pytest.raises(RecordError, match="the messages are not JSON"):
+        as_chat(record(messages="[oops"))
+    assert kind_of({"messages": "oops", "text": "x"}) == "text"
+
+
+def test_prompt_and_completion_as_messages() -> None:
+    """As in TRL: the completion is trained, the prompt is not."""
+    chat = as_chat(record(prompt=[Q, A, Q], completion=[A], system="be brief"))
+    assert chat.messages == [SYSTEM, Q, {**A, "train": False}, Q, A]
+    assert as_chat(record(prompt="question", completion=[A])).messages == [Q, A]
+    assert as_chat(record(prompt=[Q], completion="answer")).messages == [Q, A]
+    assert as_chat(record(prompt="question", completion="answer")).messages == [Q, A]
+    with pytest.raises(RecordError, match="the conversation is empty"):
+        as_chat(record(prompt=[Q], completion=[]))
+
+
+def test_a_call_in_the_older_form_and_other_names_of_reasoning() -> None:
+    older = {"role": "assistant", "content": None, "function_call": {"name": "look", "arguments": '{"at": "sky"}'}}
+    assert as_chat(record(messages=[Q, older, *CALLED[2:]])).messages == CALLED
+    for name in ("thinking", "reasoning"):
+        assert as_chat(record(messages=[Q, {**A, name: "hm"}])).messages[1] == {**A, "reasoning_content": "hm"}
+
+
 @pytest.mark.parametrize("tools", ["", "[]", [], None])
 def test_no_tools(tools: Any) -> None:
     assert as_chat(record(messages=[Q, A], tools=tools)).tools is None
