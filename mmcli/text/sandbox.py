@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import functools
 import operator
-import re
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import Any
 
 import jinja2
@@ -24,15 +20,21 @@ from jinja2.compiler import CodeGenerator, Frame
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from mmcli.errors import UserError
+from mmcli.text.limits import (
+    MAX_BITS,
+    Rendering,
+    TooMuch,
+    check_format,
+    check_join,
+    check_replace,
+    check_widths,
+    count_made,
+    length_of,
+    rendering_now,
+)
 from mmcli.text.marked import OPEN, Marked, real
 from mmcli.text.opaque import Texts
 
-MAX_STEPS = 250_000  # turns of loops, calls of macros, elements that filters go through, thousands of characters made
-MAX_LENGTH = 50_000_000  # characters of a text, elements of a list
-MAX_WIDTH = 1_000  # of padding and indentation
-MAX_BITS = 4_096  # of a whole number
-CLOCK_AFTER = 1_000  # steps that take no time worth looking at the clock for
-MAX_SECONDS = 10.0  # of one rendering; the longest real ones take some hundredths
 # Filters whose result for a string with marks is that for its texts (see `Marked`), or that look into no string.
 FOLLOWED = frozenset(
     (
@@ -49,85 +51,23 @@ SAFE = frozenset(
 INTERNAL = frozenset(("_loop_vars", "_block_vars"))  # what jinja adds to each call
 DICT = frozenset(dir(dict))
 PADDING = frozenset(("center", "ljust", "rjust", "zfill", "expandtabs"))
-WIDE = re.compile(r"[0-9]{5,}|\*")  # a width in a format
-
-
-class _TooMuch(jinja2.TemplateRuntimeError):
-    """A template beyond the limits."""
-
-
-@dataclass
-class _Rendering:
-    """One rendering under way."""
-
-    texts: Texts
-    steps: int = 0
-    deadline: float = field(default_factory=lambda: time.monotonic() + MAX_SECONDS)
-
-    def charge(self, steps: int) -> None:
-        self.steps += steps
-        if self.steps > MAX_STEPS:
-            raise _TooMuch(f"it takes more than {MAX_STEPS:,} steps")
-        if self.steps > CLOCK_AFTER and time.monotonic() > self.deadline:
-            raise _TooMuch(f"it takes more than {MAX_SECONDS:g} seconds")
-
-
-# The template never holds the rendering itself, so it cannot reach the texts behind it.
-_rendering: ContextVar[_Rendering] = ContextVar("rendering")
-
-
-def _make(length: int) -> None:
-    """Count a text or list that is about to be made, or refuse it."""
-    if length > MAX_LENGTH:
-        raise _TooMuch(f"it makes a text or list of more than {MAX_LENGTH:,} elements")
-    if length >= 1024:
-        _rendering.get().charge(length >> 10)
-
-
-def _length(value: Any) -> int:
-    """Characters or elements, as they lie in memory; 0 of what is neither text nor list."""
-    if isinstance(value, str):
-        return str.__len__(value)
-    return len(value) if isinstance(value, list | tuple | dict | range) else 0
 
 
 def _join(parts: Iterable[str]) -> str:
     """What jinja joins output with: strings that hold marks are `Marked` again."""
     parts = list(parts)
-    _make(sum(map(str.__len__, parts)))
+    count_made(sum(map(str.__len__, parts)))
     joined = "".join(parts)
-    return _rendering.get().texts.wrap(joined) if OPEN in joined else joined
+    return rendering_now.get().texts.wrap(joined) if OPEN in joined else joined
 
 
 def _joined(value: Any) -> Any:
     """A result of jinja's own, which knows no marks."""
-    return _rendering.get().texts.wrap(value) if type(value) is str and OPEN in value else value
+    return rendering_now.get().texts.wrap(value) if type(value) is str and OPEN in value else value
 
 
 def _step() -> None:
-    _rendering.get().charge(1)
-
-
-def _check_replace(text: Any, old: Any, new: Any) -> None:
-    if isinstance(text, str) and isinstance(old, str) and isinstance(new, str):
-        found = real(text).count(real(old))
-        _make(len(real(text)) + found * len(real(new)))
-
-
-def _check_join(separator: str, values: list[Any]) -> None:
-    _rendering.get().charge(len(values))
-    _make(_length(separator) * len(values) + sum(_length(value) for value in values))
-
-
-def _check_widths(values: Iterable[Any]) -> None:
-    for value in values:
-        if (isinstance(value, int) and abs(value) > MAX_WIDTH) or _length(value) > MAX_WIDTH:
-            raise _TooMuch(f"it pads a text to more than {MAX_WIDTH:,} characters")
-
-
-def _check_format(text: Any) -> None:
-    if isinstance(text, str) and WIDE.search(text):
-        raise _TooMuch("it formats a text with a width")
+    rendering_now.get().charge(1)
 
 
 class _Generator(CodeGenerator):
@@ -182,7 +122,7 @@ class _Environment(ImmutableSandboxedEnvironment):
     def contains(container: Any, item: Any) -> bool:
         """`item in container`."""
         if type(container) is str and isinstance(item, Marked):
-            _rendering.get().texts.inspected = True
+            rendering_now.get().texts.inspected = True
             return real(item) in container
         return item in container
 
@@ -197,19 +137,19 @@ class _Environment(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """`left operator right`, refused before it fills the memory."""
         if operator == "+" and isinstance(left, str) and isinstance(right, str):
-            _make(str.__len__(left) + str.__len__(right))
+            count_made(str.__len__(left) + str.__len__(right))
             return left + right if type(left) is Marked or type(right) is Marked else _joined(left + right)
         if isinstance(left, int) and isinstance(right, int):
             bits = left.bit_length() * abs(right) if operator == "**" else left.bit_length() + right.bit_length()
             if bits > MAX_BITS:
-                raise _TooMuch("it computes with numbers of more than a thousand digits")
+                raise TooMuch("it computes with numbers of more than a thousand digits")
         elif operator == "+":
-            _make(_length(left) + _length(right))
+            count_made(length_of(left) + length_of(right))
         elif operator == "*":
-            _make(_times(left, right) + _times(right, left))
+            count_made(_times(left, right) + _times(right, left))
         elif operator == "%" and isinstance(left, str):
-            _check_format(left)
-            _rendering.get().texts.inspected = True
+            check_format(left)
+            rendering_now.get().texts.inspected = True
         return _joined(OPERATORS[operator](left, right))
 
     def call(self, context: Any, callee: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -218,21 +158,21 @@ class _Environment(ImmutableSandboxedEnvironment):
             return _step()
         name, owner = getattr(callee, "__name__", ""), getattr(callee, "__self__", None)
         if name in ("format", "format_map"):
-            _check_format(getattr(getattr(callee, "__wrapped__", callee), "__self__", ""))
-            _check_widths([*args, *(kwargs[name] for name in kwargs.keys() - INTERNAL)])
-            _rendering.get().texts.inspected = True
+            check_format(getattr(getattr(callee, "__wrapped__", callee), "__self__", ""))
+            check_widths([*args, *(kwargs[name] for name in kwargs.keys() - INTERNAL)])
+            rendering_now.get().texts.inspected = True
         elif isinstance(owner, str):
             if name == "join" and args:
                 args = (list(args[0]),)
-                _check_join(owner, args[0])
+                check_join(owner, args[0])
             elif name in PADDING:
-                _check_widths(args)
-                _rendering.get().texts.inspected = True
+                check_widths(args)
+                rendering_now.get().texts.inspected = True
             elif name == "replace":
-                _check_replace(owner, *args[:2])
+                check_replace(owner, *args[:2])
             if type(owner) is str and name != "join" and any(isinstance(each, Marked) for each in args):
-                _rendering.get().texts.inspected = True
-            _rendering.get().charge(_length(owner) >> 6)
+                rendering_now.get().texts.inspected = True
+            rendering_now.get().charge(length_of(owner) >> 6)
             if name in SAFE and kwargs.keys() <= INTERNAL:
                 return _joined(callee(*args))
         return _joined(super().call(context, callee, *args, **kwargs))
@@ -247,7 +187,7 @@ OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
 
 
 def _times(value: Any, count: Any) -> int:
-    return _length(value) * max(count, 0) if isinstance(count, int) else 0
+    return length_of(value) * max(count, 0) if isinstance(count, int) else 0
 
 
 def _counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -256,18 +196,18 @@ def _counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def counted(*args: Any, **kwargs: Any) -> Any:
-        rendering = _rendering.get()
+        rendering = rendering_now.get()
         value, rest = args[at], [*args[at + 1 :], *kwargs.values()]
-        rendering.charge(_length(value) >> 6 if isinstance(value, str) else _length(value))
+        rendering.charge(length_of(value) >> 6 if isinstance(value, str) else length_of(value))
         if name in NOT_FOLLOWED:
             rendering.texts.inspected = True
         if name == "indent":
-            _check_widths(rest)
+            check_widths(rest)
         elif name == "replace":
-            _check_replace(value, *rest[:2])
+            check_replace(value, *rest[:2])
         elif name == "join" and not isinstance(value, str):
             value = list(value)
-            _check_join(str(rest[0]) if rest else "", value)
+            check_join(str(rest[0]) if rest else "", value)
             args = (*args[:at], value, *args[at + 1 :])
         return _joined(function(*args, **kwargs))
 
@@ -277,9 +217,9 @@ def _counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 def _tojson(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
-    _check_widths([indent])
+    check_widths([indent])
     options = {"ensure_ascii": ensure_ascii, "indent": indent, "separators": separators, "sort_keys": sort_keys}
-    return _rendering.get().texts.to_json(value, **options)
+    return rendering_now.get().texts.to_json(value, **options)
 
 
 def _raise_exception(message: str) -> None:
@@ -287,7 +227,7 @@ def _raise_exception(message: str) -> None:
 
 
 def _strftime_now(format: str) -> str:
-    return _rendering.get().texts.now.strftime(format)
+    return rendering_now.get().texts.now.strftime(format)
 
 
 class GenerationBlock(jinja2.ext.Extension):
@@ -346,13 +286,13 @@ def render(template: jinja2.Template, texts: Texts, variables: dict[str, Any]) -
     Raises:
         UserError: the template refuses the conversation, fails on it, or takes too much time or memory.
     """
-    token = _rendering.set(_Rendering(texts))
+    token = rendering_now.set(Rendering(texts))
     try:
         output = str.__str__(template.render(variables))
-        _make(len(output) + sum(len(texts.texts[index]) for index in texts.numbers(output)))
+        count_made(len(output) + sum(len(texts.texts[index]) for index in texts.numbers(output)))
         return output
-    except (_TooMuch, RecursionError, MemoryError) as error:
-        reason = str(error) if isinstance(error, _TooMuch) else f"it needs too much memory ({type(error).__name__})"
+    except (TooMuch, RecursionError, MemoryError) as error:
+        reason = str(error) if isinstance(error, TooMuch) else f"it needs too much memory ({type(error).__name__})"
         raise UserError(f"the chat template was stopped: {reason}", "use a tokenizer with another chat template") from (
             error
         )
@@ -362,4 +302,4 @@ def render(template: jinja2.Template, texts: Texts, variables: dict[str, Any]) -
         what = f"the chat template refuses this conversation: {reason}"
         raise UserError(what, "fix the messages, or use a tokenizer with another chat template") from error
     finally:
-        _rendering.reset(token)
+        rendering_now.reset(token)
