@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from mmcli.data.config import DataConfig
 from mmcli.data.encode.encoders import encode_conversations, encode_preferences
 from mmcli.data.encode.prompts import mismatch_of_records
-from mmcli.data.records.kinds import Record, Rejected
+from mmcli.data.record import Record, Rejected
+from mmcli.data.sources.sources import open_sources
 from mmcli.run import Run
 from mmcli.stage import Silent, StageContext
 from mmcli.stages.tokens import open_cache
@@ -90,5 +90,5 @@ def test_it_is_said_once_before_a_training(tmp_path: Path, template: str, warned
     report = Recorder()
     context = StageContext(Run.create(tmp_path / "runs", "sft", "x"), report, resolved=None)  # type: ignore[arg-type]
     for part in ("", "val"):
-        open_cache("chat", [str(file)], DataConfig(), with_template(template), context, part=part)
+        open_cache(open_sources([str(file)], kind="chat"), with_template(template), context, part=part)
     assert len(report.warnings) == warned
