@@ -50,6 +50,10 @@ def chat(
     repetition_penalty: Annotated[float, typer.Option(help="Penalty on tokens seen before; 1: off.")] = 1.05,
     seed: Annotated[int | None, typer.Option(help="Random seed of sampling, to repeat a reply; else random.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Maximum tokens per reply.")] = 512,
+    think: Annotated[
+        bool | None,
+        typer.Option("--think/--no-think", help="Reason before the reply, or not; default: as the chat template does."),
+    ] = None,
     backend: Backend = "torch",
     device: Device = "auto",
     json: Annotated[bool, typer.Option("--json", help="Answer one prompt as one JSON document on stdout.")] = False,
@@ -83,7 +87,7 @@ def chat(
     loading = err().status(f"loading {found.label}") if interactive() else contextlib.nullcontext()
     with loading:
         tokenizer, engine = _load(found, backend, device)
-        conversation = _converse(found, tokenizer, engine, system)
+        conversation = _converse(found, tokenizer, engine, system, think)
     conversation.sampling, conversation.max_new_tokens = sampling, max_new_tokens
     _note(_describe(found, tokenizer, backend, engine))
     if not conversation.chat:
@@ -146,13 +150,15 @@ def _load(found: ModelRef, backend: str, device: str) -> tuple[Tokenizer, Engine
     return tokenizer, engine
 
 
-def _converse(found: ModelRef, tokenizer: Tokenizer, engine: Engine, system: str | None) -> Conversation:
+def _converse(
+    found: ModelRef, tokenizer: Tokenizer, engine: Engine, system: str | None, think: bool | None = None
+) -> Conversation:
     from mmcli.generate.conversation import Conversation, is_chat_model
 
     stage = found.run.stage if found.run else None
     answers = is_chat_model(found.path, tokenizer, stage=stage)
     system = None if system is None else _checked(system, "--system")
-    return Conversation(engine, tokenizer, system=system, chat=answers)
+    return Conversation(engine, tokenizer, system=system, chat=answers, thinking=think)
 
 
 def _describe(found: ModelRef, tokenizer: Tokenizer, backend: str, engine: Engine) -> str:

@@ -19,7 +19,7 @@ from mmcli.generate.generate import Generation, generate
 from mmcli.generate.reply import Message, ReplyStream, read_reply, reply_text
 from mmcli.generate.sampler import SamplingConfig
 from mmcli.run import write_atomic
-from mmcli.text.chat import encode_chat, stop_ids
+from mmcli.text.chat import check_switch, encode_chat, stop_ids
 from mmcli.text.tokenizer import Tokenizer
 
 
@@ -71,13 +71,21 @@ class Conversation:
         max_new_tokens: int = 512,
         system: str | None = None,
         chat: bool = True,
+        thinking: bool | None = None,
         slot: int = 0,
     ) -> None:
+        """`thinking` asks the model to reason or not to; None leaves that to the chat template.
+
+        Raises:
+            UserError: `thinking` or `system` for a model that only continues text, or `thinking` for a chat template
+                without a switch for it.
+        """
         self.engine = engine
         self.tokenizer = tokenizer
         self.sampling = sampling or SamplingConfig()
         self.max_new_tokens = max_new_tokens
         self.chat = chat
+        self.thinking = thinking
         self.system: str | None = None
         self.messages: list[Message] = []
         self.stats: ReplyStats | None = None
@@ -88,6 +96,12 @@ class Conversation:
         self._cached: list[int] = []  # what the slot holds
         self._attempt = 0  # retries of the newest reply
         self._saved: set[Path] = set()
+        if thinking is not None:
+            if not chat:
+                raise UserError(
+                    "this model only continues text: it cannot be asked to think", "train it with: mmcli sft"
+                )
+            check_switch(tokenizer)
         engine.truncate(slot, 0)
         if system is not None:
             self.set_system(system)
@@ -165,7 +179,9 @@ class Conversation:
         room = min(self.max_new_tokens, self.engine.max_len // 4)
         while True:
             kept = [*self.messages[self.dropped :], {"role": "user", "content": text}]
-            ids = list(encode_chat(self.tokenizer, self._with_system(kept), add_generation_prompt=True).ids)
+            ids = encode_chat(
+                self.tokenizer, self._with_system(kept), add_generation_prompt=True, thinking=self.thinking
+            ).ids
             if len(ids) + room <= self.engine.max_len or len(kept) == 1:
                 return ids
             self.dropped += 2

@@ -10,6 +10,7 @@ from mmcli.generate.sampler import SamplingConfig
 from mmcli.generate.torch_engine import TorchEngine
 from mmcli.stages.start import Start
 from mmcli.stages.tokens import Sample, TokenRows
+from mmcli.text.chat import stop_ids
 
 SAMPLE_TOKENS = 40
 
@@ -22,7 +23,7 @@ def continuations(start: Start, rows: TokenRows, seed: int, *, prompt_tokens: in
     """
     cache, packed = (rows.val_cache, rows.val) if rows.val is not None else (rows.cache, rows.train)
     tokenizer = start.tokenizer
-    stop = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    stop = stop_ids(tokenizer)
 
     def sample(model: Any, step: int) -> list[tuple[str, str]]:
         row = make_batch(cache, packed, [step % len(packed)])

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from mmcli.data.encode.cache import TokenCache
+from mmcli.data.encode.prompts import mismatch_of_records
 from mmcli.data.pack.batches import Batches, evaluation_batches
 from mmcli.data.pack.packing import Rows, pack_cache
 from mmcli.data.pack.selection import Selection, split_documents
@@ -60,6 +61,8 @@ def open_cache(
         context.report.warn(line)
     if cache.tally.rejected:
         context.report.note(f"rejected records are kept in {quarantine}")
+    if not part.endswith("val") and (reason := mismatch_of_records(sources.kind, sources.records(), tokenizer)):
+        context.report.warn(reason)
     return cache
 
 

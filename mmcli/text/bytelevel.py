@@ -6,6 +6,7 @@ Source of the alphabet: GPT-2's `bytes_to_unicode` (Radford et al. 2019); the `t
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -59,18 +60,24 @@ def _uses_byte_level(part: Any) -> bool:
     return isinstance(part, list) and any(_uses_byte_level(item) for item in part)
 
 
-def is_control(token: Mapping[str, Any]) -> bool:
-    """True if an added token steers the model.
+# What control tokens that are not marked special look like: `<think>`, `<|fim_prefix|>`, `[INST]`, `<｜User｜>`.
+TAG = re.compile(r"<.+>|\[.+\]", re.DOTALL)
 
-    Text are: runs of white space (GPT-J and Phi add them to shorten code) and single byte symbols (without them
-    a text that holds this byte could not be written).
+
+def is_control(token: Mapping[str, Any]) -> bool:
+    """True if an added token steers the model: it is marked special, or looks like a tag.
+
+    Text are all others, such as words and runs of white space (GPT-J and Phi add them to shorten code), and single
+    byte symbols (without them a text that holds this byte could not be written).
     """
     content = token["content"]
-    return content not in byte_alphabet() and (bool(token.get("special")) or not content.isspace())
+    return content not in byte_alphabet() and (bool(token.get("special")) or TAG.fullmatch(content) is not None)
 
 
 def plain_definition(definition: Mapping[str, Any], controls: Collection[str]) -> dict[str, Any]:
     """The tokenizer.json for text: no `controls`, no post-processor, no truncation, padding or dropout.
+
+    The library numbers added tokens that its vocabulary lacks by their order, so those of text are entered there.
 
     Characters that the vocabulary cannot write become U+FFFD. The controls' ids stay reserved. Where BPE could still
     spell one out of its vocabulary (through merges, or by `ignore_merges`, which looks whole words up), the entry and
@@ -86,6 +93,7 @@ def plain_definition(definition: Mapping[str, Any], controls: Collection[str]) -
             if not (left + right in controls or left in controls or right in controls)
         ]
     added = [token for token in definition.get("added_tokens") or [] if token["content"] not in controls]
+    model["vocab"] = {**{token["content"]: token["id"] for token in added}, **model["vocab"]}
     unwritable = unwritable_characters(model["vocab"])
     if unwritable:
         replace = {"type": "Replace", "pattern": {"Regex": f"[{unwritable}]"}, "content": "\ufffd"}

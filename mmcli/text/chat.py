@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
 from mmcli.errors import UserError
-from mmcli.text.chat_format import OTHER_TEMPLATE, ChatFormat, chat_format
-from mmcli.text.messages import REASONING, hide_messages, hide_tools
-from mmcli.text.opaque import MARK, Texts
+from mmcli.text.chat_format import OTHER_TEMPLATE, ChatFormat, chat_format, generation_prompt
+from mmcli.text.messages import hide_messages, hide_tools
+from mmcli.text.opaque import Plain, Texts
 from mmcli.text.tokenizer import Tokenizer
+from mmcli.text.turns import Turn, after_reasoning, find_turns
 
 MAX_LITERALS = 4096  # ids of template text that are remembered for a tokenizer
 
@@ -28,12 +28,14 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class _Turn:
-    """A turn of the assistant in the rendered text, from after the generation prompt through its end token."""
+class _Layout:
+    """A rendered conversation: marks for its texts, and what stands where."""
 
-    message: int
-    start: int
-    end: int
+    rendered: str
+    texts: Texts
+    found: list[re.Match[str]]  # the marks and control tokens
+    messages: list[dict[str, Any]]
+    turns: list[Turn]
 
 
 def encode_chat(
@@ -44,138 +46,183 @@ def encode_chat(
     add_generation_prompt: bool = False,
     train_on: Literal["all", "last"] = "all",
     train_reasoning: bool = True,
+    thinking: bool | None = None,
 ) -> Encoded:
     """A conversation as the tokenizer's chat template writes it, one id list.
 
     Control ids come from the template alone: the template is rendered with marks in place of the person's texts
-    (contents, names, arguments, tools), and the texts are put in afterwards and encoded as text. To the template a
-    text is thus a closed box; it can strip it, write it as JSON, or leave it out, but not look inside. Everything
-    between two control tokens is encoded in one call, with one cut where the generation prompt ends, so the ids of a
-    prompt are a prefix of those of its continuation.
+    (contents, names, arguments, tools), and the texts are put in afterwards and encoded as text. Where the template
+    finds something in a text or changes one, the real texts are rendered too, and the two have to be the same.
+    Everything between two control tokens is encoded in one call, with one cut where the generation prompt ends, so
+    the ids of a prompt are a prefix of those of its continuation.
 
     Trained are, of every turn of the assistant (or the last one), the ids from after the generation prompt through
-    the token that ends the turn. Without `train_reasoning` they begin after the control token that ends the turn's
-    reasoning, where the template writes that; the ids are the same.
+    the token that ends the turn; of a message with `train` False none. Without `train_reasoning` they begin after the
+    control token that ends the turn's reasoning, where the template writes that; the ids are the same.
+
+    Args:
+        thinking: whether the model is to reason, for templates with a switch; None: as the template does by itself.
 
     Raises:
         UserError: a message of a wrong form (by index), no usable template, or a template that refuses the
-            conversation, leaves a text out, does not show where the assistant's turns are, or, without
-            `train_reasoning`, where a reasoning ends.
+            conversation, leaves a text out, changes one in a way that is not followed, does not show where the
+            assistant's turns are, has no switch for `thinking`, or, without `train_reasoning`, does not show where a
+            reasoning ends.
     """
     if train_on not in ("all", "last"):
         raise UserError(f'train_on = "{train_on}" is unknown', 'give "all" or "last"')
     chat = chat_format(tokenizer)
-    texts = Texts()
-    hidden = hide_messages(messages, texts)
-    rendered = chat.render(hidden, hide_tools(tools, texts), add_generation_prompt, texts)
-    found = list(chat.scanner.finditer(rendered))
-    _refuse_lost(texts, found)
-    answers = [index for index, message in enumerate(hidden) if message["role"] == "assistant"]
-    starts = _starts(chat, rendered, len(answers) + add_generation_prompt)
-    ends = [match for match in found if chat.control(match) == chat.turn_end]
-    turns = [_Turn(message, start, _end(ends, start)) for message, start in zip(answers, starts, strict=False)]
-    _check_turns(turns, texts, found)
-    trained_turns = turns if train_on == "all" else turns[-1:]
-    if train_reasoning:
-        trained_starts = {turn.start for turn in trained_turns}
-    else:
-        trained_starts = {_after_reasoning(chat, turn, hidden, texts, found) for turn in trained_turns}
-    edges = sorted({0, len(rendered), *starts, *trained_starts, *(turn.end for turn in turns)})
+    layout = _lay_out(chat, messages, tools, add_generation_prompt, thinking)
+    rendered, turns = layout.rendered, layout.turns
+    wanted = turns if train_on == "all" else turns[-1:]
+    wanted = [turn for turn in wanted if messages[turn.message].get("train") is not False]
+    starts = {
+        turn.start
+        if train_reasoning
+        else after_reasoning(chat, turn, layout.messages[turn.message], layout.texts, layout.found): turn
+        for turn in wanted
+    }
+    edges = sorted({0, len(rendered), *starts, *(edge for turn in turns for edge in (turn.start, turn.end))})
     ids: list[int] = []
     trained: list[bool] = []
     for start, end in pairwise(edges):
-        part = _encode(tokenizer, chat, rendered, start, end, texts.texts)
+        part = _encode(tokenizer, chat, layout, start, end)
         ids += part
-        trained += [start in trained_starts] * len(part)
+        trained += [start in starts] * len(part)
+        if start in starts and not starts[start].stop:
+            trained[-1] = False  # chat goes on after this token, so it ends no reply
+    if turns and turns[-1].closing is not None:
+        ids.append(turns[-1].closing)
+        trained.append(turns[-1] in wanted)
     return Encoded(ids, trained)
 
 
-def stop_ids(tokenizer: Tokenizer) -> frozenset[int]:
-    """The ids at which a reply is over: eos, the token that ends a turn, and the end of a text (pad).
+def shows_reasoning(tokenizer: Tokenizer) -> bool:
+    """True if the tokenizer's chat template writes a reply's reasoning.
 
-    A chat template that cannot be used adds none: a model may continue texts without it.
+    Raises:
+        UserError: the template cannot be used.
+    """
+    return chat_format(tokenizer).shows_reasoning
+
+
+def stop_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    """The ids at which a reply is over: eos, the tokens that end a turn, and the end of a text (pad).
+
+    Chat, server and evaluation stop at these, and generation_config.json and ONNX folders list them. A chat template
+    that cannot be used adds none: a model may continue texts without it.
     """
     stops = {tokenizer.eos_id, *tokenizer.definition.more_eos_ids}
     if tokenizer.control_token(tokenizer.pad_id) is not None:
         stops.add(tokenizer.pad_id)
     with suppress(UserError):
-        stops.add(chat_format(tokenizer).turn_end)
+        stops |= chat_format(tokenizer).stops
     return frozenset(id for id in stops if id is not None)
 
 
-def _refuse_lost(texts: Texts, found: list[re.Match[str]]) -> None:
-    lost = texts.lost({int(match[1]) for match in found if match[1] is not None})
-    if lost:
-        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
-        raise UserError(f"the chat template loses text: {lost[0]}{more}", f"leave that out, or {OTHER_TEMPLATE}")
+def check_switch(tokenizer: Tokenizer) -> None:
+    """Refuse a tokenizer whose chat template has no switch for reasoning.
 
-
-def _starts(chat: ChatFormat, rendered: str, expected: int) -> list[int]:
-    """Where the assistant's turns begin in the rendered text: after each generation prompt.
-
-    Where a prompt also closes an empty reasoning, a turn that reasons begins with a part of it, the stem.
+    Raises:
+        UserError: it has none, or the template cannot be used.
     """
-    prompt = chat.generation_prompt
-    starts = [at + len(prompt) for at in _occurrences(prompt, rendered)]
-    if len(starts) != expected and chat.stem:
-        places = _occurrences(chat.stem, rendered)
-        starts = [at + len(prompt if rendered.startswith(prompt, at) else chat.stem) for at in places]
-    if len(starts) != expected:
-        what = f"the chat template shows {len(starts)} turns of the assistant where there are {expected}"
-        raise UserError(what, OTHER_TEMPLATE)
-    return starts
+    generation_prompt(chat_format(tokenizer), True)
 
 
-def _occurrences(part: str, whole: str) -> list[int]:
-    return [match.start() for match in re.finditer(re.escape(part), whole)]
+Conversation = tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]] | None]
 
 
-def _end(ends: list[re.Match[str]], start: int) -> int:
-    """Where the turn that begins at `start` ends: after the next token that ends one."""
-    following = bisect_left(ends, start, key=re.Match.start)
-    if following == len(ends):
-        raise UserError("the chat template leaves a turn of the assistant without its end token", OTHER_TEMPLATE)
-    return ends[following].end()
+def prompt_mismatch(tokenizer: Tokenizer, conversations: Iterable[Conversation]) -> str | None:
+    """Why chat asks for replies otherwise than these conversations (messages, tools) train them, or None.
+
+    A model learns to continue what stands before a reply in its training rows. Where a template writes something else
+    there than at the end of a prompt, such as an empty reasoning, what was trained may never come out.
+
+    Raises:
+        UserError: no usable chat template. Conversations that it does not take are passed over.
+    """
+    chat = chat_format(tokenizer)
+    for messages, tools in conversations:
+        with suppress(UserError):
+            layout = _lay_out(chat, messages, tools, False, None)
+            for turn in layout.turns:
+                if not turn.prompted:
+                    return _not_prompted(chat, layout, turn)
+            last = layout.turns[-1].message if layout.turns else 0
+            if last:
+                prompt = encode_chat(tokenizer, messages[:last], tools=tools, add_generation_prompt=True).ids
+                if encode_chat(tokenizer, messages, tools=tools).ids[: len(prompt)] != prompt:
+                    return "the chat template writes the messages before a reply otherwise in chat than in training"
+    return None
 
 
-def _check_turns(turns: list[_Turn], texts: Texts, found: list[re.Match[str]]) -> None:
-    """Refuse a template where a turn of the assistant does not hold its own texts and no others."""
-    turn_of = {turn.message: turn for turn in turns}
-    starts = [turn.start for turn in turns]
-    for match in found:
-        owner = None if match[1] is None else texts.owners[int(match[1])]
-        if owner is None:
-            continue
-        before = bisect_right(starts, match.start())
-        around = turns[before - 1] if before and match.start() < turns[before - 1].end else None
-        if around is not turn_of.get(owner):
-            raise UserError(f"the chat template mixes messages[{owner}] with another turn", OTHER_TEMPLATE)
+def _not_prompted(chat: ChatFormat, layout: _Layout, turn: Turn) -> str:
+    start = layout.rendered.rindex(chat.header, 0, turn.start)
+    row = layout.texts.reveal(layout.rendered[start : turn.end])[: len(chat.generation_prompt) + 10]
+    what = (
+        f"chat begins a reply with {chat.generation_prompt!r}, and training rows with {row!r}: what is trained there "
+    )
+    switched = [
+        f"--{'' if thinking else 'no-'}think"
+        for thinking in (True, False)
+        if chat.switch and layout.rendered.startswith(generation_prompt(chat, thinking)[0], start)
+    ]
+    return what + ("is what chat asks for with " + switched[0] if switched else "may not come out in chat")
 
 
-def _after_reasoning(
-    chat: ChatFormat, turn: _Turn, hidden: list[dict[str, Any]], texts: Texts, found: list[re.Match[str]]
-) -> int:
-    """Where the reply of a turn begins: after the control token that ends its reasoning, if it shows one."""
-    given = [hidden[turn.message].get(name) for name in REASONING]
-    marks = [MARK.fullmatch(value) for value in given if isinstance(value, str)]
-    reasoning = {int(mark[1]) for mark in marks if mark is not None}
-    first, last = (bisect_left(found, place, key=re.Match.start) for place in (turn.start, turn.end))
-    for at in reversed(range(first, last)):
-        mark = found[at]
-        if mark[1] is None or reasoning.isdisjoint(texts.origins([int(mark[1])])):
-            continue
-        following = found[at + 1]  # at the latest the turn's end token
-        # A template that spells the end as text may still have a control token later on, such as that of a call.
-        spelled = mark.string[mark.end() : following.start()].strip()
-        if spelled or chat.control(following) in (None, chat.turn_end):
-            raise UserError("the chat template does not mark the end of reasoning with a control token", OTHER_TEMPLATE)
-        return following.end()
-    return turn.start
+def _lay_out(
+    chat: ChatFormat,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None,
+    is_prompt: bool,
+    thinking: bool | None,
+) -> _Layout:
+    texts = Texts()
+    hidden = hide_messages(messages, texts)
+    rendered = chat.render(hidden, hide_tools(tools, texts), is_prompt, texts, thinking=thinking)
+    found = list(chat.scanner.finditer(rendered))
+    _refuse_lost(chat, texts, found)
+    if texts.inspected:
+        _compare(chat, rendered, texts, messages, tools, is_prompt, thinking)
+    turns = find_turns(chat, rendered, found, hidden, texts, is_prompt=is_prompt)
+    return _Layout(rendered, texts, found, hidden, turns)
 
 
-def _encode(tokenizer: Tokenizer, chat: ChatFormat, rendered: str, start: int, end: int, texts: list[str]) -> list[int]:
+def _refuse_lost(chat: ChatFormat, texts: Texts, found: list[re.Match[str]]) -> None:
+    lost = texts.lost({int(match[1]) for match in found if match[1] is not None})
+    if not lost:
+        return
+    more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+    if lost[0].endswith(".reasoning_content") and not chat.shows_reasoning:
+        what = f"the chat template loses text: {lost[0]}{more} (it shows no reasoning)"
+        raise UserError(what, f"write it into the content, between <think> and </think>, or {OTHER_TEMPLATE}")
+    raise UserError(f"the chat template loses text: {lost[0]}{more}", f"leave that out, or {OTHER_TEMPLATE}")
+
+
+def _compare(
+    chat: ChatFormat,
+    rendered: str,
+    texts: Texts,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None,
+    is_prompt: bool,
+    thinking: bool | None,
+) -> None:
+    """Refuse a template that makes something else of the real texts than of their marks."""
+    plain = Plain()
+    plain.now = texts.now
+    real = chat.render(hide_messages(messages, plain), hide_tools(tools, plain), is_prompt, plain, thinking=thinking)
+    ours = texts.reveal(rendered)
+    if ours != real:
+        at = next((at for at, (one, other) in enumerate(zip(ours, real, strict=False)) if one != other), len(real))
+        what = f"the chat template rewrites text in a way that is not followed: {real[max(at - 20, 0) : at + 20]!r}"
+        raise UserError(what, f"change that text, or {OTHER_TEMPLATE}")
+
+
+def _encode(tokenizer: Tokenizer, chat: ChatFormat, layout: _Layout, start: int, end: int) -> list[int]:
     """The ids of `rendered[start:end]`, its marks replaced by their texts."""
     ids: list[int] = []
+    rendered, texts = layout.rendered, layout.texts.texts
     pending: list[str] = []  # what stands since the last control token
     literal = True  # so far only text of the template
     for match in chat.scanner.finditer(rendered, start, end):

@@ -1,9 +1,10 @@
-"""What a tokenizer's chat template looks like from outside: where turns of the assistant begin and end."""
+"""The structure of a tokenizer's chat template: where turns of the assistant begin and with which tokens they end."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -11,26 +12,39 @@ from weakref import WeakKeyDictionary
 import jinja2
 
 from mmcli.errors import UserError
+from mmcli.text.marked import MARK
 from mmcli.text.messages import hide_messages
-from mmcli.text.opaque import MARK, Texts
-from mmcli.text.sandbox import compile_template, render
+from mmcli.text.opaque import Texts
+from mmcli.text.sandbox import compile_template, render, variables_of
 from mmcli.text.template import CHATML_CONTROLS
 from mmcli.text.tokenizer import Tokenizer
 
 OTHER_TEMPLATE = "use a tokenizer with another chat template, such as one of `mmcli tokenizer train`"
+# The variables by which templates let a caller choose whether the model reasons: Qwen3, MiniMind, DeepSeek V3.1.
+SWITCHES = ("enable_thinking", "open_thinking", "thinking")
 
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """A chat template and its structure, found by rendering two short conversations."""
+    """A chat template and its structure, found by rendering a few short conversations.
+
+    Most templates end a turn with a token of its own. Some, such as GLM-4's, end it with the token that begins the
+    next one, so that the last turn has none: `closing` and `closing_call` are then the tokens that the model is to
+    write there, after a text and after a tool call.
+    """
 
     template: jinja2.Template
     variables: dict[str, Any]  # bos_token and so on, for the template
     scanner: re.Pattern[str]  # a mark (group 1: its number) or a control token, with the blanks that it swallows
-    generation_prompt: str  # what add_generation_prompt appends
-    stem: str  # the part of it with which a turn that reasons begins too
-    turn_end: int  # the control token that ends a turn of the assistant
     controls: dict[str, int]  # control tokens as the scanner finds them
+    switch: str | None  # the variable that says whether the model is to reason
+    generation_prompt: str = ""  # what add_generation_prompt appends
+    header: str = ""  # the part of it with which every turn of the assistant begins
+    turn_ends: frozenset[int] = frozenset()  # tokens that end a turn of the assistant
+    stops: frozenset[int] = frozenset()  # those of them that stand nowhere inside of a turn
+    closing: int | None = None
+    closing_call: int | None = None
+    shows_reasoning: bool = False
     literals: dict[str, list[int]] = field(
         default_factory=dict
     )  # ids of the template's own text between control tokens
@@ -42,14 +56,27 @@ class ChatFormat:
         found = match[0]
         return self.controls[found] if found in self.controls else self.controls[found.strip()]
 
-    def render(self, messages: list[dict[str, Any]], tools: Any, add_generation_prompt: bool, texts: Texts) -> str:
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        tools: Any,
+        add_generation_prompt: bool,
+        texts: Texts,
+        *,
+        thinking: bool | None = None,
+    ) -> str:
         """The conversation with marks for texts.
 
         Raises:
-            UserError: the template refuses the conversation.
+            UserError: the template refuses the conversation, or has no switch for `thinking`.
         """
-        given = {"messages": messages, "tools": tools, "documents": None}
-        return render(self.template, texts, {**self.variables, **given, "add_generation_prompt": add_generation_prompt})
+        given: dict[str, Any] = {"messages": messages, "tools": tools, "documents": None}
+        given |= {"add_generation_prompt": add_generation_prompt}
+        if thinking is not None:
+            if self.switch is None:
+                raise UserError("the chat template has no switch for thinking", "leave out --think and --no-think")
+            given[self.switch] = thinking
+        return render(self.template, texts, {**self.variables, **given})
 
 
 _formats: WeakKeyDictionary[Tokenizer, ChatFormat] = WeakKeyDictionary()
@@ -66,51 +93,121 @@ def chat_format(tokenizer: Tokenizer) -> ChatFormat:
     return _formats[tokenizer]
 
 
+# Short messages that a template is tried with.
+QUESTION = {"role": "user", "content": "x"}
+ANSWER = {"role": "assistant", "content": "y"}
+REASONED = {**ANSWER, "reasoning_content": "z"}
+CALLS: list[dict[str, Any]] = [
+    {"type": "function", "function": {"name": "f", "arguments": {"a": "b"}}},
+    {"type": "function", "function": {"name": "g", "arguments": {"c": "d"}}},
+]
+CALL = {"role": "assistant", "content": "", "tool_calls": CALLS[:1]}
+RESULT = {"role": "tool", "name": "f", "content": "r"}
+
+
+class _Probe:
+    """A template's output for some of these messages."""
+
+    def __init__(self, chat: ChatFormat, *messages: dict[str, Any], prompt: bool = False) -> None:
+        self._chat, self._texts = chat, Texts()
+        self.rendered = chat.render(hide_messages(messages, self._texts), None, prompt, self._texts)
+        self._found = list(chat.scanner.finditer(self.rendered))
+
+    def shows(self, text: str) -> bool:
+        """True if one of the texts is in the output."""
+        shown = {int(match[1]) for match in self._found if match[1] is not None}
+        return text in {self._texts.texts[index] for index in self._texts.origins(shown)}
+
+    def around(self, message: int) -> tuple[list[int], list[int]]:
+        """Control tokens between the texts of a message, and from there to the next message's text or the end.
+
+        Raises:
+            UserError: the output has no text of the message.
+        """
+        owners = [None if match[1] is None else self._texts.owners[int(match[1])] for match in self._found]
+        own = [at for at, owner in enumerate(owners) if owner == message]
+        if not own:
+            raise UserError("the chat template loses text: what the assistant says", OTHER_TEMPLATE)
+        others = (at for at, owner in enumerate(owners) if at > own[-1] and owner not in (None, message))
+        return self._controls(own[0], own[-1]), self._controls(own[-1], next(others, len(owners)))
+
+    def _controls(self, first: int, last: int) -> list[int]:
+        ids = (self._chat.control(match) for match in self._found[first:last])
+        return [id for id in ids if id is not None]
+
+
 def _work_out(tokenizer: Tokenizer) -> ChatFormat:
     if tokenizer.chat_template is None:
         missing = " and ".join(token for token in CHATML_CONTROLS if tokenizer.control_id(token) is None)
         what = f"the tokenizer has no chat template, and lacks {missing} for ours"
         raise UserError(what, "add chat_template to its tokenizer_config.json, or use one of `mmcli tokenizer train`")
-    template = compile_template(tokenizer.chat_template)
-    scanner = _scanner(tokenizer)
-    controls = tokenizer.control_tokens
-    probe = ChatFormat(template, _variables(tokenizer), scanner, "", "", -1, controls)
-    question = {"role": "user", "content": "x"}
-    before, _ = _render([question], probe, False)
-    prompted, _ = _render([question], probe, True)
-    start = _shared(prompted, before, scanner)
-    prompt = prompted[start:]
+    template, scanner = compile_template(tokenizer.chat_template), _scanner(tokenizer)
+    names = variables_of(tokenizer.chat_template)
+    switch = next((name for name in SWITCHES if name in names), None)
+    chat = ChatFormat(template, _variables(tokenizer), scanner, tokenizer.control_tokens, switch)
+    return _with_ends(_with_header(chat))
+
+
+def _with_header(chat: ChatFormat) -> ChatFormat:
+    """With the generation prompt, and with what turns of the assistant, whatever they hold, begin with of it."""
+    prompt, start = generation_prompt(chat)
+    reasoned = _Probe(chat, QUESTION, REASONED)
+    header = prompt[: shared(prompt, reasoned.rendered[start:], chat.scanner)] or prompt
+    for messages in ((QUESTION, ANSWER), (QUESTION, ANSWER, QUESTION), (QUESTION, CALL)):
+        with suppress(UserError):  # a template may know no calls
+            rendered = _Probe(chat, *messages).rendered
+            header = header[: shared(header, rendered[start:], chat.scanner)] or header
+    return replace(chat, generation_prompt=prompt, header=header, shows_reasoning=reasoned.shows("z"))
+
+
+def generation_prompt(chat: ChatFormat, thinking: bool | None = None) -> tuple[str, int]:
+    """What add_generation_prompt appends to a question, and where it begins.
+
+    Raises:
+        UserError: nothing, or the template has no switch for `thinking`.
+    """
+    rendered = []
+    for add_generation_prompt in (False, True):
+        texts = Texts()
+        question = hide_messages([QUESTION], texts)
+        rendered.append(chat.render(question, None, add_generation_prompt, texts, thinking=thinking))
+    start = shared(rendered[1], rendered[0], chat.scanner)
+    prompt = rendered[1][start:]
     if not prompt or MARK.search(prompt):
         raise UserError("the chat template appends nothing for add_generation_prompt", OTHER_TEMPLATE)
-    answer = {"role": "assistant", "content": "y", "reasoning_content": "z"}
-    whole, texts = _render([question, answer], probe, False)
-    stem = prompt[: _shared(prompt, whole[start:], scanner)]
-    turn_end = _turn_end(probe, whole, texts)
-    return ChatFormat(template, probe.variables, scanner, prompt, stem, turn_end, controls)
+    return prompt, start
 
 
-def _render(messages: list[dict[str, str]], chat: ChatFormat, add_generation_prompt: bool) -> tuple[str, Texts]:
-    texts = Texts()
-    return chat.render(hide_messages(messages, texts), None, add_generation_prompt, texts), texts
+def _with_ends(chat: ChatFormat) -> ChatFormat:
+    """With the tokens that end a turn."""
+    inside, tail = _Probe(chat, QUESTION, REASONED).around(1)
+    later: list[int] = []
+    call: list[int] = []
+    called: list[int] = []
+    between: list[int] = []
+    with suppress(UserError):
+        _, later = _Probe(chat, QUESTION, ANSWER, QUESTION).around(1)
+    with suppress(UserError):
+        _, call = _Probe(chat, QUESTION, CALL).around(1)
+        between, _ = _Probe(chat, QUESTION, {**CALL, "tool_calls": CALLS}).around(1)
+    with suppress(UserError):
+        _, called = _Probe(chat, QUESTION, CALL, RESULT).around(1)
+    if tail:
+        ends = {tail[0], *later[:1]}
+        # The last, for before it may stand the end of the call itself, which stands between two calls as well.
+        ends |= set() if ends.intersection(call) else set(call[-1:]).difference(between)
+        return replace(chat, turn_ends=frozenset(ends), stops=frozenset(ends.difference(inside) or ends))
+    if not later:
+        raise UserError("the chat template ends the assistant's turn without a control token", OTHER_TEMPLATE)
+    closing_call = next(iter(called[len(call) :]), None)
+    ends = {later[0], *(() if closing_call is None else (closing_call,))}
+    return replace(chat, turn_ends=frozenset(ends), stops=frozenset(ends), closing=later[0], closing_call=closing_call)
 
 
-def _shared(one: str, other: str, scanner: re.Pattern[str]) -> int:
+def shared(one: str, other: str, scanner: re.Pattern[str]) -> int:
     """How many characters of `one` `other` begins with, without a part of a control token."""
-    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
-    return next((found.start() for found in scanner.finditer(one) if found.start() < shared < found.end()), shared)
-
-
-def _turn_end(probe: ChatFormat, rendered: str, texts: Texts) -> int:
-    """The first control token after the last text of message 1, the assistant's."""
-    found = list(probe.scanner.finditer(rendered))
-    answers = [at for at, match in enumerate(found) if match[1] is not None and texts.owners[int(match[1])] == 1]
-    if not answers:
-        raise UserError("the chat template loses text: what the assistant says", OTHER_TEMPLATE)
-    for match in found[answers[-1] + 1 :]:
-        id = probe.control(match)
-        if id is not None:
-            return id
-    raise UserError("the chat template ends the assistant's turn without a control token", OTHER_TEMPLATE)
+    count = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+    return next((found.start() for found in scanner.finditer(one) if found.start() < count < found.end()), count)
 
 
 def _variables(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""What the files of a tokenizer say: tokenizer.json, tokenizer_config.json and their neighbours."""
+"""The files of a tokenizer: tokenizer.json, tokenizer_config.json and their neighbours."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
 # Tried for the end of a text when no file names it.
 COMMON_EOS = ("<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "</s>")
+MAX_ID = 1 << 24  # a hundred times the largest vocabularies: tables are made of this many rows
 MAKE_ONE = "give a folder with tokenizer.json, or that file; `mmcli tokenizer train` makes one"
 
 
@@ -44,16 +45,19 @@ def read_definition(path: Path) -> Definition:
     if not file.is_file():
         raise UserError(f"{path} has no {TOKENIZER_FILE}" if path.is_dir() else f"{path} does not exist", MAKE_ONE)
     tokenizer = _read_json(file)
-    _check(tokenizer, file)
+    try:
+        _check(tokenizer, file)
+    except RecursionError:
+        raise UserError(f"{file} is nested too deeply", MAKE_ONE) from None
     # A file of another name stands alone: what lies beside it may belong to another tokenizer.
     folder = file.parent if file.name == TOKENIZER_FILE else None
     config = _beside(folder, CONFIG_FILE)
     generation = _beside(folder, "generation_config.json")
     ids = {token: id for token, id in tokenizer["model"]["vocab"].items()}
     added = list(tokenizer.get("added_tokens") or [])
-    for token in _declared(config):
-        if token["content"] not in {known["content"] for known in added}:
-            added.append(token)
+    known = {token["content"] for token in added}
+    added += [token for token in _declared(config, folder) if token["content"] not in known]
+    _check_ids(ids, added, file)
     ids.update((token["content"], token["id"]) for token in added)
     sources = [config, _beside(folder, "special_tokens_map.json")]
     special = {name: _special(name, sources, ids) for name in ("bos", "eos", "pad")}
@@ -86,11 +90,41 @@ def _check(tokenizer: Any, file: Path) -> None:
     model = tokenizer.get("model") if isinstance(tokenizer, dict) else None
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict | list) or not model["vocab"]:
         raise UserError(f"{file} is not a tokenizer: it has no model with a vocabulary", MAKE_ONE)
+    added = tokenizer.get("added_tokens") or []
+    if not isinstance(added, list) or not all(_is_token(token) for token in added):
+        raise UserError(f"{file} is not a tokenizer: its added_tokens are not tokens with content and id", MAKE_ONE)
     reason = why_not_byte_level(tokenizer)
     if reason is not None:
         raise UserError(
             f"{file} is not a byte-level BPE tokenizer: {reason}", "give one of that kind (GPT-2, Llama 3, Qwen)"
         )
+
+
+def _is_token(token: Any) -> bool:
+    return isinstance(token, dict) and isinstance(token.get("content"), str) and _is_id(token.get("id"))
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_ID
+
+
+def _check_ids(vocab: Mapping[str, int], added: list[dict[str, Any]], file: Path) -> None:
+    """Refuse added tokens to which the tokenizers library, and so transformers, gives other ids than the file.
+
+    It takes the id of the vocabulary, and numbers those that are not in it one after another.
+    """
+    wrong = next((token for token, id in vocab.items() if not _is_id(id)), None)
+    if wrong is not None:
+        raise UserError(f'{file}: the token "{wrong}" has the id {vocab[wrong]!r}', f"give ids from 0 to {MAX_ID - 1}")
+    given: dict[str, int] = {}
+    free = len(vocab)
+    for token in added:
+        content, id = token["content"], token["id"]
+        theirs = given.setdefault(content, vocab.get(content, free))
+        free = max(free, theirs + 1)
+        if theirs != id:
+            what = f'{file}: the added token "{content}" has the id {id}, and the tokenizers library gives it {theirs}'
+            raise UserError(what, "enter it in the vocabulary with its id, or number it anew")
 
 
 def _read_json(file: Path) -> Any:
@@ -100,6 +134,8 @@ def _read_json(file: Path) -> Any:
         raise UserError(f"cannot read {file}: {error.strerror}", MAKE_ONE) from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{file} is not JSON: {error}", MAKE_ONE) from None
+    except RecursionError:
+        raise UserError(f"{file} is nested too deeply", MAKE_ONE) from None
 
 
 def _beside(folder: Path | None, name: str) -> dict[str, Any]:
@@ -108,14 +144,22 @@ def _beside(folder: Path | None, name: str) -> dict[str, Any]:
         return {}
     value = _read_json(folder / name)
     if not isinstance(value, dict):
-        raise UserError(f"{folder / name} is not a JSON object", "mend or remove that file")
+        raise UserError(f"{folder / name} is not a JSON object", "fix or remove that file")
     return value
 
 
-def _declared(config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Added tokens that only tokenizer_config.json names."""
-    for id, token in (config.get("added_tokens_decoder") or {}).items():
-        yield {**added_token(token["content"], int(id), special=False), **token}
+def _declared(config: Mapping[str, Any], folder: Path | None) -> list[dict[str, Any]]:
+    """The added tokens that tokenizer_config.json names, by id."""
+    declared = config.get("added_tokens_decoder") or {}
+    tokens = []
+    for id, token in declared.items() if isinstance(declared, dict) else [("?", None)]:
+        number = int(id) if id.isascii() and id.isdigit() and len(id) < 12 else -1
+        tokens.append({**token, "id": number} if isinstance(token, dict) else {})
+        if not _is_token(tokens[-1]):
+            what = f"{folder}/{CONFIG_FILE}: added_tokens_decoder has no token with content and id at {id!r}"
+            raise UserError(what, "fix or remove that file")
+    tokens = [{**added_token(token["content"], token["id"], special=False), **token} for token in tokens]
+    return sorted(tokens, key=lambda token: int(token["id"]))
 
 
 def _content(token: Any) -> str | None:

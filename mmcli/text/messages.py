@@ -13,7 +13,9 @@ from mmcli.text.opaque import TOOLS, Texts
 ROLES = ("system", "user", "assistant", "tool", "developer", "function")
 # The same for the types of JSON Schema.
 JSON_TYPES = frozenset(("function", "object", "array", "string", "number", "integer", "boolean", "null"))
-REASONING = ("reasoning_content", "reasoning", "thinking")  # names that clients give it, the first is the standard
+# Names that clients give it, the first is the standard. As in transformers the first with a value is taken, and handed
+# to the template as `reasoning_content` and `thinking`.
+REASONING = ("reasoning_content", "thinking", "reasoning")
 # Keys that templates look up in tools and calls; all others a person chose.
 SCHEMA_KEYS = JSON_TYPES | frozenset(
     (
@@ -22,6 +24,8 @@ SCHEMA_KEYS = JSON_TYPES | frozenset(
         *("anyOf", "oneOf", "allOf", "not", "$ref", "$defs", "definitions", "additionalProperties"),
     )
 )
+# Keys of a message that are handled one by one; `train` says whether it is trained, and is none of the template's.
+KNOWN = frozenset(("role", "content", "reasoning_content", "tool_calls", "train"))
 PLAIN_KEY = re.compile(r"[A-Za-z_$][A-Za-z0-9_$]*")
 
 
@@ -56,11 +60,10 @@ def _check_role(message: Any, place: str) -> None:
 
 def _hide_message(message: Mapping[str, Any], index: int, texts: Texts, keep_reasoning: bool) -> dict[str, Any]:
     place = f"messages[{index}]"
-    known = {"role", "content", "reasoning_content", "tool_calls"}
     hidden = {
         key: hide(value, texts, index, f"{place}.{key}", required=False)
         for key, value in message.items()
-        if key not in known and isinstance(key, str) and PLAIN_KEY.fullmatch(key)
+        if key not in KNOWN and isinstance(key, str) and PLAIN_KEY.fullmatch(key)
     }
     reasoning = next((message[name] for name in REASONING if message.get(name) is not None), None)
     calls = message.get("tool_calls")
@@ -70,7 +73,9 @@ def _hide_message(message: Mapping[str, Any], index: int, texts: Texts, keep_rea
         if not isinstance(reasoning, str):
             raise UserError(f"{place}.reasoning_content = {_short(reasoning)} is not text", "give it as text")
         needed = f"{place}.reasoning_content" if keep_reasoning else None
-        hidden["reasoning_content"] = texts.hide(reasoning, index, needed)
+        shown = texts.hide(reasoning, index, needed)
+        others = [name for name in REASONING[1:] if message.get(name) == reasoning]
+        hidden = {"thinking": shown, **hidden, **dict.fromkeys(others, shown), "reasoning_content": shown}
     if calls:
         hidden["tool_calls"] = _hide_calls(calls, index, texts, f"{place}.tool_calls")
     return hidden

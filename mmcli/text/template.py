@@ -7,7 +7,8 @@ CHATML_CONTROLS = ("<|im_start|>", "<|im_end|>")
 
 # ChatML with the tools of Hermes and Qwen: tools in the system turn, a call as a JSON object between <tool_call> tags,
 # results between <tool_response> tags in a user turn. Every turn keeps its reasoning, so that a conversation is a
-# prefix of its continuation. The constructs are those that transformers, vLLM and llama.cpp all render.
+# prefix of its continuation. The constructs are those that transformers, vLLM and llama.cpp all render. Between the
+# tags `generation` stands what is trained: transformers' assistant mask and TRL's assistant_only_loss read them.
 CHATML = r"""
 {%- if tools %}
     {{- '<|im_start|>system\n' }}
@@ -33,6 +34,7 @@ CHATML = r"""
         {{- '<|im_start|>user\n' + message.content + '<|im_end|>\n' }}
     {%- elif message.role == 'assistant' %}
         {{- '<|im_start|>assistant\n' }}
+        {%- generation %}
         {%- if message.reasoning_content %}
             {{- '<think>\n' + message.reasoning_content + '\n</think>\n\n' }}
         {%- endif %}
@@ -60,7 +62,9 @@ CHATML = r"""
                 {{- '}\n</tool_call>' }}
             {%- endfor %}
         {%- endif %}
-        {{- '<|im_end|>\n' }}
+        {{- '<|im_end|>' }}
+        {%- endgeneration %}
+        {{- '\n' }}
     {%- elif message.role == 'tool' %}
         {%- if loop.first or messages[loop.index0 - 1].role != 'tool' %}
             {{- '<|im_start|>user' }}

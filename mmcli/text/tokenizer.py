@@ -1,7 +1,8 @@
 """The tokenizer: text to ids that never steer the model, ids back to text.
 
-Two kinds of ids: those of text, and those of control tokens (every added token of the tokenizer.json, marked special
-or not). Text is encoded by a tokenizer that does not know the control tokens, so no text can spell one.
+Two kinds of ids: those of text, and those of control tokens (the added tokens of the tokenizer.json that are marked
+special or look like a tag). Text is encoded by a tokenizer that does not know the control tokens, so no text can spell
+one. Words that were added (`NASA`) are text.
 """
 
 from __future__ import annotations
@@ -95,20 +96,29 @@ class Tokenizer:
         """The ids of a text: never a control id, whatever it spells, and nothing added.
 
         Half surrogate pairs, which no UTF-8 text can hold, are encoded as U+FFFD.
+
+        Raises:
+            UserError: the tokenizer fails on this text, such as by a regular expression that takes too long.
         """
         try:
-            return self._plain.encode(text, add_special_tokens=False).ids
-        except TypeError:  # what the library says to a lone surrogate
-            return self._plain.encode(whole_characters(text), add_special_tokens=False).ids
+            try:
+                return self._plain.encode(text, add_special_tokens=False).ids
+            except TypeError:  # what the library says to a lone surrogate
+                return self._plain.encode(whole_characters(text), add_special_tokens=False).ids
+        except BaseException as error:
+            raise _named(error, "cannot encode a text with this tokenizer.json") from error
 
     def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode_text` of each, over the machine's cores (TOKENIZERS_PARALLELISM=false: on one)."""
         batch = list(texts)
         try:
-            encoded = self._plain.encode_batch_fast(batch, add_special_tokens=False)
-        except TypeError:
-            batch = [whole_characters(text) for text in batch]
-            encoded = self._plain.encode_batch_fast(batch, add_special_tokens=False)
+            try:
+                encoded = self._plain.encode_batch_fast(batch, add_special_tokens=False)
+            except TypeError:
+                batch = [whole_characters(text) for text in batch]
+                encoded = self._plain.encode_batch_fast(batch, add_special_tokens=False)
+        except BaseException as error:
+            raise _named(error, "cannot encode a text with this tokenizer.json") from error
         return [each.ids for each in encoded]
 
     def encode_document(self, text: str) -> list[int]:
@@ -195,9 +205,17 @@ def _build_plain(definition: dict[str, Any], controls: dict[str, int]) -> tokeni
     plain = plain_definition(definition, controls)
     try:
         built = tokenizers.Tokenizer.from_str(json.dumps(plain))
-        # The library numbers added tokens itself; where it disagrees, text does without them.
-        if any(built.token_to_id(token["content"]) != token["id"] for token in plain["added_tokens"]):
-            built = tokenizers.Tokenizer.from_str(json.dumps({**plain, "added_tokens": []}))
-    except Exception as error:  # the library raises nothing more specific
-        raise UserError(f"the tokenizers library refuses this tokenizer.json: {error}", MAKE_ONE) from error
+    except BaseException as error:
+        raise _named(error, "refuses this tokenizer.json") from error
+    for token in plain["added_tokens"]:
+        if built.token_to_id(token["content"]) != token["id"]:
+            what = f'the tokenizers library gives the added token "{token["content"]}" another id than {token["id"]}'
+            raise UserError(what, MAKE_ONE)
     return built
+
+
+def _named(error: BaseException, what: str) -> BaseException:
+    """What to raise for an error of the library: it raises plain `Exception`, and Rust's panics, which are none."""
+    if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+        return UserError(f"the tokenizers library {what}: {error}", MAKE_ONE)
+    return error

@@ -18,7 +18,7 @@ from mmcli.text.tokenizer import Tokenizer, whole_characters
 PAD, BOS, EOS = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 # As Qwen marks them: transformers keeps these when it skips special tokens, so that tool calls can be read.
 VISIBLE = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
-CONTROLS = 32  # ids of control tokens before the bytes; those without a name yet are spare
+CONTROLS = 32  # ids of control tokens before the bytes; those without a name yet are unused
 MIN_VOCAB_SIZE = CONTROLS + 256 + 1
 
 # Qwen2's: every digit alone, so that arithmetic can be learned. https://huggingface.co/Qwen/Qwen2-0.5B
@@ -41,7 +41,7 @@ def train_tokenizer(
     """A byte-level BPE tokenizer with exactly `vocab_size` tokens, learned from `texts`, read once as a stream.
 
     The ids: control tokens 0 to 31 (pad `<|endoftext|>` 0, bos `<|im_start|>` 1, eos `<|im_end|>` 2), the 256
-    bytes, then merges of pairs seen at least twice; spare tokens fill up what a small text leaves free. The same
+    bytes, then merges of pairs seen at least twice; a small text leaves the rest as unused tokens. The same
     texts in the same order give the same tokenizer. BPE: Sennrich et al. 2016; on bytes: Radford et al. 2019.
 
     Raises:
@@ -55,11 +55,14 @@ def train_tokenizer(
     stream = _Stream(texts, report)
     definition = _train(stream, vocab_size, pretokenizer)
     if not stream.has_text:
-        raise UserError("there is no text to learn a tokenizer from", "give --data files that hold text")
+        raise UserError("there is no text to train a tokenizer on", "give --data files that hold text")
     stream.finish()
     missing = vocab_size - len(definition["model"]["vocab"])
     if missing > 0:
-        report.note(f"the text gives {vocab_size - missing:,} tokens; {missing:,} spare ones fill up to {vocab_size:,}")
+        learned = vocab_size - missing
+        report.note(
+            f"{learned:,} tokens learned from the text; padded with {missing:,} unused tokens to {vocab_size:,}"
+        )
     _set_controls(definition, vocab_size)
     names = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD}
     config = {**names, "clean_up_tokenization_spaces": False, "tokenizer_class": "PreTrainedTokenizerFast"}
@@ -102,7 +105,7 @@ def _pre_tokenizer(name: str) -> pre_tokenizers.PreTokenizer:
 
 
 def _set_controls(definition: dict[str, Any], vocab_size: int) -> None:
-    """Write the control tokens, with spare ones up to `vocab_size`, into a trained tokenizer.json."""
+    """Write the control tokens, and unused ones up to `vocab_size`, into a trained tokenizer.json."""
     vocab: dict[str, int] = definition["model"]["vocab"]
     names = control_names()
     for number in range(vocab_size - len(vocab)):

@@ -155,6 +155,8 @@ def test_the_defaults_are_those_of_the_sampler() -> None:
         (["--prompt", "Hi", "--temperature", "-1"], "", "temperature = -1.0"),
         (["--prompt", "Hi", "--device", "warp"], "", 'there is no device "warp"'),
         (["2", "--prompt", "Hi", "--system", "Be kind."], "", "only continues text"),
+        (["2", "--prompt", "Hi", "--think"], "", "only continues text"),
+        (["--prompt", "Hi", "--no-think"], "", "the chat template has no switch for thinking"),
         (["--json"], "", "--json answers one prompt"),
         ([], b"\xff\xfeH", "stdin is not UTF-8 (byte 0)"),
         (["--prompt", "Hi \udce4"], "", "--prompt is not valid Unicode (character 3)"),

@@ -18,14 +18,13 @@ from typing import Any, Generic, TypeVar
 from mmcli.data.encode.workers import EncoderPool, Results, usable_cores
 from mmcli.data.record import EncodedRecord, Record, RecordError, Rejected, reject
 from mmcli.data.records.account import RecordAccount
-from mmcli.data.records.conversations import Message, as_chat
+from mmcli.data.records.conversations import Message, as_chat, split_reasoning
 from mmcli.data.records.kinds import Encode, as_text, dump_kinds, find_kind
 from mmcli.data.records.preferences import Preference, as_preference
 from mmcli.data.sources.sources import Sources
 from mmcli.errors import UserError
 from mmcli.stage import Reporter, Silent
-from mmcli.text.chat import Encoded, encode_chat
-from mmcli.text.chat_format import chat_format
+from mmcli.text.chat import Encoded, encode_chat, shows_reasoning
 from mmcli.text.tokenizer import Tokenizer
 
 BATCH_RECORDS = 1024  # records encoded together, or fewer once this many bytes of files were read:
@@ -235,15 +234,14 @@ def encode_conversations(
     Raises:
         UserError: the tokenizer has no usable chat template.
     """
-    chat_format(tokenizer)  # a bad template is one error, not one for each record
+    as_shown = _as_shown(tokenizer)  # a bad template is one error, not one for each record
     train_on, train_reasoning = options.get("train_on", "all"), options.get("train_reasoning", True)
 
     def encode(record: Record) -> EncodedRecord:
         chat = as_chat(record)
-        encoded = encode_chat(
-            tokenizer, chat.messages, tools=chat.tools, train_on=train_on, train_reasoning=train_reasoning
-        )
-        return EncodedRecord([encoded.ids], [encoded.trained], _text_bytes(chat.messages))
+        messages = as_shown(chat.messages)
+        encoded = encode_chat(tokenizer, messages, tools=chat.tools, train_on=train_on, train_reasoning=train_reasoning)
+        return EncodedRecord([encoded.ids], [encoded.trained], _text_bytes(messages))
 
     return encode_each(encode, records)
 
@@ -256,15 +254,25 @@ def encode_preferences(
     Raises:
         UserError: the tokenizer has no usable chat template.
     """
-    chat_format(tokenizer)
+    as_shown = _as_shown(tokenizer)
 
     def encode(record: Record) -> EncodedRecord:
-        pair = as_preference(record)
+        read = as_preference(record)
+        pair = Preference(as_shown(read.prompt), as_shown(read.chosen), as_shown(read.rejected), read.tools)
         sides = [_continuation(tokenizer, pair, side) for side in (pair.chosen, pair.rejected)]
         size = _text_bytes([*pair.prompt, *pair.chosen, *pair.prompt, *pair.rejected])
         return EncodedRecord([side.ids for side in sides], [side.trained for side in sides], size)
 
     return encode_each(encode, records)
+
+
+def _as_shown(tokenizer: Tokenizer) -> Callable[[list[Message]], list[Message]]:
+    """Messages as the chat template takes them: reasoning apart where it shows that, else as they were written.
+
+    Raises:
+        UserError: the tokenizer has no usable chat template.
+    """
+    return split_reasoning if shows_reasoning(tokenizer) else list
 
 
 def _continuation(tokenizer: Tokenizer, pair: Preference, messages: list[Message]) -> Encoded:

@@ -1,9 +1,12 @@
 """Conversations as people store them, brought into one shape: messages as in Hugging Face templates.
 
-Read shapes: `messages`/`conversations` with `role`/`content` or `from`/`value`; tool calls as `tool_calls` or as a
-`function_call` turn; a question and an answer under `instruction`/`input`/`output` and the like, with an optional
-`system` and a `history` of pairs. Placeholders such as `{{name}}` are left as they are. Reasoning is read from
-`reasoning_content`, or from a `<think>...</think>` with which an assistant's text begins.
+Read shapes: `messages`/`conversations` (or their JSON text) with `role`/`content` or `from`/`value`; tool calls as
+`tool_calls` or as a `function_call` turn; a question and an answer under `instruction`/`input`/`output` and the like,
+with an optional `system` and a `history` of pairs; `prompt` and `completion` as messages, of which the latter are
+trained. Placeholders such as `{{name}}` are left as they are. `weight` 0 and `train` false keep a message of the
+assistant from being trained; keys whose meaning would be lost are refused by name. Reasoning is read from
+`reasoning_content`, and for templates that show it (`split_reasoning`) from a `<think>...</think>` with which an
+assistant's text begins.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmcli.data.record import Record, RecordError
-from mmcli.data.records.kinds import PAIR_KEYS, TURN_KEYS, RecordKind, has_pair, has_turns, is_chat
+from mmcli.data.records.kinds import PAIR_KEYS, TURN_KEYS, RecordKind, has_pair, has_turns, is_chat, is_turns
 
 Message = dict[str, Any]
 
@@ -26,12 +29,31 @@ ROLES = {
     **dict.fromkeys(("function_call",), "function_call"),
     **dict.fromkeys(("tool", "observation", "function", "function_response", "tool_response"), "tool"),
 }
+# Whether a message is trained: OpenAI's, axolotl's two, ms-swift's.
+TRAIN_KEYS = ("weight", "train", "training", "loss")
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+# Keys that change what a message or a record is for; without them it would train something else.
+MESSAGE_MEANINGS = (
+    "train_detail",
+    "training_detail",
+    "loss_scale",
+    "loss_weight",
+    "mask",
+    "masked",
+    "prefix",
+    "refusal",
+)
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+RECORD_MEANINGS = ("chat_template_kwargs",)
 THOUGHT = re.compile(r"\s*<think>(.*?)</think>(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Chat:
-    """One conversation: messages (`role`, `content`, `reasoning_content`, `tool_calls`) and the tools it may call."""
+    """One conversation and the tools it may call.
+
+    Its messages have `role`, `content`, `reasoning_content`, `tool_calls`, and `train` False where one is not trained.
+    """
 
     messages: list[Message]
     tools: list[dict[str, Any]] | None = None
@@ -56,14 +78,28 @@ def read_chat(value: Mapping[str, Any]) -> Chat:
     Raises:
         RecordError: a turn, a role or a tool that is not understood.
     """
+    check_meaning(value)
     if has_turns(value):
-        turns = next(value[key] for key in TURN_KEYS if isinstance(value.get(key), list))
+        turns = parse_json(
+            next(value[key] for key in TURN_KEYS if is_turns(value.get(key))), "the messages are not JSON"
+        )
         messages = read_messages(turns)
     elif has_pair(value):
         messages = _read_pair(value)
     else:
         raise RecordError(f"not a conversation: it has {_keys(value)}")
     return Chat(_with_system(messages, value.get("system")), read_tools(value, messages))
+
+
+def check_meaning(value: Mapping[str, Any]) -> None:
+    """Refuse a record with fields whose meaning would be lost.
+
+    Raises:
+        RecordError: it has one, by name.
+    """
+    for key in (*RECORD_MEANINGS, *MEDIA):
+        if value.get(key):
+            raise RecordError(f'"{key}" of a record is not supported')
 
 
 def read_messages(turns: Sequence[Any]) -> list[Message]:
@@ -86,47 +122,83 @@ def read_messages(turns: Sequence[Any]) -> list[Message]:
     if not messages:
         raise RecordError("the conversation is empty")
     for message, number in zip(messages, numbers, strict=True):
-        if message["role"] == "assistant" and not (message["content"].strip() or "tool_calls" in message):
+        if message["role"] == "assistant" and not (_split(message)["content"].strip() or "tool_calls" in message):
             raise RecordError(f"an assistant message is empty: message {number}")
     return messages
 
 
 def assistant_message(text: str) -> Message:
-    """An assistant's message; a `<think>...</think>` that its text begins with is its reasoning, without the tags."""
-    found = THOUGHT.fullmatch(text)
+    """An assistant's message of this text, reasoning and all."""
+    return {"role": "assistant", "content": text}
+
+
+def says_nothing(message: Message) -> bool:
+    """True if a message has no text beside a `<think>...</think>`."""
+    return not _split(message)["content"].strip()
+
+
+def split_reasoning(messages: Sequence[Message]) -> list[Message]:
+    """Messages for a template that shows reasoning, which writes the tags around it itself.
+
+    A `<think>...</think>` that an assistant's text begins with becomes its `reasoning_content`, without the tags.
+    """
+    return [_split(message) if message["role"] == "assistant" else message for message in messages]
+
+
+def _split(message: Message) -> Message:
+    found = None if "reasoning_content" in message else THOUGHT.fullmatch(message["content"])
     if found is None:
-        return {"role": "assistant", "content": text}
-    message: Message = {"role": "assistant", "content": found[2].lstrip("\r\n")}
+        return message
+    split = {**message, "content": found[2].lstrip("\r\n")}
     reasoning = found[1].strip("\r\n")
-    return {**message, "reasoning_content": reasoning} if reasoning.strip() else message
+    return {**split, "reasoning_content": reasoning} if reasoning.strip() else split
 
 
 def _completes(messages: Sequence[Message], message: Message) -> bool:
     previous = messages[-1] if messages else {}
     is_call = "tool_calls" in message and not message["content"] and "reasoning_content" not in message
-    return is_call and previous.get("role") == "assistant" and "tool_calls" not in previous
+    alike = message.get("train") == previous.get("train")
+    return is_call and alike and previous.get("role") == "assistant" and "tool_calls" not in previous
 
 
 def _read_turn(turn: Mapping[str, Any], number: int) -> Message:
     name = turn.get("role", turn.get("from"))
-    role = ROLES.get(name) if isinstance(name, str) else None
+    role = ROLES.get(name.strip().lower()) if isinstance(name, str) else None
     if role is None:
         raise RecordError(f"a message has no known role: message {number} has {name!r}")
+    for key in (*MESSAGE_MEANINGS, *MEDIA):
+        if turn.get(key):
+            raise RecordError(f'"{key}" of a message is not supported: message {number}')
+    train = _read_train(turn, number, speaks=role in ("assistant", "function_call"))
     content = turn.get("content", turn.get("value"))
     if role == "function_call":
-        return {"role": "assistant", "content": "", "tool_calls": _read_calls(content, number)}
-    message: Message = {"role": role, "content": _read_content(content, number, turn.get("tool_calls"))}
+        return {"role": "assistant", "content": "", "tool_calls": _read_calls(content, number), **train}
+    calls = (turn.get("tool_calls") or turn.get("function_call")) if role == "assistant" else None
+    message: Message = {"role": role, "content": _read_content(content, number, calls), **train}
     if role == "assistant":
-        reasoning = turn.get("reasoning_content")
-        if isinstance(reasoning, str) and reasoning:
+        reasoning = next((turn[key] for key in REASONING_KEYS if turn.get(key)), None)
+        if isinstance(reasoning, str):
             message["reasoning_content"] = reasoning
-        else:
-            message = assistant_message(message["content"])
-        if turn.get("tool_calls"):
-            message["tool_calls"] = _read_calls(turn["tool_calls"], number)
+        elif reasoning is not None:
+            raise RecordError(f"the reasoning of a message is not text: message {number}")
+        if calls:
+            message["tool_calls"] = _read_calls(calls, number)
     if role == "tool":
         message.update({key: turn[key] for key in ("name", "tool_call_id") if isinstance(turn.get(key), str)})
     return message
+
+
+def _read_train(turn: Mapping[str, Any], number: int, *, speaks: bool) -> Message:
+    """`train` False for a message that is not to be trained, else nothing."""
+    given = {key: turn[key] for key in TRAIN_KEYS if turn.get(key) is not None}
+    for key, value in given.items():
+        if value not in (0, 1):
+            raise RecordError(f'the "{key}" of a message is neither 0 nor 1: message {number} has {value!r}')
+        if value and not speaks:
+            raise RecordError(f'"{key}" is set for a message that is not the assistant\'s: message {number}')
+    if len({bool(value) for value in given.values()}) > 1:
+        raise RecordError(f"{' and '.join(given)} of a message disagree: message {number}")
+    return {"train": False} if speaks and given and not any(given.values()) else {}
 
 
 def _read_content(content: Any, number: int, tool_calls: Any) -> str:
@@ -188,6 +260,8 @@ def read_tools(value: Mapping[str, Any], messages: Sequence[Message] = ()) -> li
     raw = value.get("tools") or value.get("functions")
     for key in TURN_KEYS:
         turns = value.get(key)
+        if not raw and is_turns(turns):
+            turns = parse_json(turns, "the messages are not JSON")
         if not raw and isinstance(turns, list) and turns and isinstance(turns[0], Mapping):
             raw = turns[0].get("tools") or turns[0].get("functions")
     if not raw or (isinstance(raw, str) and not raw.strip()):
@@ -238,10 +312,17 @@ def _history(value: Mapping[str, Any]) -> list[Sequence[str]]:
 
 def _read_pair(value: Mapping[str, Any]) -> list[Message]:
     answer_key = next(answer for question, answer in PAIR_KEYS if question in value and answer in value)
+    if isinstance(value.get("label"), bool):
+        raise RecordError('"label" says whether a reply is wanted (KTO): that is not supported')
+    prompt = read_prompt({**value, "system": None})
+    if isinstance(value[answer_key], list):
+        # As TRL does: what is asked is not trained, whoever said it.
+        prompt = [{**message, "train": False} if message["role"] == "assistant" else message for message in prompt]
+        return [*prompt, *read_messages(value[answer_key])]
     answer = assistant_message(_text(value, answer_key))
-    if not answer["content"].strip():
+    if says_nothing(answer):
         raise RecordError(f'"{answer_key}" is empty')
-    return [*read_prompt({**value, "system": None}), answer]
+    return [*prompt, answer]
 
 
 def _with_system(messages: list[Message], system: Any) -> list[Message]:
@@ -264,7 +345,7 @@ def _keys(value: Mapping[str, Any]) -> str:
 def message_texts(messages: Sequence[Message]) -> list[str]:
     """The texts of messages: reasoning, content, and each tool call as JSON; none that is empty."""
     found: list[str] = []
-    for message in messages:
+    for message in split_reasoning(messages):
         calls = [json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls", ())]
         found += [message.get("reasoning_content", ""), message["content"], *calls]
     return [text for text in found if text.strip()]

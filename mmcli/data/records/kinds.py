@@ -83,8 +83,13 @@ class RecordKind:
 
 
 def has_turns(value: Mapping[str, Any]) -> bool:
-    """True if `value` holds a list of messages under one of the usual names."""
-    return any(isinstance(value.get(key), list) for key in TURN_KEYS)
+    """True if `value` holds a list of messages, or its JSON text, under one of the usual names."""
+    return any(is_turns(value.get(key)) for key in TURN_KEYS)
+
+
+def is_turns(value: Any) -> bool:
+    """True for a list, and for a text that begins as the JSON of one does."""
+    return isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith("["))
 
 
 def has_pair(value: Mapping[str, Any]) -> bool:

@@ -14,11 +14,13 @@ from mmcli.data.record import Record, RecordError
 from mmcli.data.records.conversations import (
     Message,
     assistant_message,
+    check_meaning,
     message_texts,
     read_chat,
     read_messages,
     read_prompt,
     read_tools,
+    says_nothing,
 )
 from mmcli.data.records.kinds import PAIR_KEYS, RecordKind, has_turns, is_preference
 
@@ -41,6 +43,7 @@ def as_preference(record: Record) -> Preference:
     """
     PREFERENCE.check(record)
     value = record.value
+    check_meaning(value)
     tools = read_tools(value)
     chosen, rejected = _side(value, "chosen"), _side(value, "rejected")
     if chosen[0]["role"] == "assistant" and rejected[0]["role"] == "assistant":
@@ -80,7 +83,7 @@ def _side(value: Mapping[str, Any], key: str) -> list[Message]:
     if not isinstance(side, str):
         raise RecordError(f'"{key}" is neither text nor messages')
     message = assistant_message(side)
-    if not message["content"].strip():
+    if says_nothing(message):
         raise RecordError(f'"{key}" is empty')
     return [message]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -67,6 +68,29 @@ def test_the_prompt_is_the_training_sequence(tokenizer: Tokenizer, scripted: Mak
     held = engine.held[0]
     assert held == trained[: len(held)]
     assert trained[len(held)] == tokenizer.eos_id
+
+
+SWITCHED = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is defined and not enable_thinking %}{{ '<think></think>' }}{% endif %}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("thinking", [True, False, None])
+def test_thinking_is_asked_of_the_template(tokenizer: Tokenizer, scripted: Make, thinking: bool | None) -> None:
+    switched = Tokenizer(dataclasses.replace(tokenizer.definition, chat_template=SWITCHED))
+    engine = scripted("I am well.")
+    say(Conversation(engine, switched, thinking=thinking), "Hi")
+    closed = switched.control_id("</think>")
+    assert (closed in engine.held[0]) is (thinking is False)
+
+
+def test_thinking_is_refused_where_it_has_no_effect(tokenizer: Tokenizer, scripted: Make) -> None:
+    with pytest.raises(UserError, match="no switch for thinking"):
+        Conversation(scripted("x"), tokenizer, thinking=True)
+    with pytest.raises(UserError, match="only continues text"):
+        Conversation(scripted("x"), tokenizer, thinking=False, chat=False)
 
 
 def test_only_the_new_turn_is_prefilled(tokenizer: Tokenizer, scripted: Make) -> None:

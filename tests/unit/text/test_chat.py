@@ -266,6 +266,10 @@ def foreign(write_folder: Any, template: str, controls: Any = PHI_CONTROLS, **co
     return Tokenizer.load(write_folder(controls, {**eos, "chat_template": template, **config}))
 
 
+# No control token at all.
+PLAIN = "{{ m.role + ': ' + m.content + '\n' }}"
+PLAIN_PROMPT = "{% if add_generation_prompt %}assistant: {% endif %}"
+
 HI = [{"role": "user", "content": "Hi <|end|>"}, {"role": "assistant", "content": "Hello"}]
 
 
@@ -346,7 +350,7 @@ def test_templates_can_ask_for_types_and_required_names(write_folder: Any) -> No
     [
         (PHI, [{"role": "user", "content": "x"}], TOOLS, r"tools\[0\]\.function\.name and 4 more"),
         (PHI, CONVERSATION[:3], None, r"messages\[2\]\.reasoning_content and 3 more"),
-        (PHI.replace("m.content", "m.content[:2]"), HI, None, "what the assistant says"),
+        (PHI.replace("m.content", "m.content[:2]"), HI, None, r"messages\[0\]\.content and 1 more"),
         (PHI.replace("m.content", "(m.content if loop.last else 'x')"), HI, None, r"messages\[0\]\.content"),
     ],
 )
@@ -412,7 +416,7 @@ def test_reasoning_without_an_end_can_not_be_left_untrained(
     ("template", "message"),
     [
         ("{% for m in messages %}" + ROLE + "{% endfor %}", "appends nothing"),
-        (PHI.replace("<|end|>", "").replace("{{ eos_token }}", ""), "ends the assistant's turn without"),
+        ("{% for m in messages %}" + PLAIN + "{% endfor %}" + PLAIN_PROMPT, "ends the assistant's turn without"),
         (
             "{% for m in messages %}<|user|>{{ m.content }}<|end|>{% endfor %}"
             "{% if add_generation_prompt %}<|assistant|>{% endif %}",
@@ -425,7 +429,7 @@ def test_reasoning_without_an_end_can_not_be_left_untrained(
             "leaves a turn of the assistant without its end token",
         ),
         (
-            PHI.replace("'<|end|>\n'", "('<|eos|>' if loop.index == 2 and not loop.last else '<|end|>') + '\n'"),
+            PHI.replace("'<|end|>\n'", "('<|eos|>' if loop.index == 2 and loop.length == 4 else '<|end|>') + '\n'"),
             r"mixes messages\[2\] with another turn",
         ),
         (

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 
 from mmcli.errors import UserError
-from mmcli.text.opaque import Texts
+from mmcli.text.opaque import Plain, Texts
 from mmcli.text.sandbox import compile_template, render
 from mmcli.text.template import CHATML
 
@@ -19,14 +20,6 @@ WEATHER = {
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
     },
 }
-
-
-class Plain(Texts):
-    """Writes JSON into the text itself."""
-
-    def to_json(self, value: Any, **options: Any) -> str:
-        super().to_json(value, **options)
-        return self.texts[-1]
 
 
 def rendered(messages: list[dict[str, Any]], source: str = CHATML, **variables: Any) -> str:
@@ -159,3 +152,72 @@ def test_a_template_that_fails_or_reaches_out_is_refused(source: str) -> None:
 def test_broken_jinja_is_told_with_its_line() -> None:
     with pytest.raises(UserError, match="not valid Jinja: line 2"):
         compile_template("x\n{% if %}")
+
+
+LOOP = "{% for a in range(99999) %}BODY{% endfor %}"
+GROWING = "{% set ns = namespace(x='ab') %}{% for i in range(99) %}{% set ns.x = STEP %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        LOOP.replace("BODY", LOOP),
+        LOOP.replace("BODY", LOOP.replace("BODY", LOOP)),
+        LOOP.replace("BODY", "{{ range(99999) | list | length }}"),
+        LOOP.replace("BODY", "{{ range(99999) | map('string') | join }}"),
+        LOOP.replace("BODY", "{{ 'x' * 99999 }}"),
+        "{{ 'a' * 3000000000 }}",
+        "{{ [0] * 3000000000 }}",
+        "{{ 3000000000 * 'a' }}",
+        GROWING.replace("STEP", "ns.x + ns.x"),
+        GROWING.replace("STEP", "ns.x ~ ns.x"),
+        GROWING.replace("STEP", "ns.x | replace('', ns.x)"),
+        GROWING.replace("STEP", "ns.x.replace('a', ns.x)"),
+        GROWING.replace("STEP", "ns.x.join([ns.x, ns.x])"),
+        GROWING.replace("STEP", "[ns.x, ns.x] | join(ns.x)"),
+        GROWING.replace("'ab'", "7").replace("STEP", "ns.x * ns.x"),
+        "{{ 2 ** 3000000000 }}",
+        "{{ '%3000000000d' % 1 }}",
+        "{{ '%*d' % (3000000000, 1) }}",
+        "{{ '{:3000000000}'.format(1) }}",
+        "{{ '{:{}}'.format(1, 3000000000) }}",
+        "{{ 'a'.center(3000000000) }}",
+        "{{ 'a'.zfill(3000000000) }}",
+        "{{ 'a' | indent(3000000000, true) }}",
+        "{{ [1] | tojson(indent=3000000000) }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+        "{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}",
+        "{% for x in range(9999) recursive %}{% if loop.depth < 9 %}{{ loop(range(9999)) }}{% endif %}{% endfor %}",
+        LOOP.replace("BODY", "{{ messages[0].content }}"),
+    ],
+)
+def test_a_template_can_not_take_the_machine(source: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(UserError, match="the chat template was stopped: ") as refused:
+        rendered([{"role": "user", "content": "x" * 9999}], source)
+    assert "another chat template" in refused.value.fix
+    assert time.monotonic() - started < 15
+
+
+@pytest.mark.parametrize("source", ["{{ lipsum(n=3000000000) }}", "{{ 'a' | center(3000000000) }}", "{{ 'a'.pad() }}"])
+def test_what_no_chat_template_needs_is_not_there(source: str) -> None:
+    with pytest.raises(UserError, match=r"not valid Jinja|refuses this conversation"):
+        rendered([], source)
+
+
+@pytest.mark.parametrize("source", ["(" * 3000 + "1" + ")" * 3000, "-" * 9000 + "1"])
+def test_a_template_that_is_nested_too_deeply_is_refused(source: str) -> None:
+    with pytest.raises(UserError, match=r"nested too deeply|stopped"):
+        rendered([], "{{ " + source + " }}")
+    blocks = "{% for a in [1] %}" * 40 + "x" + "{% endfor %}" * 40
+    with pytest.raises(UserError, match="nested too deeply"):
+        compile_template(blocks)
+
+
+def test_the_time_is_the_same_in_both_renderings() -> None:
+    texts = Texts()
+    assert render(compile_template("{{ strftime_now('%f') }}"), texts, {}) == f"{texts.now:%f}"
+    twin = Plain()
+    twin.now = texts.now
+    assert render(compile_template("{{ strftime_now('%f') }}"), twin, {}) == f"{texts.now:%f}"

@@ -253,7 +253,8 @@ def test_a_named_special_token_is_a_control_token(write_folder: Any) -> None:
     """A token of the vocabulary that only the config calls special must not be written by text."""
 
     def change(definition: dict[str, Any]) -> None:
-        definition["model"]["vocab"]["<eos>"] = len(definition["model"]["vocab"]) + 1
+        definition["model"]["vocab"]["<eos>"] = len(definition["model"]["vocab"])
+        definition["added_tokens"][0]["id"] += 1  # the library numbers <a> after the vocabulary
 
     loaded = Tokenizer.load(write_folder(["<a>"], {"eos_token": "<eos>"}, change))
     assert loaded.eos_id == loaded.control_tokens["<eos>"]
@@ -342,6 +343,33 @@ def test_added_white_space_after_control_tokens_keeps_its_id(write_folder: Any) 
     assert loaded.token_bytes(loaded.vocab_size - 1) == b" " * 8
 
 
+def test_added_words_are_text_with_the_ids_of_transformers(write_folder: Any) -> None:
+    from transformers import AutoTokenizer
+
+    tags = ["<a>", {"content": "<think>", "special": False}, {"content": "[CALL]", "special": False}]
+    words = [{"content": word, "special": False} for word in ("NASA", " weather", "|||MAIL|||")]
+    folder = write_folder([tags[0], words[0], *tags[1:], *words[1:]], {"tokenizer_class": "PreTrainedTokenizerFast"})
+    loaded, theirs = Tokenizer.load(folder), AutoTokenizer.from_pretrained(folder)
+    assert set(loaded.control_tokens) == {"<a>", "<think>", "[CALL]"}
+    for text in ("NASA", "The weather at NASA is fine", "x|||MAIL|||y", "NASAX 你好"):
+        ids = loaded.encode_text(text)
+        assert ids == theirs.encode(text, add_special_tokens=False)
+        assert loaded.decode(ids) == text
+    assert set(loaded.control_tokens.values()).isdisjoint(loaded.encode_text("<think>[CALL]<a>"))
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_ids_that_the_library_would_shift_are_refused(write_folder: Any, special: bool) -> None:
+    def change(definition: dict[str, Any]) -> None:
+        definition["added_tokens"][1]["id"] += 5
+
+    with pytest.raises(
+        UserError, match=r'the added token "NASA" has the id \d+, and the tokenizers library'
+    ) as refused:
+        Tokenizer.load(write_folder(["<a>", {"content": "NASA", "special": special}], None, change))
+    assert "number it anew" in refused.value.fix
+
+
 def test_a_single_byte_can_not_be_a_control_token(write_folder: Any) -> None:
     def change(definition: dict[str, Any]) -> None:
         definition["added_tokens"].append(
@@ -417,3 +445,45 @@ def test_broken_neighbours_are_named(write_folder: Any) -> None:
     (folder / "tokenizer_config.json").write_text("[]")
     with pytest.raises(UserError, match=r"tokenizer_config\.json is not a JSON object"):
         Tokenizer.load(folder)
+
+
+def test_a_regular_expression_that_panics_is_told(write_folder: Any) -> None:
+    """Rust's panics are no `Exception` in Python."""
+
+    def change(definition: dict[str, Any]) -> None:
+        definition["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": "(x+x+)+y"}
+
+    loaded = Tokenizer.load(write_folder(["<a>"], None, change))
+    for encode in (loaded.encode_text, lambda text: loaded.encode_texts([text])):
+        with pytest.raises(UserError, match=r"cannot encode a text with this tokenizer\.json: .*retry-limit"):
+            encode("x" * 40)
+
+
+def test_files_that_are_nested_too_deeply_are_refused(write_folder: Any) -> None:
+    folder = write_folder(["<a>"])
+    file = folder / "tokenizer.json"
+    whole = file.read_text(encoding="utf-8")
+    for depth in (900, 200_000):
+        file.write_text(whole[:-1] + ', "normalizer": ' + "[" * depth + "]" * depth + "}", encoding="utf-8")
+        with pytest.raises(UserError, match=r"nested too deeply|refuses this tokenizer\.json"):
+            Tokenizer.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda each: each["model"]["vocab"].update({"zz": 1 << 40}), 'the token "zz" has the id'),
+        (lambda each: each["model"]["vocab"].update({"zz": "1"}), "the token \"zz\" has the id '1'"),
+        (lambda each: each["added_tokens"].append({"content": "<z>", "id": 1 << 40}), "added_tokens are not tokens"),
+        (lambda each: each["added_tokens"].append("<z>"), "added_tokens are not tokens"),
+    ],
+)
+def test_ids_out_of_all_proportion_are_refused(write_folder: Any, change: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Tokenizer.load(write_folder(["<a>"], None, change))
+
+
+@pytest.mark.parametrize("declared", [{"x": {"content": "<b>"}}, {"9": "<b>"}, {"9": {}}, ["<b>"]])
+def test_declared_tokens_of_a_wrong_form_are_refused(write_folder: Any, declared: Any) -> None:
+    with pytest.raises(UserError, match="added_tokens_decoder has no token with content and id"):
+        Tokenizer.load(write_folder(["<a>"], {"added_tokens_decoder": declared}))

@@ -74,7 +74,7 @@ def test_a_small_text_is_filled_with_spare_tokens() -> None:
     trained = train_tokenizer(["abab abab"], vocab_size=320, report=report)
     merges = trained.definition.tokenizer["model"]["merges"]
     assert [left + right for left, right in merges] == ["ab", "abab"]  # no merge that is seen only once
-    assert report.notes == ["the text gives 290 tokens; 30 spare ones fill up to 320"]
+    assert report.notes == ["290 tokens learned from the text; padded with 30 unused tokens to 320"]
     assert trained.control_id("<|spare_23|>") == 290
     assert trained.control_id("<|spare_52|>") == 319
     assert len(trained.control_tokens) == 32 + 30

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mmcli.data.record import Record, RecordError
-from mmcli.data.records.conversations import as_chat
+from mmcli.data.records.conversations import as_chat, split_reasoning
 from mmcli.data.records.kinds import all_kinds, as_text, dump_kinds, find_kind, kind_of, register_kind
 from mmcli.data.records.preferences import as_preference
 from mmcli.errors import UserError
@@ -125,12 +125,12 @@ REASONED = {**A, "reasoning_content": "hm\n  so"}
     ],
 )
 def test_reasoning_that_a_reply_begins_with_is_split_off(value: dict[str, Any]) -> None:
-    assert as_chat(record(**value)).messages == [Q, REASONED]
+    assert split_reasoning(as_chat(record(**value)).messages) == [Q, REASONED]
 
 
 def test_reasoning_of_a_history_is_split_off() -> None:
     chat = as_chat(record(instruction="question", output="answer", history=[["question", THOUGHT]]))
-    assert chat.messages == [Q, REASONED, Q, A]
+    assert split_reasoning(chat.messages) == [Q, REASONED, Q, A]
 
 
 @pytest.mark.parametrize("reply", [THOUGHT, [{**A, "content": THOUGHT}], {"from": "gpt", "value": THOUGHT}])
@@ -138,10 +138,10 @@ def test_reasoning_of_preferred_replies_is_split_off(reply: Any) -> None:
     for prompt in ({"prompt": "question"}, {"conversations": [Q]}, {"instruction": "question"}):
         preference = as_preference(record(**prompt, chosen=reply, rejected="<think>other</think>answer"))
         assert preference.prompt == [Q]
-        assert preference.chosen == [REASONED]
-        assert preference.rejected == [{**A, "reasoning_content": "other"}]
+        assert split_reasoning(preference.chosen) == [REASONED]
+        assert split_reasoning(preference.rejected) == [{**A, "reasoning_content": "other"}]
     whole = as_preference(record(chosen=[Q, {**A, "content": THOUGHT}], rejected=[Q, A]))
-    assert (whole.prompt, whole.chosen, whole.rejected) == ([Q], [REASONED], [A])
+    assert (whole.prompt, split_reasoning(whole.chosen), whole.rejected) == ([Q], [REASONED], [A])
 
 
 @pytest.mark.parametrize(
@@ -156,18 +156,20 @@ def test_reasoning_of_preferred_replies_is_split_off(reply: Any) -> None:
     ],
 )
 def test_what_is_reasoning_in_a_text(text: str, message: dict[str, Any]) -> None:
-    assert as_chat(record(messages=[Q, {**A, "content": text}])).messages[1] == message
-    assert as_chat(record(instruction="question", output=text)).messages[1] == message
+    written = {**A, "content": text}
+    for chat in (as_chat(record(messages=[Q, written])), as_chat(record(instruction="question", output=text))):
+        assert split_reasoning(chat.messages) == [Q, message]
+        assert chat.messages == [Q, written]  # for templates that show no reasoning
 
 
 def test_a_message_that_has_its_reasoning_keeps_its_text() -> None:
     given = {**A, "content": THOUGHT, "reasoning_content": "given"}
-    assert as_chat(record(messages=[Q, given])).messages[1] == given
+    assert split_reasoning(as_chat(record(messages=[Q, given])).messages)[1] == given
 
 
 def test_only_an_assistant_reasons() -> None:
     spoken = [{"role": role, "content": THOUGHT} for role in ("system", "user", "tool")]
-    assert as_chat(record(messages=[*spoken, A])).messages == [*spoken, A]
+    assert split_reasoning(as_chat(record(messages=[*spoken, A])).messages) == [*spoken, A]
     asked = {"role": "user", "content": THOUGHT}
     chat = as_chat(record(instruction=THOUGHT, output="answer", system=THOUGHT, history=[[THOUGHT, "a"]]))
     assert chat.messages == [spoken[0], asked, {**A, "content": "a"}, asked, A]
@@ -237,7 +239,99 @@ def test_reasoning_before_a_call_is_one_message_with_it(beside: bool) -> None:
     thought = {"role": "assistant", "content": "<think>hm</think>"}
     said = [{**thought, "tool_calls": [CALL]}] if beside else [thought, TURNS[1]]
     chat = as_chat(record(messages=[Q, *said, TURNS[2], A]))
-    assert chat.messages == [Q, {**CALLED[1], "reasoning_content": "hm"}, *CALLED[2:]]
+    assert split_reasoning(chat.messages) == [Q, {**CALLED[1], "reasoning_content": "hm"}, *CALLED[2:]]
+
+
+BAD = {"role": "assistant", "content": "bad", "train": False}
+
+
+@pytest.mark.parametrize(
+    "flag", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"training": False}, {"loss": False, "weight": 0}]
+)
+def test_messages_that_are_not_to_be_trained(flag: dict[str, Any]) -> None:
+    chat = as_chat(record(messages=[Q, {**A, "content": "bad", **flag}, Q, {**A, "weight": 1, "train": None}]))
+    assert chat.messages == [Q, BAD, Q, A]
+    turns = [TURNS[0], {"from": "gpt", "value": "bad", **flag}, {**TURNS[1], **flag}, *TURNS[2:]]
+    chat = as_chat(record(conversations=turns))
+    assert chat.messages[1] == {**BAD, "tool_calls": [CALL]}
+    mixed = as_chat(record(conversations=[TURNS[0], {"from": "gpt", "value": "bad", **flag}, *TURNS[1:]]))
+    assert mixed.messages[1:3] == [BAD, CALLED[1]]  # one is trained, the other is not
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ({**A, "weight": 0.5}, 'the "weight" of a message is neither 0 nor 1: message 2 has 0.5'),
+        ({**A, "train": "no"}, "the \"train\" of a message is neither 0 nor 1: message 2 has 'no'"),
+        ({**A, "train": [0]}, 'the "train" of a message is neither 0 nor 1: message 2 has [0]'),
+        ({**A, "train": True, "weight": 0}, "weight and train of a message disagree: message 2"),
+        ({**Q, "train": True}, '"train" is set for a message that is not the assistant\'s: message 2'),
+        ({**A, "train_detail": [{"begin_offset": 0}]}, '"train_detail" of a message is not supported: message 2'),
+        ({**A, "prefix": True}, '"prefix" of a message is not supported: message 2'),
+        ({"role": "assistant", "content": None, "refusal": "no"}, '"refusal" of a message is not supported: message 2'),
+        ({**Q, "images": ["a.png"]}, '"images" of a message is not supported: message 2'),
+        ({**A, "thinking": 5}, "the reasoning of a message is not text: message 2"),
+    ],
+)
+def test_keys_with_a_meaning_are_refused_by_name(message: dict[str, Any], reason: str) -> None:
+    with pytest.raises(RecordError) as caught:
+        as_chat(record(messages=[Q, message, A]))
+    assert str(caught.value) == reason
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ({"prompt": "q", "completion": "a", "label": False}, '"label" says whether a reply is wanted (KTO)'),
+        ({"question": "q", "answer": "a", "image": "a.png"}, '"image" of a record is not supported'),
+        ({"messages": [Q, A], "chat_template_kwargs": {"a": 1}}, '"chat_template_kwargs" of a record is not supported'),
+    ],
+)
+def test_records_with_a_meaning_that_would_be_lost_are_refused(value: dict[str, Any], reason: str) -> None:
+    with pytest.raises(RecordError) as caught:
+        as_chat(record(**value))
+    assert str(caught.value).startswith(reason)
+
+
+def test_keys_without_a_meaning_are_left_out() -> None:
+    chat = as_chat(record(messages=[{**Q, "id": 5, "train": False}, {**A, "prefix": False, "images": []}], images=[]))
+    assert chat.messages == [Q, A]
+
+
+@pytest.mark.parametrize("names", [("Human", "GPT"), ("USER", "Assistant"), (" User ", "Model")])
+def test_roles_in_capitals(names: tuple[str, str]) -> None:
+    turns = [{"from": names[0], "value": "question"}, {"from": names[1], "value": "answer"}]
+    assert as_chat(record(conversations=turns)).messages == [Q, A]
+    assert as_chat(record(messages=[{**Q, "role": names[0]}, {**A, "role": names[1]}])).messages == [Q, A]
+
+
+def test_conversations_as_json_text() -> None:
+    value = {"conversations": json.dumps(TURNS), "tools": [TOOL]}
+    assert kind_of(value) == "chat"
+    assert as_chat(record(**value)).messages == CALLED
+    inside = [{**TURNS[0], "functions": [TOOL["function"]]}, *TURNS[1:]]
+    assert as_chat(record(messages=json.dumps(inside))).tools == [TOOL]
+    with pytest.raises(RecordError, match="the messages are not JSON"):
+        as_chat(record(messages="[oops"))
+    assert kind_of({"messages": "oops", "text": "x"}) == "text"
+
+
+def test_prompt_and_completion_as_messages() -> None:
+    """As in TRL: the completion is trained, the prompt is not."""
+    chat = as_chat(record(prompt=[Q, A, Q], completion=[A], system="be brief"))
+    assert chat.messages == [SYSTEM, Q, {**A, "train": False}, Q, A]
+    assert as_chat(record(prompt="question", completion=[A])).messages == [Q, A]
+    assert as_chat(record(prompt=[Q], completion="answer")).messages == [Q, A]
+    assert as_chat(record(prompt="question", completion="answer")).messages == [Q, A]
+    with pytest.raises(RecordError, match="the conversation is empty"):
+        as_chat(record(prompt=[Q], completion=[]))
+
+
+def test_a_call_in_the_older_form_and_other_names_of_reasoning() -> None:
+    older = {"role": "assistant", "content": None, "function_call": {"name": "look", "arguments": '{"at": "sky"}'}}
+    assert as_chat(record(messages=[Q, older, *CALLED[2:]])).messages == CALLED
+    for name in ("thinking", "reasoning"):
+        assert as_chat(record(messages=[Q, {**A, name: "hm"}])).messages[1] == {**A, "reasoning_content": "hm"}
 
 
 @pytest.mark.parametrize("tools", ["", "[]", [], None])
