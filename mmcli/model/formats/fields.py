@@ -24,6 +24,9 @@ ABSENT: Any = object()  # a null in the place of a value means the same as no ke
 TRAINING = ("dropout", "flash_attn", "aux_loss_alpha", "seq_aux", "init_std")
 # Fields that mean nothing in a dense model.
 ROUTING = ("num_experts_per_tok", "n_routed_experts", "n_shared_experts", "scoring_func", "norm_topk_prob")
+# Fields that no format stores yet, each with the only value that can be written. A new field starts here, with the value
+# that other programs imply; a rule for it in a format's own table takes precedence.
+UNSTORED: dict[str, Any] = {}
 ROTARY = ("rope_theta", "rotary_fraction", "rope_scaling", "rope_factor", "rope_original_seq_len")
 
 Values = dict[str, Any]  # ModelConfig fields by name
@@ -83,14 +86,17 @@ class FieldTable(Generic[S]):
     rules: tuple[Rule[S], ...]
 
     def classified(self) -> list[str]:
-        """The fields that the rules name, in order."""
-        return [field for rule in self.rules for field in rule.fields]
+        """The fields that the rules name, in order, then those that no format stores."""
+        named = [field for rule in self.rules for field in rule.fields]
+        return [*named, *(field for field in UNSTORED if field not in named)]
 
     def unsupported(self, config: ModelConfig) -> list[str]:
         """The fields that keep `config` from this format: unclassified ones, and those of a value it cannot hold."""
         known = set(self.classified())
         unknown = [field.name for field in dataclasses.fields(config) if field.name not in known]
-        return unknown + [field for rule in self.rules for field in rule.unsupported(config)]
+        named = {field for rule in self.rules for field in rule.fields}
+        unstored = [name for name, value in UNSTORED.items() if name not in named and getattr(config, name) != value]
+        return unknown + [field for rule in self.rules for field in rule.unsupported(config)] + unstored
 
     def write(self, config: ModelConfig) -> dict[str, Any]:
         """The keys of the format, in the order of the rules."""

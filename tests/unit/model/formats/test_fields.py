@@ -18,7 +18,7 @@ from mmcli.export.decoder import refuse_unsupported
 from mmcli.export.huggingface import refuse_unknown_family
 from mmcli.model.config import ModelConfig
 from mmcli.model.formats.families import MINIMIND_3, MINIMIND_FIRST, OWN, READABLE, family_of
-from mmcli.model.formats.fields import FieldTable
+from mmcli.model.formats.fields import UNSTORED, FieldTable
 from mmcli.model.formats.gguf_table import ARCHITECTURES, NAMES, Metadata
 from mmcli.model.formats.minimind import FIRST_NAMES
 from mmcli.model.formats.minimind import TABLE as PTH_TABLE
@@ -63,6 +63,16 @@ def test_a_new_field_belongs_to_no_family_and_no_export() -> None:
     assert refused.value.fix and "\n" not in refused.value.what
     with pytest.raises(UserError, match=r"ONNX export does not support model\.logit_softcap = 30\.0\n"):
         refuse_unsupported(config)
+
+
+def test_a_field_that_no_format_stores_has_one_value_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(UNSTORED, "logit_softcap", 0.0)
+    as_before, changed = WithNewField(), WithNewField(logit_softcap=30.0)
+    assert family_of(as_before).model_type == "llama" and family_of(changed) is OWN
+    for table in TABLES.values():
+        assert Counter(table.classified())["logit_softcap"] == 1
+        assert "logit_softcap" not in table.unsupported(as_before)
+        assert "logit_softcap" in table.unsupported(changed)
 
 
 SIZES: dict[str, Any] = {"dim": 32, "n_layers": 2, "n_heads": 4, "vocab_size": 50, "hidden_dim": 48}
