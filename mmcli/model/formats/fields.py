@@ -24,8 +24,8 @@ ABSENT: Any = object()  # a null in the place of a value means the same as no ke
 TRAINING = ("dropout", "flash_attn", "aux_loss_alpha", "seq_aux", "init_std")
 # Fields that mean nothing in a dense model.
 ROUTING = ("num_experts_per_tok", "n_routed_experts", "n_shared_experts", "scoring_func", "norm_topk_prob")
-# Fields that no format stores yet, each with the only value that can be written. A new field starts here, with the value
-# that other programs imply; a rule for it in a format's own table takes precedence.
+# Fields that no format stores yet, each with the only value that can be written. A new field starts here, with what
+# other programs imply; a rule for it in a format's own table takes precedence.
 UNSTORED: dict[str, Any] = {}
 ROTARY = ("rope_theta", "rotary_fraction", "rope_scaling", "rope_factor", "rope_original_seq_len")
 
