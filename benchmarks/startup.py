@@ -1,7 +1,8 @@
 """How long the command line takes to start, against importing the libraries it shows itself with.
 
-Whole processes, in turn, medians. Last line: `startup ratio=R goal=G`: the time of `mmcli --help` over that of
-`python -c "import typer, rich"`, and of `mmcli params count` beside it.
+Whole processes, in turn, medians. Last line: `startup ratio=R goal=G`: the time of the slower of `mmcli --help` and
+`mmcli params count` over that of `python -c "import typer, rich"`. (The parser of typer 0.29 imports pydantic, which
+is about a third of `params count`.)
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import time
 
-GOAL = 3.0  # 0.3 s where the imports take 0.1
+GOAL = 2.5
 COMMANDS = {
     "import typer, rich": [sys.executable, "-c", "import typer, rich"],
     "mmcli --help": [sys.executable, "-m", "mmcli", "--help"],
@@ -32,9 +33,10 @@ def main() -> None:
             subprocess.run(command, check=True, capture_output=True)
             seconds[name].append(time.perf_counter() - started)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
+    base = medians["import typer, rich"]
     for name, median in medians.items():
-        print(f"{name:>20}  {median:.3f} s")
-    ratio = medians["mmcli --help"] / medians["import typer, rich"]
+        print(f"{name:>20}  {median:.3f} s  {median / base:.2f}")
+    ratio = max(median for name, median in medians.items() if name.startswith("mmcli")) / base
     print(f"startup ratio={ratio:.2f} goal={GOAL}")
     sys.exit(1 if arguments.check and ratio > GOAL else 0)
 
