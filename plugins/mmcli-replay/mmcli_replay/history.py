@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mmcli.api import ModelRef, Run, UserError, find_run, pin, split_weight
+from mmcli.api import ModelRef, Run, UserError, as_read, find_model
 
 TEXT_STAGES = ("pretrain", "continue")
 BY_NAME = "--replay books/"
@@ -37,6 +37,8 @@ def old_text(parent: ModelRef) -> OldText:
             what = f"{run.name} read its text with --columns {_columns(config)}, {found[0][0].name} otherwise"
             raise UserError(what, f"name old text with the same fields: {BY_NAME}")
     held_out = {name: newest["data"][name] for name in ("val", "val_fraction", "val_tokens")}
+    if held_out["val"] != "none":
+        held_out["val"] = ["".join(as_read(each, found[0][0])) for each in held_out["val"]]
     values = {"sources": list(sources), "columns": _columns(newest), **held_out}
     return OldText(values, int(newest["train"]["seed"]))
 
@@ -49,8 +51,8 @@ def _columns(config: dict[str, Any]) -> list[str] | str:
 def _sources(run: Run, config: dict[str, Any]) -> Iterator[str]:
     """What a run was trained on, a data set of the hub at the commit that the run kept."""
     replay = config.get("replay", "none")
-    names = [split_weight(each)[0] for each in config["data"]["sources"]]
-    yield from (pin(each, run) for each in [*names, *([] if replay == "none" else replay)])
+    names = [*config["data"]["sources"], *([] if replay == "none" else replay)]
+    yield from (as_read(each, run)[0] for each in names)
 
 
 def _ancestors(run: Run | None) -> Iterator[Run]:
@@ -61,10 +63,6 @@ def _ancestors(run: Run | None) -> Iterator[Run]:
 
 
 def _parent(run: Run) -> Run | None:
-    name = run.info().get("parent")
-    if name is None:
-        return None
-    try:
-        return find_run(name, run.path.parent)
-    except UserError:  # a model folder without a run, or a run that was removed
-        return None
+    """The run that a run started from; None for a model folder without a run, or one that is gone."""
+    folder = run.started_from()
+    return find_model(str(folder), run.path.parent).run if folder is not None and folder.is_dir() else None
