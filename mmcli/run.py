@@ -256,6 +256,12 @@ class Run:
         stored = self.read_config(RESOLVED).get("start_from")
         return None if stored is None else self.path.parent / str(stored)
 
+    @property
+    def parent(self) -> Run | None:
+        """The run that it started from, as long as that is there."""
+        folder = self.started_from()
+        return model_at(folder).run if folder is not None and folder.is_dir() else None
+
     @classmethod
     def create(cls, runs_dir: Path, stage: str, label: str) -> Run:
         """A new folder with the next number; `label` is the preset's or the person's name for it.

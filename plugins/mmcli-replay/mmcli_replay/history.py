@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mmcli.api import ModelRef, Run, UserError, as_read, find_model
+from mmcli.api import ModelRef, Run, UserError, as_read
 
 TEXT_STAGES = ("pretrain", "continue")
 BY_NAME = "--replay books/"
@@ -59,10 +59,4 @@ def _ancestors(run: Run | None) -> Iterator[Run]:
     """A run and those it goes back to, the newest first; a run that is gone ends it."""
     while run is not None:
         yield run
-        run = _parent(run)
-
-
-def _parent(run: Run) -> Run | None:
-    """The run that a run started from; None for a model folder without a run, or one that is gone."""
-    folder = run.started_from()
-    return find_model(str(folder), run.path.parent).run if folder is not None and folder.is_dir() else None
+        run = run.parent
