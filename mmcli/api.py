@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from mmcli.data.record import Rejected as Rejected
     from mmcli.data.records.kinds import RecordKind as RecordKind
     from mmcli.data.records.kinds import register_kind as register_kind
+    from mmcli.data.sources.pinning import as_read as as_read
     from mmcli.data.sources.pinning import pin as pin
     from mmcli.data.sources.pinning import pin_data as pin_data
     from mmcli.data.sources.sources import OpenedData as OpenedData
@@ -69,6 +70,8 @@ if TYPE_CHECKING:
     from mmcli.generate.onnx_engine import OnnxEngine as OnnxEngine
     from mmcli.generate.sampler import SamplingConfig as SamplingConfig
     from mmcli.generate.torch_engine import TorchEngine as TorchEngine
+    from mmcli.inputs import Input as Input
+    from mmcli.inputs import pin_inputs as pin_inputs
     from mmcli.model.attention import AttnContext as AttnContext
     from mmcli.model.config import ModelConfig as ModelConfig
     from mmcli.model.count import count_parameters as count_parameters
@@ -128,6 +131,7 @@ _HOMES = {  # module -> the names that it gives
     "mmcli.config": "option ConfigError Layer resolve",
     "mmcli.stage": "API_VERSION Stage Adapter Transform StageContext Reporter Silent Term LossOutput Metric",
     "mmcli.run": "Run ModelRef list_runs find_run find_model",
+    "mmcli.inputs": "Input pin_inputs",
     "mmcli.stages": "PretrainConfig SftConfig DpoConfig",
     "mmcli.text.tokenizer": "Tokenizer",
     "mmcli.text.train": "train_tokenizer",
@@ -135,7 +139,7 @@ _HOMES = {  # module -> the names that it gives
     "mmcli.data.record": "Record Rejected RecordError EncodedRecord",
     "mmcli.data.records.kinds": "RecordKind register_kind",
     "mmcli.data.sources.sources": "Sources open_sources open_data OpenedData split_weight",
-    "mmcli.data.sources.pinning": "pin pin_data",
+    "mmcli.data.sources.pinning": "pin pin_data as_read",
     "mmcli.data.encode.cache": "TokenCache",
     "mmcli.data.encode.encoders": "encode_records",
     "mmcli.data.pack.selection": "Selection split_documents",
@@ -252,18 +256,23 @@ def run_stage(
     )
 
 
-def resume_run(run: str | _Run, *, runs_dir: str | Path = "runs", report: _Reporter | None = None) -> _Run:
+def resume_run(
+    run: str | _Run, *, allow: Sequence[str] = (), runs_dir: str | Path = "runs", report: _Reporter | None = None
+) -> _Run:
     """Continue a run from its latest valid checkpoint, as `mmcli resume` does.
 
+    Args:
+        allow: inputs that may have changed since the run began, such as "data"; it is then no longer bit-exact.
+
     Raises:
-        UserError: there is no such run, or it is finished or still running.
+        UserError: there is no such run, it is finished or still running, or what it reads has changed.
         Interrupted: it was stopped again.
         MmcliError: it failed.
     """
     from mmcli import runner
     from mmcli.run import find_run
 
-    return runner.resume(run if isinstance(run, _Run) else find_run(run, Path(runs_dir)), report)
+    return runner.resume(run if isinstance(run, _Run) else find_run(run, Path(runs_dir)), report, allow=allow)
 
 
 def load(

@@ -25,6 +25,10 @@ from mmcli.errors import MmcliError, UserError, did_you_mean
 from mmcli.lock import Locked, file_lock, is_locked
 
 MANIFEST = "manifest.json"
+RESOLVED = "resolved.toml"
+INPUTS = "inputs.json"  # see mmcli.inputs
+SEAL = "# sha256 of the lines above: "
+STATES = ("running", "finished", "stopped", "failed")
 LOCK = "run.lock"  # there only while a process works on the run, or where one was killed
 _RUN_NAME = re.compile(r"^(\d{4,})-([a-z0-9_]+)-(.+)$|^(\d{4,})-([a-z0-9_]+)$")
 
@@ -127,6 +131,11 @@ class Run:
         return self.name.split("-")[1]
 
     @property
+    def given_name(self) -> str:
+        """What `--name` gave it, or its preset; empty for a run without a name."""
+        return "-".join(self.name.split("-")[2:])
+
+    @property
     def model(self) -> Path:
         """The Hugging Face style folder of the newest saved model."""
         return self.path / "model"
@@ -149,10 +158,25 @@ class Run:
 
     def _stored(self) -> dict[str, Any]:
         try:
-            info: dict[str, Any] = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            info = {"stage": self.stage, "state": "failed", "reason": "run.json is missing or unreadable"}
-        return info
+            return self.read_info()
+        except UserError:
+            return {"stage": self.stage, "state": "failed", "reason": "run.json is missing or unreadable"}
+
+    def read_info(self) -> dict[str, Any]:
+        """What run.json says.
+
+        Raises:
+            UserError: it is missing or damaged.
+        """
+        path = self.path / "run.json"
+        try:
+            info: Any = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            info = None
+        if not _is_info(info):
+            raise UserError(f"{path} is missing or damaged", f"restore it, or start a new run: mmcli {self.stage}")
+        found: dict[str, Any] = info
+        return found
 
     def update(self, **values: Any) -> None:
         """Change some keys of run.json."""
@@ -186,24 +210,57 @@ class Run:
         write_json(self.path / "run.json", info)
 
     def read_config(self, name: str = "config.toml") -> dict[str, Any]:
-        """The tables of config.toml or resolved.toml; empty if there is none."""
+        """The tables of config.toml or resolved.toml; empty if there is none.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        path = self.path / name
         try:
-            return tomllib.loads((self.path / name).read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            tables = tomllib.loads(text)
         except FileNotFoundError:
             return {}
+        except (OSError, ValueError, RecursionError) as error:
+            what = f"{path} is damaged: {error}"
+            raise UserError(what, f"restore it from a copy, or start a new run: mmcli {self.stage}") from None
+        if name == RESOLVED and not self._is_sealed(text):
+            what = f"{path} is damaged: it was shortened or edited"
+            raise UserError(what, f"restore it from a copy, or start a new run: mmcli {self.stage}")
+        return tables
+
+    def _is_sealed(self, text: str) -> bool:
+        above, found, digest = text.rpartition(SEAL)
+        if not found:
+            return not (self.path / INPUTS).exists()  # a run from before such files were sealed
+        return hashlib.sha256(above.encode()).hexdigest() == digest.strip()
 
     def choose(self, key: str, choice: Callable[[], Any]) -> Any:
         """What resolved.toml holds for `key`; else `choice()`, stored there: a resumed run never chooses again."""
-        chosen = self.read_config("resolved.toml")
+        chosen = self.read_config(RESOLVED)
         if key not in chosen:
             chosen[key] = choice()
-            self.write_config(chosen, "resolved.toml")
+            self.write_config(chosen, RESOLVED)
         return chosen[key]
 
     def write_config(self, tables: Mapping[str, Any], name: str = "config.toml") -> None:
+        """Write config.toml or resolved.toml; the latter ends in a digest of itself, as nobody edits it."""
         import tomli_w
 
-        write_atomic(self.path / name, tomli_w.dumps(tables).encode())
+        text = tomli_w.dumps(tables).encode()
+        seal = f"{SEAL}{hashlib.sha256(text).hexdigest()}\n" if name == RESOLVED else ""
+        write_atomic(self.path / name, text + seal.encode())
+
+    def started_from(self) -> Path | None:
+        """The model folder that it started from. One beside it is found beside it, also after both were moved."""
+        stored = self.read_config(RESOLVED).get("start_from")
+        return None if stored is None else self.path.parent / str(stored)
+
+    @property
+    def parent(self) -> Run | None:
+        """The run that it started from, as long as that is there."""
+        folder = self.started_from()
+        return model_at(folder).run if folder is not None and folder.is_dir() else None
 
     @classmethod
     def create(cls, runs_dir: Path, stage: str, label: str) -> Run:
@@ -227,6 +284,17 @@ class Run:
             info = {"stage": stage, "state": "stopped", "reason": "nothing was done yet", "started": started}
             write_json(path / "run.json", {**info, "command": _command_line()})
             return run
+
+
+def _is_info(info: Any) -> bool:
+    """True if this can be what run.json says."""
+    if not isinstance(info, dict) or info.get("state") not in STATES:
+        return False
+    lists = [info.get(key, []) for key in ("metrics", "changes")]
+    texts = [info.get(key) for key in ("started", "reason", "parent")]
+    return all(isinstance(each, list) and all(isinstance(item, dict) for item in each) for each in lists) and all(
+        isinstance(each, str | None) for each in texts
+    )
 
 
 def _command_line() -> list[str]:
@@ -257,26 +325,74 @@ class ModelRef:
         return self.run.name if self.run else str(self.path)
 
 
-def find_run(ref: str, runs_dir: Path, *, stage: str | None = None) -> Run:
-    """A run by number, name, folder, `latest` or `latest:STAGE`.
+class References:
+    """The models that a person's words name, each looked for once: `latest` is the same run in all of one command."""
+
+    def __init__(self, runs_dir: Path) -> None:
+        self.runs_dir = runs_dir
+        self._found: dict[str, ModelRef] = {}
+
+    def model(self, ref: str) -> ModelRef:
+        """The model (see `find_model`).
+
+        Raises:
+            UserError: there is none.
+        """
+        if ref not in self._found:
+            self._found[ref] = find_model(ref, self.runs_dir)
+        return self._found[ref]
+
+
+def find_run(ref: str, runs_dir: Path) -> Run:
+    """A run by number, name, the name that it was given, folder, `latest` or `latest:STAGE`.
 
     Raises:
         UserError: there is none.
     """
-    runs = [run for run in list_runs(runs_dir) if stage is None or run.stage == stage]
-    if not runs:
-        raise UserError(f"there is no run in {runs_dir}", "train one: mmcli pretrain")
+    if _is_path(ref):
+        return _run_at(ref)
+    runs = list_runs(runs_dir)
     newest, _, of_stage = ref.partition(":")
-    if newest == "latest":
+    if newest == "latest" and runs:
         chosen = [run for run in runs if not of_stage or run.stage == of_stage]
         if not chosen:
             stages = ", ".join(dict.fromkeys(run.stage for run in runs))
             raise UserError(f'there is no run of stage "{of_stage}" in {runs_dir}', f"stages with runs: {stages}")
         return chosen[-1]
     for run in runs:
-        if ref in (run.name, str(run.number), f"{run.number:04d}") or Path(ref).resolve() == run.path.resolve():
+        if ref in (run.name, str(run.number), f"{run.number:04d}"):
             return run
+    named = [run for run in runs if run.given_name == ref]
+    if len(named) > 1:
+        names = ", ".join(run.name for run in named)
+        raise UserError(f'"{ref}" is the name of {len(named)} runs: {names}', "give the number of one of them")
+    if named:
+        return named[0]
+    if Path(ref).is_dir():
+        return _run_at(ref)
+    if not runs:
+        raise UserError(f"there is no run in {runs_dir}", "train one: mmcli pretrain")
     raise UserError(f'there is no run "{ref}" in {runs_dir}', "see them with: mmcli runs list")
+
+
+def _is_path(ref: str) -> bool:
+    """True for what can be nothing but a path."""
+    return ref.startswith("~") or ref in (".", "..") or any(each in ref for each in ("/", os.sep))
+
+
+def _run_at(ref: str) -> Run:
+    """The run whose folder a person named.
+
+    Raises:
+        UserError: there is no such folder, or it is not one of a run.
+    """
+    folder = Path(ref).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {ref}", "see the runs with: mmcli runs list")
+    folder = folder if _RUN_NAME.match(folder.name) else folder.resolve()
+    if not _RUN_NAME.match(folder.name):
+        raise UserError(f"{ref} is not a run folder", "give one such as runs/0007-sft-small")
+    return Run(folder)
 
 
 def find_model(ref: str, runs_dir: Path) -> ModelRef:
@@ -295,15 +411,31 @@ def find_model(ref: str, runs_dir: Path) -> ModelRef:
             kind = f'run of stage "{of_stage}" with a model' if of_stage else "trained model yet"
             raise UserError(f"there is no {kind} in {runs_dir}", _how_to_get(of_stage, runs_dir))
         return ModelRef(chosen[-1].model, chosen[-1])
-    folder = Path(ref)
-    if (folder / "config.json").is_file() or (folder / "tokenizer.json").is_file():
-        inside = Run(folder.parent) if _RUN_NAME.match(folder.resolve().parent.name) else None
-        return ModelRef(folder, inside if folder.name == "model" else None)
+    folder = Path(ref).expanduser()
+    if _is_model(folder):
+        return model_at(folder)
+    if _is_path(ref) and folder.is_dir() and not _RUN_NAME.match(folder.resolve().name):
+        if _is_model(folder / "model"):
+            return ModelRef(folder / "model", None)
+        raise UserError(f"{ref} holds no model", "give a folder with config.json and model.safetensors, or a run")
     run = find_run(ref, runs_dir)
     if not (run.model / "tokenizer.json").is_file():
         what = f"{run.name} has no saved model (state: {run.info()['state']})"
         raise UserError(what, f"resume it: mmcli resume {ref}")
     return ModelRef(run.model, run)
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() or (folder / "tokenizer.json").is_file()
+
+
+def model_at(folder: Path) -> ModelRef:
+    """The model of a folder, with the run whose `model/` it is, if it is one."""
+    whole = folder.resolve()
+    inside = whole.name == "model" and _RUN_NAME.match(whole.parent.name)
+    return ModelRef(
+        folder, Run(folder.parent if folder.parent.name == whole.parent.name else whole.parent) if inside else None
+    )
 
 
 def find_language_model(ref: str, runs_dir: Path) -> ModelRef:

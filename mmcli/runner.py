@@ -25,7 +25,8 @@ from mmcli.config import (
     to_tables,
 )
 from mmcli.errors import Interrupted, MmcliError, UserError, did_you_mean
-from mmcli.run import Run, find_model
+from mmcli.inputs import Input, check_allowed, has_inputs, pin_inputs
+from mmcli.run import RESOLVED, References, Run
 from mmcli.stage import Reporter, Silent, Stage, StageContext
 
 DEFAULT_PRESET = "tiny"
@@ -76,6 +77,12 @@ def stage_layers(
     Raises:
         UserError: no such preset, the file cannot be read, or an unknown key or a wrong type in `own`.
     """
+    return _layers(stage, own, References(runs_dir), preset, config_file)
+
+
+def _layers(
+    stage: Stage, own: Sequence[Layer], references: References, preset: str | None, config_file: Path | None
+) -> tuple[list[Layer], str | None]:
     if config_file is not None:
         own = [Layer(str(config_file), read_toml(config_file)), *own]
     keys = {leaf.key: leaf.default for leaf in leaves(stage.config)}
@@ -84,17 +91,17 @@ def stage_layers(
     builds_model = any(key.startswith("model.") for key in keys)
     has_shape = builds_model and (preset is not None or parent is None)
     if preset is None:
-        preset = _parent_preset(parent, runs_dir) if parent is not None else DEFAULT_PRESET if builds_model else None
+        preset = _parent_preset(parent, references) if parent is not None else DEFAULT_PRESET if builds_model else None
     of_preset = preset_layers(preset, stage.name) if preset is not None else []
     if not has_shape:  # the shape is the parent's own; the preset says how such a model is trained in this stage
         of_preset = [Layer(x.name, {k: v for k, v in x.values.items() if k != "model"}) for x in of_preset]
     return [stage.layer, *of_preset, *own], preset
 
 
-def _parent_preset(ref: str, runs_dir: Path) -> str | None:
+def _parent_preset(ref: str, references: References) -> str | None:
     """The preset of the run that a model came from, if it is known here."""
     try:
-        parent = find_model(ref, runs_dir).run
+        parent = references.model(ref).run
     except UserError:  # the stage itself says so, with its own words
         return None
     found = parent.info().get("preset") if parent else None
@@ -126,15 +133,19 @@ def start(
         Interrupted: it was stopped; `resume` continues it.
         MmcliError: it failed.
     """
-    layers, preset = stage_layers(stage, own, runs_dir=runs_dir, preset=preset, config_file=config_file)
+    references = References(runs_dir)
+    layers, preset = _layers(stage, own, references, preset, config_file)
     resolved: Resolved[Any] = resolve(stage.config, layers)
     _function(stage)  # a plugin that cannot be imported leaves no run behind
     run = Run.create(runs_dir, stage.name, name or preset or "run")
     try:
         with run.lock() as held:
             run.update(preset=preset, sources=dict(resolved.sources))
-            run.write_config(to_tables(resolved.config))
-            _work(stage, resolved, run, report or Silent(), held, resume=False)
+            context = StageContext(run, report or Silent(), resolved, references=references)
+            tables = to_tables(resolved.config)
+            pin_inputs(context, {"config": _sealed(tables)})  # before the configuration, which makes the run resumable
+            run.write_config(tables)
+            _work(stage, context, held)
     except UserError:
         if not run.checkpoints.exists():
             shutil.rmtree(run.path, ignore_errors=True)  # nothing was made: leave no empty run behind
@@ -142,27 +153,68 @@ def start(
     return run
 
 
-def resume(run: Run, report: Reporter | None = None) -> Run:
+def _sealed(tables: Mapping[str, Any]) -> Input:
+    """The values of config.toml, as an input."""
+    return Input.of(_flat(tables))
+
+
+def _flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"optim.lr": 5e-4} of nested tables."""
+    found: dict[str, Any] = {}
+    for name, value in tables.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return found
+
+
+def resume(run: Run, report: Reporter | None = None, *, allow: Sequence[str] = ()) -> Run:
     """Continue a run from its stored configuration and its latest valid checkpoint, to its end.
 
+    Args:
+        allow: kinds of input that may have changed since the run began, such as `data` (see `mmcli.inputs`).
+
     Raises:
-        UserError: it is finished, or still running, or has no stored configuration.
+        UserError: it is finished, or still running, has no stored configuration, one of its files is damaged, or what
+            it reads has changed.
         Interrupted: it was stopped again.
         MmcliError: it failed.
     """
+    report, allowed = report or Silent(), check_allowed(allow)
     with run.lock() as held:  # first: what run.json says holds only then
+        run.read_info()
         if run.info()["state"] == "finished":
             raise UserError(f"{run.name} is finished", f"train on from it: mmcli {run.stage} --from {run.number}")
-        if not (run.path / "config.toml").is_file():
-            raise UserError(f"{run.name} has no stored configuration", "start it again")
+        tables = _stored_config(run)
         stage = load_stage(run.stage)
-        stored: Resolved[Any] = resolve(stage.config, [Layer(str(run.path / "config.toml"), run.read_config())])
-        sources = run.info().get("sources") or stored.sources
-        _work(stage, Resolved(stored.config, sources), run, report or Silent(), held, resume=True)
+        pinned = has_inputs(run)
+        own = Resolved[Any](None, {})
+        if pinned:
+            pin_inputs(StageContext(run, report, own, resume=True, allow=allowed), {"config": _sealed(tables)})
+        else:
+            report.warn(f"{run.name} was started before runs kept what they read: a change since cannot be told")
+        stored: Resolved[Any] = resolve(stage.config, [Layer(str(run.path / "config.toml"), tables)])
+        resolved = Resolved(stored.config, run.info().get("sources") or stored.sources)
+        references = References(run.path.parent)
+        _work(stage, StageContext(run, report, resolved, True, allowed, references), held)
     return run
 
 
-def _work(stage: Stage, resolved: Resolved[Any], run: Run, report: Reporter, held: bool, *, resume: bool) -> None:
+def _stored_config(run: Run) -> dict[str, Any]:
+    """The tables of config.toml.
+
+    Raises:
+        UserError: there is none, it is damaged, or resolved.toml is.
+    """
+    if not (run.path / "config.toml").is_file():
+        raise UserError(f"{run.name} has no stored configuration", "start it again")
+    tables = run.read_config()
+    chosen = run.read_config(RESOLVED)
+    if not chosen and run.checkpoints.is_dir() and has_inputs(run):
+        what = f"{run.path / RESOLVED} is missing"
+        raise UserError(what, f"restore it from a copy, or start a new run: mmcli {run.stage}")
+    return tables
+
+
+def _work(stage: Stage, context: StageContext, held: bool) -> None:
     """Call the stage's function and keep the run's state true, whatever happens.
 
     Args:
@@ -172,14 +224,15 @@ def _work(stage: Stage, resolved: Resolved[Any], run: Run, report: Reporter, hel
     from mmcli.data.sources.pinning import pin_data
 
     function = _function(stage)
+    run, report = context.run, context.report
     run.begin()
     if not held:
         report.warn(f"{run.path.parent} has no file locks: nothing keeps a second process from resuming {run.name}")
     try:
-        config = resolved.config
+        config = context.resolved.config
         if isinstance(data := getattr(config, "data", None), DataConfig):
             config = dataclasses.replace(config, data=pin_data(data, run))
-        context = StageContext(run, report, Resolved(config, resolved.sources), resume)
+        context = dataclasses.replace(context, resolved=Resolved(config, context.resolved.sources))
         result = function(config, context) or {}
     except Interrupted as stopped:
         run.update(state="stopped", reason=stopped.what)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mmcli.config import STAGE, Layer, Resolved
 
 if TYPE_CHECKING:
-    from mmcli.run import Run
+    from mmcli.run import ModelRef, References, Run
 
 API_VERSION = 1
 
@@ -183,3 +183,16 @@ class StageContext:
     report: Reporter
     resolved: Resolved[Any]  # the config with the source of each value
     resume: bool = False  # continue from the run's latest valid checkpoint
+    allow: frozenset[str] = frozenset()  # kinds of input that may have changed since the run began (see mmcli.inputs)
+    references: References | None = None  # models that are found already, so that each is found once
+
+    def find_model(self, ref: str) -> ModelRef:
+        """The model that a person named; the same one whenever it is asked for in this run.
+
+        Raises:
+            UserError: there is none.
+        """
+        from mmcli.run import References
+
+        references = self.references or References(self.run.path.parent)
+        return references.model(ref)

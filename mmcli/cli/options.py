@@ -23,6 +23,14 @@ Columns = Annotated[
     list[str] | None,
     typer.Option(metavar="FIELD=COLUMN", help="Read the column COLUMN as FIELD, such as text=body; repeatable."),
 ]
+AllowChange = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="INPUT",
+        help="Resume though this input changed, no longer bit-exactly: config, data, tokenizer, parent, reference or"
+        " adapter; repeatable.",
+    ),
+]
 Model = Annotated[str, typer.Argument(help="Run number or name, model folder, latest or latest:STAGE.")]
 Backend = Annotated[
     str,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mmcli.cli.help import App
-from mmcli.cli.options import AsJson, RunsDir
+from mmcli.cli.options import AllowChange, AsJson, RunsDir
 
 app = App()
 
@@ -16,10 +16,13 @@ app = App()
 @app.command()
 def resume(
     run: Annotated[str | None, typer.Argument(help="Number, name or folder. Default: the newest unfinished.")] = None,
+    allow_change: AllowChange = None,
     runs_dir: RunsDir = Path("runs"),
     json: AsJson = False,
 ) -> None:
     """Resume a stopped run: same configuration, same numbers, from its latest valid checkpoint.
+
+    A run whose data or model was changed since it began is refused, unless --allow-change names what may differ.
 
     Example: mmcli resume 7
     """
@@ -29,6 +32,6 @@ def resume(
     from mmcli.run import find_run, find_unfinished
 
     found = find_unfinished(runs_dir) if run is None else find_run(run, runs_dir)
-    runner.resume(found, reporter())
+    runner.resume(found, reporter(), allow=allow_change or [])
     if json:
         print_run(found)

@@ -92,7 +92,7 @@ def show(
 
     found = find_run(run, runs_dir)
     info = {"run": found.name, "path": str(found.path), **found.info()}
-    chosen = found.read_config("resolved.toml")
+    chosen = {key: value for key, value in found.read_config("resolved.toml").items() if key != "model"}
     if json:
         print_json({**info, "resolved": chosen, "metrics": last_metrics(found)})
         return

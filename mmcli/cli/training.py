@@ -23,6 +23,7 @@ def run_stage(
     runs_dir: Path,
     name: str | None,
     resume: bool,
+    allow_change: Sequence[str] | None,
     preset: str | None = None,
 ) -> None:
     """Run a stage from the command line, or resume its newest unfinished run."""
@@ -31,8 +32,11 @@ def run_stage(
         if given or preset or name:
             what = f"--resume keeps the stored configuration; {(given or ['--preset/--name'])[0]} would change it"
             raise UserError(what, f"leave it out, or start a new run: mmcli {stage.name} --from latest ...")
-        run = runner.resume(find_unfinished(runs_dir, stage.name), reporter())
+        found = find_unfinished(runs_dir, stage.name)
+        run = runner.resume(found, reporter(), allow=allow_change or [])
     else:
+        if allow_change:
+            raise UserError("--allow-change is of a run that is resumed", "add --resume, or leave it out")
         own = [parse_set(set or []), *flags]
         run = runner.start(
             stage, own, runs_dir=runs_dir, preset=preset, config_file=config, name=name, report=reporter()

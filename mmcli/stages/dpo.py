@@ -7,13 +7,16 @@ model stays in memory, and a resumed run reads them back.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from mmcli.data.encode.cache import TokenCache
 from mmcli.data.pack.batches import Batches
@@ -21,12 +24,13 @@ from mmcli.data.pack.packing import Rows
 from mmcli.data.pack.pairs import make_pair_batch, pair_lengths, pair_rows
 from mmcli.data.sources.sources import OpenedData, open_data
 from mmcli.errors import UserError
+from mmcli.inputs import Input, read_inputs
 from mmcli.model.config import ModelConfig
 from mmcli.model.formats.hf_folder import load_model
-from mmcli.run import find_model, write_atomic
-from mmcli.stage import LossOutput, Metric, StageContext
+from mmcli.run import RESOLVED, ModelRef, model_at, write_atomic
+from mmcli.stage import LossOutput, Metric, Reporter, StageContext
 from mmcli.stages import DpoConfig
-from mmcli.stages.start import Start, choose_micro_batch, prepare_start, save_into
+from mmcli.stages.start import Start, as_kept, choose_micro_batch, pin_model, prepare_start, save_into, tell_change
 from mmcli.stages.tokens import open_split
 from mmcli.text.tokenizer import Tokenizer
 from mmcli.train.adapters import training_flops
@@ -121,21 +125,23 @@ def _prepare_reference(
     """Fill the reference's log-probabilities: from the run folder, or by one pass of the reference model."""
     path = context.run.path / REFERENCE
     parts = {"training": data.training} | ({"held_out": data.held_out} if data.held_out is not None else {})
-    if path.is_file():
-        stored = load_file(path)
-        for name, pairs in parts.items():
-            pairs.reference_N2[:] = stored[name]
+    named = _find_reference(config, context)
+    key = _reference_key(data, config, read_inputs(context.run).get("parent" if named is None else "reference"))
+    if _load_reference(path, key, parts, context.report):
+        if named is not None:
+            tell_change("reference", named, context)
         return
     model = start.model
-    if config.reference is not None:
-        found = find_model(config.reference, context.run.path.parent)
-        context.report.note(f"reference: {found.label}")
-        model = load_model(found.path, device=accelerator.device)
-        if Tokenizer.load(found.path).fingerprint != start.tokenizer.fingerprint:
-            raise UserError(
-                f"--reference {config.reference} has another tokenizer than the model",
-                "give one with the same tokenizer",
-            )
+    if named is not None or not start.initial:
+        other, name = (named, "reference") if named is not None else (start.parent, "parent")
+        assert other is not None
+        pin_model(name, other, context)
+        model = load_model(other.path, device=accelerator.device)
+    if named is not None and Tokenizer.load(named.path).fingerprint != start.tokenizer.fingerprint:
+        raise UserError(
+            f"--reference {config.reference} has another tokenizer than the model",
+            "give one with the same tokenizer",
+        )
     chosen = [(data.training, data.steps.row_numbers(step)) for step in range(_reference_steps(data, config))]
     if data.held_out is not None:
         chosen.append((data.held_out, np.arange(len(data.held_out))))
@@ -150,7 +156,65 @@ def _prepare_reference(
                 pairs.reference_N2[part] = logps_P2.float().cpu().numpy()
             done += len(which)
             context.report.progress("reference", done, total, "pairs")
-    write_atomic(path, save({name: pairs.reference_N2 for name, pairs in parts.items()}))
+    tables = {name: pairs.reference_N2 for name, pairs in parts.items()}
+    write_atomic(path, save(tables, metadata={"key": key, "sha256": _digest(tables)}))
+
+
+def _find_reference(config: DpoConfig, context: StageContext) -> ModelRef | None:
+    """The model of `--reference`, decided and pinned once; None: the model that the training starts from."""
+    if config.reference is None:
+        return None
+    run = context.run
+    kept = run.read_config(RESOLVED).get("reference")
+    if kept is not None:
+        return model_at(run.path.parent / str(kept))
+    found = context.find_model(config.reference)
+    pin_model("reference", found, context)
+    run.choose("reference", lambda: as_kept(found.path, run.path.parent))
+    context.report.note(f"reference: {found.label}")
+    return found
+
+
+def _reference_key(data: PairData, config: DpoConfig, model: Input | None) -> str:
+    """What the reference's log-probabilities come from: pairs, which of them are trained on, and the weights."""
+    digest = hashlib.sha256()
+    for pairs in (data.training, data.held_out):
+        if pairs is not None:
+            digest.update(pairs.cache.key.encode())
+            for array in (pairs.rows.piece_doc, pairs.rows.piece_start, pairs.rows.piece_len):
+                digest.update(np.ascontiguousarray(array).data)
+    order = (_reference_steps(data, config), config.train.batch_size, config.train.seed, config.data.seq_len)
+    digest.update(f"{order} {model.key if model is not None else None}".encode())
+    return digest.hexdigest()
+
+
+def _digest(tables: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tables):
+        digest.update(name.encode() + np.ascontiguousarray(tables[name]).tobytes())
+    return digest.hexdigest()
+
+
+def _load_reference(path: Path, key: str, parts: Mapping[str, Pairs], report: Reporter) -> bool:
+    """Fill the log-probabilities from the run folder; False where they are not there, damaged, or of something else."""
+    if not path.is_file():
+        return False
+    try:
+        with safe_open(path, framework="numpy") as file:
+            told = file.metadata() or {}
+            tables = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # a handle, not a dict
+    except (OSError, SafetensorError) as error:
+        report.warn(f"{path} is damaged ({error}): the reference's log-probabilities are computed again")
+        return False
+    if told.get("sha256") != _digest(tables):
+        report.warn(f"{path} is damaged: the reference's log-probabilities are computed again")
+        return False
+    if told.get("key") != key:
+        report.warn(f"{path} is of other pairs or weights: the reference's log-probabilities are computed again")
+        return False
+    for name, pairs in parts.items():
+        pairs.reference_N2[:] = tables[name]
+    return True
 
 
 def _reference_steps(data: PairData, config: DpoConfig) -> int:

@@ -10,33 +10,44 @@ from typing import Any
 
 import torch
 
-from mmcli.config import to_tables
+from mmcli.config import Layer, resolve, to_tables
 from mmcli.data.encode.texts import Corpus
 from mmcli.data.sources.sources import OpenedData
 from mmcli.errors import UserError
+from mmcli.inputs import NOUNS, Input, difference, pin_inputs, read_inputs
 from mmcli.model.config import ModelConfig
 from mmcli.model.device import MICRO_BATCH_TOKENS
 from mmcli.model.formats.hf_config import read_model_config
 from mmcli.model.formats.hf_folder import load_model, save_model
 from mmcli.model.transformer import Transformer
-from mmcli.run import ModelRef, atomic_folder, find_model
+from mmcli.run import RESOLVED, ModelRef, atomic_folder, model_at
 from mmcli.stage import StageContext, Transform
+from mmcli.stages.pins import adapter_inputs, data_inputs, model_input
 from mmcli.text.find import find_tokenizer
 from mmcli.text.tokenizer import Tokenizer
 from mmcli.text.train import ENOUGH_TEXT, train_tokenizer
 from mmcli.train.adapters import adapt
+from mmcli.train.checkpoint import list_checkpoints
 from mmcli.train.config import TrainConfig
 from mmcli.train.device import Accelerator
 
 
 @dataclass(frozen=True)
 class Start:
-    """The tokenizer and the model that a training starts from."""
+    """The tokenizer and the model that a training starts from.
+
+    Attributes:
+        parent: the model of `--from`; its folder may be gone where a resumed run does not need it.
+        adapter: applied to the model; only its parts train.
+        initial: the model has the weights that the training starts from; False where those of a checkpoint replace
+            them, and the parent was not read for that.
+    """
 
     tokenizer: Tokenizer
     model: Transformer
     parent: ModelRef | None
-    adapter: Transform | None = None  # applied to the model; only its parts train
+    adapter: Transform | None = None
+    initial: bool = True
 
 
 def prepare_start(
@@ -44,31 +55,33 @@ def prepare_start(
 ) -> Start:
     """The tokenizer and the model: new, or those of `--from`.
 
+    A run keeps by content what it reads; a resumed one compares all of it before anything is built. It needs the model
+    of `--from` only until it has a checkpoint, and with an adapter, whose checkpoints hold the adapter alone.
+
     Args:
         model: the shape of a new model, or what one asks of the parent's; None for a stage that builds no model.
         data: what the stage trains on; a tokenizer is trained on it where there is none yet.
 
     Raises:
-        UserError: no such model or tokenizer, or parts that do not fit each other.
+        UserError: no such model or tokenizer, parts that do not fit each other, or an input that changed since the
+            run began.
     """
     parent = _choose_parent(train, context)
-    kept = context.run.path / "tokenizer"
-    if kept.is_dir():
-        tokenizer = Tokenizer.load(kept)
-    else:
-        vocab_size = model.vocab_size if model is not None else ModelConfig.vocab_size
-        tokenizer = _choose_tokenizer(vocab_size, data, parent, context)
-        with atomic_folder(kept) as folder:
-            tokenizer.save(folder)
-    context.run.update(tokenizer=tokenizer.fingerprint)
-    if parent is not None:
-        config = read_model_config(parent.path)
-        if model is not None:
-            _check_agreement(model, config, parent, context)
+    has_checkpoint = context.resume and bool(list_checkpoints(context.run.checkpoints))
+    initial = not has_checkpoint or train.adapter is not None  # else the checkpoint holds every weight
+    pin_inputs(context, {**data_inputs(data, context), **adapter_inputs(train)})
+    if parent is not None and initial:
+        pin_model("parent", parent, context)
+    elif parent is not None:
+        tell_change("parent", parent, context)
+    tokenizer = _keep_tokenizer(model, data, parent, context)
+    config = _choose_shape(model, tokenizer, parent, context)
+    if parent is not None and initial:
         built = load_model(parent.path, device=device)
+        if built.config != config:
+            what = f"{parent.label} has another shape than the model that {context.run.name} began with"
+            raise UserError(what, "restore it, or start a new run")
     else:
-        assert model is not None, "a stage without a model of its own starts from one"
-        config = _fit_vocabulary(model, tokenizer, context)
         built = Transformer(config, seed=train.seed).to(device)
     context.report.note(describe_model(config, context.run.info().get("preset")))
     seq_len = data.config.seq_len
@@ -76,7 +89,8 @@ def prepare_start(
         what = f"data.seq_len = {seq_len} is longer than the model's max_seq_len = {config.max_seq_len}"
         raise UserError(what, f"give --seq-len {config.max_seq_len} or less")
     built.checkpoint_layers = train.activation_checkpointing
-    return Start(tokenizer, built, parent, _apply_adapter(built, parent, train, context))
+    adapter = _apply_adapter(built, parent, train, context)
+    return Start(tokenizer, built, parent, adapter, initial or parent is None)
 
 
 def _apply_adapter(
@@ -94,17 +108,80 @@ def _choose_parent(train: TrainConfig, context: StageContext) -> ModelRef | None
     """The model of `--from`, decided once: `latest` must not mean another run on resume."""
     if train.start_from is None:
         return None
-    runs_dir = context.run.path.parent
-    parent = find_model(context.run.choose("start_from", lambda: _settled(str(train.start_from), runs_dir)), runs_dir)
-    if not context.resume:
-        context.report.note(f"from {_describe(parent)}")
-        context.run.update(parent=parent.label)
+    folder = context.run.started_from()
+    if folder is not None:
+        return model_at(folder)
+    parent = context.find_model(train.start_from)
+    context.run.choose("start_from", lambda: as_kept(parent.path, context.run.path.parent))
+    context.report.note(f"from {_describe(parent)}")
+    context.run.update(parent=parent.label)
     return parent
 
 
-def _settled(ref: str, runs_dir: Path) -> str:
-    found = find_model(ref, runs_dir)
-    return found.run.name if found.run else str(found.path.resolve())
+def as_kept(folder: Path, runs_dir: Path) -> str:
+    """A folder as a run keeps it: within the folder of the runs if it is there, else absolute."""
+    whole, runs = folder.resolve(), runs_dir.resolve()
+    return whole.relative_to(runs).as_posix() if whole.is_relative_to(runs) else str(whole)
+
+
+def pin_model(name: str, model: ModelRef, context: StageContext) -> None:
+    """Keep what a model folder holds as the input `name` of the run; a resumed run must find it as it was.
+
+    Raises:
+        UserError: the folder is gone, or holds another model than the run began with.
+    """
+    run = context.run
+    if context.resume and not (model.path / "config.json").is_file():
+        has_checkpoint = bool(list_checkpoints(run.checkpoints))
+        why = f"what {run.name} has saved does not hold its weights" if has_checkpoint else "there is no checkpoint yet"
+        raise UserError(f"the {NOUNS[name]} of {run.name}, {model.path}, is gone, and {why}", "bring it back")
+    pin_inputs(context, {name: model_input(model.path, context)})
+
+
+def tell_change(name: str, model: ModelRef, context: StageContext) -> None:
+    """Say that a model folder changed, or nothing: what a resumed run took from it lies in the run by now."""
+    before = read_inputs(context.run).get(name)
+    if before is None or not (model.path / "config.json").is_file():
+        return
+    if change := difference(before, model_input(model.path, context)):
+        what, was, now = change
+        told = f"the {NOUNS[name]}, {model.label}, changed since {context.run.name} began ({what} was {was}, is {now})"
+        context.report.warn(f"{told}; it is not read again")
+
+
+def _keep_tokenizer(
+    model: ModelConfig | None, data: OpenedData, parent: ModelRef | None, context: StageContext
+) -> Tokenizer:
+    """The tokenizer of the run, which has a copy of its own."""
+    kept = context.run.path / "tokenizer"
+    if kept.is_dir():
+        tokenizer = Tokenizer.load(kept)
+    else:
+        vocab_size = model.vocab_size if model is not None else ModelConfig.vocab_size
+        tokenizer = _choose_tokenizer(vocab_size, data, parent, context)
+        with atomic_folder(kept) as folder:
+            tokenizer.save(folder)
+    pin_inputs(context, {"tokenizer": Input(tokenizer.fingerprint)})
+    context.run.update(tokenizer=tokenizer.fingerprint)
+    return tokenizer
+
+
+def _choose_shape(
+    model: ModelConfig | None, tokenizer: Tokenizer, parent: ModelRef | None, context: StageContext
+) -> ModelConfig:
+    """The shape of the model, which the run keeps: it does not take the parent to build it again."""
+
+    def choose() -> dict[str, Any]:
+        if parent is None:
+            assert model is not None, "a stage without a model of its own starts from one"
+            return to_tables(_fit_vocabulary(model, tokenizer, context))
+        config = read_model_config(parent.path)
+        if model is not None:
+            _check_agreement(model, config, parent, context)
+        return to_tables(config)
+
+    kept = Layer(str(context.run.path / RESOLVED), context.run.choose("model", choose))
+    return resolve(ModelConfig, [kept]).config
 
 
 def _describe(ref: ModelRef) -> str:
@@ -127,7 +204,7 @@ def _choose_tokenizer(vocab_size: int, data: OpenedData, parent: ModelRef | None
     if wanted is not None:
         return find_tokenizer(wanted, runs_dir)
     try:
-        latest = find_model("latest:tokenizer", runs_dir)
+        latest = context.find_model("latest:tokenizer")
     except UserError:
         report.note("no tokenizer yet: training one on this data")
         return train_tokenizer(Corpus([data.train], ENOUGH_TEXT), vocab_size=vocab_size, report=report)

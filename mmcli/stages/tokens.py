@@ -15,7 +15,9 @@ from mmcli.data.pack.packing import Rows, pack_cache
 from mmcli.data.pack.selection import Selection, split_documents
 from mmcli.data.sources.sources import OpenedData, Sources
 from mmcli.evaluation.loss import model_losses, sum_losses
+from mmcli.inputs import pin_inputs
 from mmcli.stage import Metric, StageContext
+from mmcli.stages.pins import CACHE, part_inputs
 from mmcli.stages.start import Start, choose_micro_batch, save_into
 from mmcli.text.tokenizer import Tokenizer
 from mmcli.train.adapters import training_flops
@@ -24,7 +26,6 @@ from mmcli.train.device import Accelerator
 from mmcli.train.lm import TokenBatch, language_model_loss, language_model_metrics
 from mmcli.train.task import Task
 
-CACHE = ".cache/tokens"  # in the runs folder; safe to delete
 HELD_OUT_METRICS = (Metric("val_loss", label="val"), Metric("val_bits_per_byte", label="bpb"))
 Sample = Callable[[nn.Module, int], list[tuple[str, str]]]
 
@@ -49,9 +50,10 @@ def open_cache(
         options: of the encoder (see `mmcli.data.encode.encoders`).
 
     Raises:
-        UserError: no record that can be used.
+        UserError: no record that can be used, or a resumed run began with other data.
     """
     context.report.note(f"data: {sources.describe}")
+    pin_inputs(context, part_inputs(sources, part, options, context))
     quarantine = context.run.path / (f"quarantine-{part}.jsonl" if part else "quarantine.jsonl")
     folder = context.run.path.parent / CACHE
     cache = TokenCache.build_or_open(

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from mmcli.config import Layer, parse_set, resolve
 from mmcli.errors import MmcliError, UserError, did_you_mean
 from mmcli.model.count import forward_flops_per_token, training_flops_per_token
 from mmcli.model.transformer import Transformer
-from mmcli.plugins import contained, installed, load, load_function
+from mmcli.plugins import Plugin, contained, installed, load, load_function
 from mmcli.stage import Adapter, StageContext, Transform
 
 INSTALL = "install a package that has one, such as LoRA from mmcli's repository: pip install ./plugins/mmcli-lora"
+
+
+def installed_adapter(name: str) -> Plugin:
+    """The entry point of an adapter, by its name.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = {plugin.name: plugin for plugin in installed() if plugin.kind == "adapter"}
+    if name not in found:
+        fix = did_you_mean(name, list(found)) if found else INSTALL
+        raise UserError(f'there is no adapter "{name}"', fix)
+    return found[name]
 
 
 def load_adapter(name: str) -> Adapter:
@@ -26,11 +37,20 @@ def load_adapter(name: str) -> Adapter:
         UserError: there is none, or several packages claim the name.
         MmcliError: it is there and broken.
     """
-    found = {plugin.name: plugin for plugin in installed() if plugin.kind == "adapter"}
-    if name not in found:
-        fix = did_you_mean(name, list(found)) if found else INSTALL
-        raise UserError(f'there is no adapter "{name}"', fix)
-    return load(found[name], Adapter)
+    return load(installed_adapter(name), Adapter)
+
+
+def adapter_config(name: str, settings: Sequence[str]) -> Any:
+    """The config of an adapter, filled from `--adapter-set key=value`.
+
+    Raises:
+        UserError: no such adapter, an unknown key or a wrong value.
+        MmcliError: the adapter is broken.
+    """
+    for setting in settings:
+        if "=" not in setting:
+            raise UserError(f'--adapter-set "{setting}" is not key=value', "write it like: --adapter-set rank=16")
+    return resolve(load_adapter(name).config, [Layer("--adapter-set", parse_set(settings).values)]).config
 
 
 def build_transform(name: str, settings: Sequence[str]) -> Transform:
@@ -40,11 +60,7 @@ def build_transform(name: str, settings: Sequence[str]) -> Transform:
         UserError: no such adapter, an unknown key or a wrong value.
         MmcliError: the adapter is broken.
     """
-    adapter = load_adapter(name)
-    for setting in settings:
-        if "=" not in setting:
-            raise UserError(f'--adapter-set "{setting}" is not key=value', "write it like: --adapter-set rank=16")
-    config: Any = resolve(adapter.config, [Layer("--adapter-set", parse_set(settings).values)]).config
+    config, adapter = adapter_config(name, settings), load_adapter(name)
     build = load_function(adapter.build, f'adapter "{name}"')
     with contained(f'adapter "{name}" cannot be built', "check its --adapter-set values; `--debug` shows where"):
         transform: Transform = build(config)
@@ -54,17 +70,14 @@ def build_transform(name: str, settings: Sequence[str]) -> Transform:
 def adapt(model: nn.Module, name: str, settings: Sequence[str], *, seed: int, context: StageContext) -> Transform:
     """Apply an adapter to `model` in place: from now on only the adapter's parts train.
 
-    A checkpoint holds only those parts, so a resumed run must find the weights beneath them as they were.
+    A checkpoint holds only those parts, so a resumed run must find the weights beneath them as they were: whoever loads
+    `model` compares them (`mmcli.stages.start`).
 
     Raises:
-        UserError: the adapter cannot be had (see `build_transform`), or the weights have changed since the run began.
+        UserError: the adapter cannot be had (see `build_transform`).
         MmcliError: the adapter leaves nothing to train.
     """
     transform = build_transform(name, settings)
-    found = _fingerprint(model)
-    if context.run.choose("adapted_weights", lambda: found) != found:
-        what = f"the weights that {context.run.name} adapts are not those that it began with"
-        raise UserError(what, "restore the model that it started from, or start a new run")
     transform.apply(model, seed)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if not trained:
@@ -88,12 +101,3 @@ def training_flops(model: Transformer, seq_len: int) -> int:
     matrices = forward_flops_per_token(config, 1) - seeing_itself
     added = sum(p.numel() for p in model.parameters() if p.requires_grad and p.dim() >= 2)
     return whole - matrices + 6 * added
-
-
-def _fingerprint(model: nn.Module) -> str:
-    """SHA-256 over every parameter's name and bytes."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        digest.update(name.encode())
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import platform
 import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,6 +43,17 @@ def choose_accelerator(device_name: str, precision: str) -> Accelerator:
     if precision == "auto":
         precision = "bf16" if has_fast_bf16(device) else "fp32"
     return Accelerator(device, precision)
+
+
+def describe_device(device: torch.device) -> str:
+    """The name of the hardware behind a device, as its system gives it: `cpu AMD EPYC 7763 64-Core Processor`."""
+    if device.type == "cuda":
+        return f"cuda {torch.cuda.get_device_name(device)}"
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):  # where there is no such file, Python's own words do
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
+    return f"{device.type} {model}".strip()
 
 
 def has_fast_bf16(device: torch.device) -> bool:

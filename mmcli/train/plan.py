@@ -11,7 +11,7 @@ import torch
 
 from mmcli.stage import Reporter, StageContext
 from mmcli.train.config import TrainConfig, duration
-from mmcli.train.device import can_compile
+from mmcli.train.device import can_compile, describe_device
 from mmcli.train.task import Task
 
 COMPILE_PAYS_SECONDS = 900.0  # an eager training shorter than this ends before compiling has paid
@@ -96,8 +96,10 @@ def _compare_machine(task: Task, context: StageContext) -> None:
         "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,
         "precision": task.accelerator.precision,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "device": describe_device(task.accelerator.device),
     }
     for key, value in now.items():
         before = context.run.choose(key, functools.partial(str, value))
         if before != value:
-            context.report.warn(f"resumes, not bit-exactly: {key} {before} -> {value}")
+            context.report.warn(f"resumes, not bit-exactly: {key.replace('_', ' ')} {before} -> {value}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -9,7 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+
+from mmcli.plugins import Plugin
+from mmcli.stages import pins
+from mmcli.train.adapters import installed_adapter
 
 TEXT = "\n\n".join(
     f"Line {i}: the {('cat', 'dog', 'owl')[i % 3]} {i * 7 % 101} sleeps in house {i % 17}." for i in range(300)
@@ -67,12 +72,7 @@ def test_it_learns_and_the_checkpoint_holds_the_adapter_alone(folder: Path) -> N
 
 
 def test_a_resumed_run_ends_in_the_same_bytes(real: Any, folder: Path, tmp_path: Path) -> None:
-    shutil.copytree(folder / "runs", tmp_path / "runs")
-    whole, stopped = (each / "0002-pretrain-lora" for each in (folder / "runs", tmp_path / "runs"))
-    for late in ("checkpoints/step-000004", "checkpoints/step-000006", "model", "adapter"):
-        shutil.rmtree(stopped / late)
-    info = json.loads((stopped / "run.json").read_text())
-    (stopped / "run.json").write_text(json.dumps({**info, "state": "stopped"}))
+    whole, stopped = folder / "runs" / "0002-pretrain-lora", stop(folder, tmp_path / "runs")
     done = real.mmcli_here("resume", "2", "--runs-dir", str(tmp_path / "runs"))
     assert done.returncode == 0, done.stderr
     assert "resumed at step 2" in done.stderr
@@ -82,6 +82,48 @@ def test_a_resumed_run_ends_in_the_same_bytes(real: Any, folder: Path, tmp_path:
         "checkpoints/step-000006/optimizer.safetensors",
     ):
         assert (stopped / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def stop(folder: Path, copy: Path) -> Path:
+    """A copy of the runs in which the one with LoRA was stopped after two steps; its folder."""
+    shutil.copytree(folder / "runs", copy)
+    stopped = copy / "0002-pretrain-lora"
+    for late in ("checkpoints/step-000004", "checkpoints/step-000006", "model", "adapter"):
+        shutil.rmtree(stopped / late)
+    info = json.loads((stopped / "run.json").read_text())
+    (stopped / "run.json").write_text(json.dumps({**info, "state": "stopped"}))
+    return stopped
+
+
+def test_a_resumed_run_needs_the_weights_beneath_as_they_were(real: Any, folder: Path, tmp_path: Path) -> None:
+    stop(folder, tmp_path / "runs")
+    model = tmp_path / "runs" / "0001-pretrain-tiny" / "model"
+    weights = load_file(model / "model.safetensors")
+    save_file({name: each + 1 for name, each in weights.items()}, model / "model.safetensors", {"format": "pt"})
+    (model / "manifest.json").unlink()
+    done = real.mmcli_here("resume", "2", "--runs-dir", str(tmp_path / "runs"))
+    assert done.returncode == 2
+    assert "the starting model of 0002-pretrain-lora changed since it began: model.safetensors was " in done.stderr
+    shutil.rmtree(model)
+    done = real.mmcli_here("resume", "2", "--runs-dir", str(tmp_path / "runs"))
+    assert done.returncode == 2
+    assert "is gone, and what 0002-pretrain-lora has saved does not hold its weights" in done.stderr
+
+
+def test_a_resumed_run_needs_the_adapter_as_it_was(
+    real: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def newer(name: str) -> Plugin:
+        return dataclasses.replace(installed_adapter(name), version="99")
+
+    stop(folder, tmp_path / "runs")
+    monkeypatch.setattr(pins, "installed_adapter", newer)
+    done = real.mmcli_here("resume", "2", "--runs-dir", str(tmp_path / "runs"))
+    assert done.returncode == 2
+    assert "the adapter of 0002-pretrain-lora changed since it began: version was " in done.stderr
+    assert "is 99" in done.stderr
+    allowed = ["--allow-change", "adapter", "--runs-dir", str(tmp_path / "runs")]
+    assert real.mmcli_here("resume", "2", *allowed).returncode == 0
 
 
 @pytest.mark.parametrize(

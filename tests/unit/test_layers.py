@@ -16,6 +16,7 @@ LEVELS = {
     "stage": 2,
     "plugins": 2,
     "run": 2,
+    "inputs": 3,
     "text": 3,
     "data": 4,
     "model": 4,
@@ -37,7 +38,7 @@ INNER = {
     ],
     "evaluation": ["engines", "questions", "suites", "loss", "evaluate", "held_out"],
 }
-LIGHT_EVERYWHERE = {"errors", "lock", "config", "stage", "plugins", "run"}
+LIGHT_EVERYWHERE = {"errors", "lock", "config", "stage", "plugins", "run", "inputs"}
 HEAVY = {"torch", "datasets", "onnx", "onnxruntime", "transformers", "rich"}
 
 

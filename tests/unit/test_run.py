@@ -38,6 +38,35 @@ def test_a_run_is_found_by_number_name_folder_and_latest(tmp_path: Path) -> None
         find_run("9", tmp_path)
 
 
+def test_a_run_is_found_by_the_name_that_it_was_given(tmp_path: Path) -> None:
+    named = Run.create(tmp_path, "tokenizer", "t6400")
+    assert find_run("t6400", tmp_path) == named
+    a_run(tmp_path), a_run(tmp_path, "sft")
+    with pytest.raises(UserError, match='"tiny" is the name of 2 runs: 0002-pretrain-tiny, 0003-sft-tiny'):
+        find_run("tiny", tmp_path)
+
+
+def test_a_path_is_looked_up_nowhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = a_run(tmp_path / "here"), a_run(tmp_path / "there")
+    assert here.name == there.name
+    for runs_dir in (tmp_path / "here", tmp_path / "none"):
+        assert find_run(str(there.path), runs_dir) == there
+        for folder in (there.path, there.model):
+            found = find_model(str(folder), runs_dir)
+            assert (found.path, found.run) == (there.model, there)
+    monkeypatch.chdir(there.path)
+    assert find_run(".", tmp_path / "here") == there
+    assert find_model("model", tmp_path / "here").run == there
+    plain = tmp_path / "exported"
+    there.path.rename(plain)
+    assert find_model(str(plain), tmp_path / "here").path == plain / "model"
+    for ref, what in ((str(there.path), "there is no folder"), (str(tmp_path), "is not a run folder")):
+        with pytest.raises(UserError, match=what):
+            find_run(ref, tmp_path / "here")
+    with pytest.raises(UserError, match="holds no model"):
+        find_model(str(tmp_path), tmp_path / "here")
+
+
 def test_latest_passes_over_runs_without_a_model(tmp_path: Path) -> None:
     wanted = a_run(tmp_path)
     a_run(tmp_path, model=False, state="failed")

@@ -171,7 +171,7 @@ def test_the_run_is_locked_while_it_works(stage: Callable[[Function], Stage], tm
             runner.resume(context.run)
 
     run = runner.start(stage(work), runs_dir=tmp_path)
-    assert sorted(path.name for path in run.path.iterdir()) == ["config.toml", "run.json"]
+    assert sorted(path.name for path in run.path.iterdir()) == ["config.toml", "inputs.json", "run.json"]
 
 
 def test_without_locks_it_says_so_and_works(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mmcli.api import ModelRef, Run, UserError, find_run, pin, split_weight
+from mmcli.api import ModelRef, Run, UserError, as_read
 
 TEXT_STAGES = ("pretrain", "continue")
 BY_NAME = "--replay books/"
@@ -37,6 +37,8 @@ def old_text(parent: ModelRef) -> OldText:
             what = f"{run.name} read its text with --columns {_columns(config)}, {found[0][0].name} otherwise"
             raise UserError(what, f"name old text with the same fields: {BY_NAME}")
     held_out = {name: newest["data"][name] for name in ("val", "val_fraction", "val_tokens")}
+    if held_out["val"] != "none":
+        held_out["val"] = ["".join(as_read(each, found[0][0])) for each in held_out["val"]]
     values = {"sources": list(sources), "columns": _columns(newest), **held_out}
     return OldText(values, int(newest["train"]["seed"]))
 
@@ -49,22 +51,12 @@ def _columns(config: dict[str, Any]) -> list[str] | str:
 def _sources(run: Run, config: dict[str, Any]) -> Iterator[str]:
     """What a run was trained on, a data set of the hub at the commit that the run kept."""
     replay = config.get("replay", "none")
-    names = [split_weight(each)[0] for each in config["data"]["sources"]]
-    yield from (pin(each, run) for each in [*names, *([] if replay == "none" else replay)])
+    names = [*config["data"]["sources"], *([] if replay == "none" else replay)]
+    yield from (as_read(each, run)[0] for each in names)
 
 
 def _ancestors(run: Run | None) -> Iterator[Run]:
     """A run and those it goes back to, the newest first; a run that is gone ends it."""
     while run is not None:
         yield run
-        run = _parent(run)
-
-
-def _parent(run: Run) -> Run | None:
-    name = run.info().get("parent")
-    if name is None:
-        return None
-    try:
-        return find_run(name, run.path.parent)
-    except UserError:  # a model folder without a run, or a run that was removed
-        return None
+        run = run.parent

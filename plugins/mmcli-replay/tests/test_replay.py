@@ -102,7 +102,10 @@ def make_run(
     run = Run.create(runs, stage, "test")
     data = {"sources": sources, "val": "none", "val_fraction": 0.1, "val_tokens": 50 + run.number, "columns": columns}
     run.write_config({"data": data, "train": {"seed": run.number}, **more})
+    run.model.mkdir()
     run.update(parent=parent)
+    if parent is not None:
+        run.choose("start_from", lambda: f"{parent}/model")
     return run
 
 

@@ -108,6 +108,10 @@ def test_it_compiles_where_that_pays_and_can_be_done(tmp_path: Path, monkeypatch
     assert not plan.compile and "needs a C++ compiler" in lines.notes[0]
 
 
+def first_device(root: Path) -> str:
+    return str(Run(root / "0001-pretrain-test").read_config("resolved.toml")["device"])
+
+
 def test_a_resumed_run_keeps_its_plan_and_names_what_is_not_as_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,6 +123,16 @@ def test_a_resumed_run_keeps_its_plan_and_names_what_is_not_as_before(
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 2)
     _, lines = planned(tmp_path, 9.0, resume=True, budget="100s")
     assert lines.warnings == [f"resumes, not bit-exactly: threads {threads} -> {threads + 2}"]
+    monkeypatch.undo()
+    capability = torch.backends.cpu.get_cpu_capability()
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "OTHER")
+    monkeypatch.setattr(planning, "describe_device", lambda device: "cpu of another machine")
+    _, lines = planned(tmp_path, 9.0, resume=True, budget="100s")
+    device = first_device(tmp_path)
+    assert lines.warnings == [
+        f"resumes, not bit-exactly: cpu capability {capability} -> OTHER",
+        f"resumes, not bit-exactly: device {device} -> cpu of another machine",
+    ]
 
 
 def test_checkpoints_come_by_steps_or_by_time() -> None:

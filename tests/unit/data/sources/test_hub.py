@@ -161,7 +161,8 @@ def test_a_resumed_run_reads_the_commit_that_it_began_with(
     )
     [run] = list_runs(tmp_path / "runs")
     assert run.info()["state"] == "failed"
-    assert run.read_config("resolved.toml") == {"hf:o/n@v1": COMMIT, "hf:o/m": COMMIT, "hf:o/n": COMMIT}
+    kept = {key: value for key, value in run.read_config("resolved.toml").items() if key.startswith("hf:")}
+    assert kept == {"hf:o/n@v1": COMMIT, "hf:o/m": COMMIT, "hf:o/n": COMMIT}
     assert run.read_config()["data"]["sources"] == ["hf:o/n@v1:0.5", "hf:o/m:0.5"]  # as the person wrote it
     capsys.readouterr()
 
