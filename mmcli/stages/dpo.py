@@ -21,9 +21,10 @@ from mmcli.data.pack.packing import Rows
 from mmcli.data.pack.pairs import make_pair_batch, pair_lengths, pair_rows
 from mmcli.data.sources.sources import OpenedData, open_data
 from mmcli.errors import UserError
+from mmcli.files import write_atomic
 from mmcli.model.config import ModelConfig
 from mmcli.model.formats.hf_folder import load_model
-from mmcli.run import find_model, write_atomic
+from mmcli.run import find_model
 from mmcli.stage import LossOutput, Metric, StageContext
 from mmcli.stages import DpoConfig
 from mmcli.stages.start import Start, choose_micro_batch, prepare_start, save_into

@@ -14,12 +14,13 @@ from mmcli.config import to_tables
 from mmcli.data.encode.texts import Corpus
 from mmcli.data.sources.sources import OpenedData
 from mmcli.errors import UserError
+from mmcli.files import atomic_folder
 from mmcli.model.config import ModelConfig
 from mmcli.model.device import MICRO_BATCH_TOKENS
 from mmcli.model.formats.hf_config import read_model_config
 from mmcli.model.formats.hf_folder import load_model, save_model
 from mmcli.model.transformer import Transformer
-from mmcli.run import ModelRef, atomic_folder, find_model
+from mmcli.run import ModelRef, find_model
 from mmcli.stage import StageContext, Transform
 from mmcli.text.find import find_tokenizer
 from mmcli.text.tokenizer import Tokenizer

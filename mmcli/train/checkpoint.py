@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mmcli.errors import MmcliError
-from mmcli.run import atomic_folder, damage
+from mmcli.files import atomic_folder, damage
 from mmcli.stage import Reporter
 
 

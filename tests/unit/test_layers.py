@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parents[2] / "mmcli"
 LEVELS = {
     "errors": 0,
     "lock": 0,
+    "files": 1,
     "config": 1,
     "stage": 2,
     "plugins": 2,
@@ -37,7 +38,7 @@ INNER = {
     ],
     "evaluation": ["engines", "questions", "suites", "loss", "evaluate", "held_out"],
 }
-LIGHT_EVERYWHERE = {"errors", "lock", "config", "stage", "plugins", "run"}
+LIGHT_EVERYWHERE = {"errors", "lock", "files", "config", "stage", "plugins", "run"}
 HEAVY = {"torch", "datasets", "onnx", "onnxruntime", "transformers", "rich"}
 
 
