@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from mmcli.errors import UserError, did_you_mean
-from mmcli.files import write_atomic, write_json
+from mmcli.files import recover, remove_leftovers, write_atomic, write_json
 from mmcli.lock import Locked, file_lock, is_locked
 
 LOCK = "run.lock"  # there only while a process works on the run, or where one was killed
+CHECKPOINT_FILES = ("weights.safetensors", "optimizer.safetensors", "progress.json")
 _RUN_NAME = re.compile(r"^(\d{4,})-([a-z0-9_]+)-(.+)$|^(\d{4,})-([a-z0-9_]+)$")
 
 
@@ -55,6 +56,10 @@ class Run:
         return self.path / "checkpoints"
 
     @property
+    def exports(self) -> Path:
+        return self.path / "export"
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
@@ -81,6 +86,8 @@ class Run:
     def lock(self) -> Iterator[bool]:
         """Hold the run, so that no other process works on it; False where its file system has no locks.
 
+        What a killed process has left in the run is removed first.
+
         Raises:
             UserError: another process holds it, or its folder cannot be written.
         """
@@ -92,7 +99,23 @@ class Run:
             except OSError as error:
                 what = f"cannot lock {self.path / LOCK}: {error.strerror}"
                 raise UserError(what, "check the permissions of that folder, or choose another --runs-dir") from None
+            self.tidy(alone=held)
             yield held
+
+    def tidy(self, *, alone: bool) -> list[Path]:
+        """Remove what killed processes left in the run, and bring back what they had moved aside; the paths removed.
+
+        Args:
+            alone: the run is locked by this process.
+        """
+        removed = remove_leftovers(self.path, alone=alone) + remove_leftovers(self.checkpoints, alone=alone)
+        return removed + remove_leftovers(self.exports, alone=False)  # exports are written without the run's lock
+
+    def recover_model(self) -> None:
+        """Bring the old model back where a process was killed that was replacing it."""
+        if not self.model.exists() and not is_locked(self.path / LOCK):
+            with contextlib.suppress(OSError):
+                recover(self.model)
 
     def still_running(self) -> UserError:
         """The refusal of a run that another process works on."""
@@ -208,7 +231,10 @@ def find_model(ref: str, runs_dir: Path) -> ModelRef:
     """
     newest, _, of_stage = ref.partition(":")
     if newest == "latest":
-        runs = [run for run in list_runs(runs_dir) if (run.model / "tokenizer.json").is_file()]
+        runs = list_runs(runs_dir)
+        for run in runs:
+            run.recover_model()
+        runs = [run for run in runs if (run.model / "tokenizer.json").is_file()]
         chosen = [run for run in runs if (run.stage == of_stage if of_stage else (run.model / "config.json").is_file())]
         if not chosen:
             kind = f'run of stage "{of_stage}" with a model' if of_stage else "trained model yet"
@@ -219,6 +245,7 @@ def find_model(ref: str, runs_dir: Path) -> ModelRef:
         inside = Run(folder.parent) if _RUN_NAME.match(folder.resolve().parent.name) else None
         return ModelRef(folder, inside if folder.name == "model" else None)
     run = find_run(ref, runs_dir)
+    run.recover_model()
     if not (run.model / "tokenizer.json").is_file():
         what = f"{run.name} has no saved model (state: {run.info()['state']})"
         raise UserError(what, f"resume it: mmcli resume {ref}")

@@ -12,22 +12,24 @@ PACKAGE = Path(__file__).parents[2] / "mmcli"
 LEVELS = {
     "errors": 0,
     "lock": 0,
-    "files": 1,
+    "manifest": 1,
+    "files": 2,
     "config": 1,
-    "stage": 2,
-    "plugins": 2,
-    "run": 2,
-    "text": 3,
-    "data": 4,
-    "model": 4,
-    "generate": 5,
-    "train": 6,
-    "evaluation": 6,
-    "export": 7,
-    "stages": 8,
-    "runner": 9,
-    "serve": 9,
-    "cli": 10,
+    "stage": 3,
+    "plugins": 3,
+    "run": 3,
+    "text": 4,
+    "data": 5,
+    "model": 5,
+    "generate": 6,
+    "train": 7,
+    "evaluation": 7,
+    "export": 8,
+    "stages": 9,
+    "runner": 10,
+    "verify": 10,
+    "serve": 10,
+    "cli": 11,
 }
 # Inside a package: what comes later may import what comes earlier. All that the package holds is named here.
 INNER = {
@@ -38,7 +40,7 @@ INNER = {
     ],
     "evaluation": ["engines", "questions", "suites", "loss", "evaluate", "held_out"],
 }
-LIGHT_EVERYWHERE = {"errors", "lock", "files", "config", "stage", "plugins", "run"}
+LIGHT_EVERYWHERE = {"errors", "lock", "manifest", "files", "config", "stage", "plugins", "run"}
 HEAVY = {"torch", "datasets", "onnx", "onnxruntime", "transformers", "rich"}
 
 
