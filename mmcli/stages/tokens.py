@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from mmcli.data.encode.cache import TokenCache
+from mmcli.data.encode.cache import TOKEN_CACHES, TokenCache
 from mmcli.data.encode.prompts import mismatch_of_records
 from mmcli.data.pack.batches import Batches, evaluation_batches
 from mmcli.data.pack.packing import Rows, pack_cache
@@ -24,7 +24,6 @@ from mmcli.train.device import Accelerator
 from mmcli.train.lm import TokenBatch, language_model_loss, language_model_metrics
 from mmcli.train.task import Task
 
-CACHE = ".cache/tokens"  # in the runs folder; safe to delete
 HELD_OUT_METRICS = (Metric("val_loss", label="val"), Metric("val_bits_per_byte", label="bpb"))
 Sample = Callable[[nn.Module, int], list[tuple[str, str]]]
 
@@ -53,7 +52,7 @@ def open_cache(
     """
     context.report.note(f"data: {sources.describe}")
     quarantine = context.run.path / (f"quarantine-{part}.jsonl" if part else "quarantine.jsonl")
-    folder = context.run.path.parent / CACHE
+    folder = context.run.path.parent / TOKEN_CACHES
     cache = TokenCache.build_or_open(
         folder, sources, tokenizer, options=options, report=context.report, quarantine=quarantine
     )
