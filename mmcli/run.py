@@ -73,8 +73,8 @@ class Run:
 
     def _stored(self) -> dict[str, Any]:
         try:
-            info: dict[str, Any] = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            info: dict[str, Any] = dict(json.loads((self.path / "run.json").read_text(encoding="utf-8")).items())
+        except (OSError, ValueError, AttributeError):
             info = {"stage": self.stage, "state": "failed", "reason": "run.json is missing or unreadable"}
         return info
 

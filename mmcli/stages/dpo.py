@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load_file, save_file
 
 from mmcli.data.encode.cache import TokenCache
 from mmcli.data.pack.batches import Batches
@@ -21,7 +21,8 @@ from mmcli.data.pack.packing import Rows
 from mmcli.data.pack.pairs import make_pair_batch, pair_lengths, pair_rows
 from mmcli.data.sources.sources import OpenedData, open_data
 from mmcli.errors import UserError
-from mmcli.files import write_atomic
+from mmcli.files import atomic_folder
+from mmcli.manifest import damage
 from mmcli.model.config import ModelConfig
 from mmcli.model.formats.hf_folder import load_model
 from mmcli.run import find_model
@@ -36,7 +37,7 @@ from mmcli.train.loop import train
 from mmcli.train.preference import PREFERENCE_METRICS, PairBatch, preference_loss, sequence_logps
 from mmcli.train.task import Task
 
-REFERENCE = "reference.safetensors"
+REFERENCE, LOGPS = "reference", "logps.safetensors"  # a folder of the run, and the table in it
 HELD_OUT_METRICS = (Metric("val_dpo_loss", label="val"), Metric("val_accuracy", label="val acc"))
 
 
@@ -119,11 +120,18 @@ def _open_pairs(
 def _prepare_reference(
     data: PairData, config: DpoConfig, start: Start, accelerator: Accelerator, context: StageContext
 ) -> None:
-    """Fill the reference's log-probabilities: from the run folder, or by one pass of the reference model."""
-    path = context.run.path / REFERENCE
+    """Fill the reference's log-probabilities: from the run folder, or by one pass of the reference model.
+
+    Raises:
+        UserError: what the run folder holds is damaged, or the reference has another tokenizer.
+    """
+    folder = context.run.path / REFERENCE
     parts = {"training": data.training} | ({"held_out": data.held_out} if data.held_out is not None else {})
-    if path.is_file():
-        stored = load_file(path)
+    if folder.is_dir():
+        if (damaged := damage(folder, needed=[LOGPS])) is not None:
+            what = f"{damaged} (log-probabilities of the reference)"
+            raise UserError(what, "restore it from a copy, or start a new run")
+        stored = load_file(folder / LOGPS)
         for name, pairs in parts.items():
             pairs.reference_N2[:] = stored[name]
         return
@@ -151,7 +159,8 @@ def _prepare_reference(
                 pairs.reference_N2[part] = logps_P2.float().cpu().numpy()
             done += len(which)
             context.report.progress("reference", done, total, "pairs")
-    write_atomic(path, save({name: pairs.reference_N2 for name, pairs in parts.items()}))
+    with atomic_folder(folder) as beside:
+        save_file({name: pairs.reference_N2 for name, pairs in parts.items()}, beside / LOGPS)
 
 
 def _reference_steps(data: PairData, config: DpoConfig) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,16 +42,16 @@ def save_checkpoint(
     progress: Progress,
     keep: int,
     *,
-    spared: Collection[int] = (),
+    best: int | None = None,
 ) -> Path:
-    """Write `folder`/step-NNNNNN and remove all but the newest `keep`, this one, and those of the steps `spared`."""
+    """Write `folder`/step-NNNNNN and remove all but the newest `keep`, this one, and that of step `best`."""
     path = folder / f"step-{progress.step:06d}"
     with atomic_folder(path) as beside:
         save_file(_trained(model), beside / WEIGHTS)
         save_file(_moments(model, optimizer), beside / MOMENTS)
         (beside / PROGRESS).write_text(json.dumps(asdict(progress)), encoding="utf-8")
     for old in list_checkpoints(folder)[:-keep]:
-        if old != path and checkpoint_step(old) not in spared:
+        if old != path and checkpoint_step(old) != best:
             shutil.rmtree(old, ignore_errors=True)
     return path
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmcli.errors import UserError
+from mmcli.files import previous
 from mmcli.run import Run, find_model, find_run, find_unfinished, list_runs
 
 
@@ -127,3 +128,36 @@ def test_a_misspelt_stage_is_not_repeated_as_advice(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         find_model("latest:sft", tmp_path)
     assert caught.value.fix == "run: mmcli sft"
+
+
+def test_the_next_process_that_locks_a_run_removes_what_killed_ones_left(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    left = [
+        *(run.path / name for name in (".model.7.tmp", ".run.json.7.tmp", f".metrics.jsonl.{os.getpid()}.tmp")),
+        *(run.checkpoints / name for name in (".step-000004.7.tmp", ".step-000004.7.tmp.lock")),
+        *(run.exports / name for name in (".onnx-fp32.7.tmp", ".onnx-fp32.7.tmp.lock")),
+    ]
+    for path in left:
+        path.parent.mkdir(exist_ok=True)
+        if path.name.endswith("json.7.tmp") or path.suffix == ".lock":
+            path.write_text("half")
+        else:
+            path.mkdir()
+    somebodys = run.exports / ".onnx-int8.7.tmp"  # without a lock and young: it may be being written
+    somebodys.mkdir()
+    with run.lock():
+        assert [path for path in left if path.exists()] == []
+        assert somebodys.exists()
+
+
+def test_a_model_that_was_moved_aside_is_found_again(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    old = previous(run.model)
+    old.mkdir()
+    (old / "tokenizer.json").write_text("{}")
+    with run.lock(), pytest.raises(UserError):  # `lock` has brought it back; somebody is replacing it now
+        run.model.rename(old)
+        find_model("1", tmp_path)
+    for ref in ("1", "latest:pretrain"):
+        assert (find_model(ref, tmp_path).path / "tokenizer.json").is_file()
+        run.model.rename(old)

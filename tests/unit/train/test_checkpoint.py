@@ -79,9 +79,9 @@ def test_they_are_ordered_by_number_past_a_million_steps(tmp_path: Path) -> None
     assert load_newest(tmp_path, *trained(0, 0), Silent()) == Progress(step=1_000_001)
 
 
-def test_some_are_spared_and_so_is_the_one_just_written(tmp_path: Path) -> None:
+def test_the_best_is_kept_and_so_is_the_one_just_written(tmp_path: Path) -> None:
     for step in (1, 2, 3):
-        save_checkpoint(tmp_path, *trained(0, 0), Progress(step=step), keep=1, spared=[1])
+        save_checkpoint(tmp_path, *trained(0, 0), Progress(step=step), keep=1, best=1)
     assert [checkpoint_step(path) for path in list_checkpoints(tmp_path)] == [1, 3]
     (tmp_path / "step-000009").mkdir()  # damaged, which a resume passed over
     save_checkpoint(tmp_path, *trained(0, 0), Progress(step=4), keep=1)
