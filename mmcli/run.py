@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -21,95 +20,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmcli.errors import MmcliError, UserError, did_you_mean
+from mmcli.errors import UserError, did_you_mean
+from mmcli.files import recover, remove_leftovers, write_atomic, write_json
 from mmcli.lock import Locked, file_lock, is_locked
 
-MANIFEST = "manifest.json"
 RESOLVED = "resolved.toml"
 INPUTS = "inputs.json"  # see mmcli.inputs
 SEAL = "# sha256 of the lines above: "
 STATES = ("running", "finished", "stopped", "failed")
 LOCK = "run.lock"  # there only while a process works on the run, or where one was killed
+CHECKPOINT_FILES = ("weights.safetensors", "optimizer.safetensors", "progress.json")
 _RUN_NAME = re.compile(r"^(\d{4,})-([a-z0-9_]+)-(.+)$|^(\d{4,})-([a-z0-9_]+)$")
-
-
-# Atomic files: written beside, flushed to the disk, renamed; whole or absent.
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a crash leaves the old one or the new one, never a part."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(beside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise MmcliError(f"cannot write {path}: {error.strerror}", "free space or choose another --runs-dir") from None
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_atomic(path, (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode())
-
-
-@contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Fill a folder beside `path`, seal it with a manifest, then rename it into place (replacing an old one)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir()
-    try:
-        yield beside
-        _seal(beside)
-        old = path.with_name(f".{path.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if path.exists():
-            os.replace(path, old)
-        os.replace(beside, path)
-        _sync_directory(path.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise MmcliError(f"cannot write {path}: {error}", "free space or choose another --runs-dir") from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def _seal(folder: Path) -> None:
-    """Flush every file and write the SHA-256 of each into the manifest."""
-    digests = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        with open(path, "rb+") as file:
-            digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
-            os.fsync(file.fileno())
-    write_json(folder / MANIFEST, digests)
-    _sync_directory(folder)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def damage(folder: Path) -> str | None:
-    """What is wrong with a sealed folder: the first missing or changed file, or None if it is whole."""
-    try:
-        digests = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return f"{folder / MANIFEST} is missing or unreadable"
-    for name, digest in digests.items():
-        try:
-            with open(folder / name, "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                    return f"{folder / name} is damaged"
-        except OSError:
-            return f"{folder / name} is missing"
-    return None
 
 
 @dataclass(frozen=True)
@@ -143,6 +64,10 @@ class Run:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def exports(self) -> Path:
+        return self.path / "export"
 
     @property
     def metrics(self) -> Path:
@@ -186,6 +111,8 @@ class Run:
     def lock(self) -> Iterator[bool]:
         """Hold the run, so that no other process works on it; False where its file system has no locks.
 
+        What a killed process has left in the run is removed first.
+
         Raises:
             UserError: another process holds it, or its folder cannot be written.
         """
@@ -197,7 +124,23 @@ class Run:
             except OSError as error:
                 what = f"cannot lock {self.path / LOCK}: {error.strerror}"
                 raise UserError(what, "check the permissions of that folder, or choose another --runs-dir") from None
+            self.tidy(alone=held)
             yield held
+
+    def tidy(self, *, alone: bool) -> list[Path]:
+        """Remove what killed processes left in the run, and bring back what they had moved aside; the paths removed.
+
+        Args:
+            alone: the run is locked by this process.
+        """
+        removed = remove_leftovers(self.path, alone=alone) + remove_leftovers(self.checkpoints, alone=alone)
+        return removed + remove_leftovers(self.exports, alone=False)  # exports are written without the run's lock
+
+    def recover_model(self) -> None:
+        """Bring the old model back where a process was killed that was replacing it."""
+        if not self.model.exists() and not is_locked(self.path / LOCK):
+            with contextlib.suppress(OSError):
+                recover(self.model)
 
     def still_running(self) -> UserError:
         """The refusal of a run that another process works on."""
@@ -405,7 +348,10 @@ def find_model(ref: str, runs_dir: Path) -> ModelRef:
     """
     newest, _, of_stage = ref.partition(":")
     if newest == "latest":
-        runs = [run for run in list_runs(runs_dir) if (run.model / "tokenizer.json").is_file()]
+        runs = list_runs(runs_dir)
+        for run in runs:
+            run.recover_model()
+        runs = [run for run in runs if (run.model / "tokenizer.json").is_file()]
         chosen = [run for run in runs if (run.stage == of_stage if of_stage else (run.model / "config.json").is_file())]
         if not chosen:
             kind = f'run of stage "{of_stage}" with a model' if of_stage else "trained model yet"
@@ -419,6 +365,7 @@ def find_model(ref: str, runs_dir: Path) -> ModelRef:
             return ModelRef(folder / "model", None)
         raise UserError(f"{ref} holds no model", "give a folder with config.json and model.safetensors, or a run")
     run = find_run(ref, runs_dir)
+    run.recover_model()
     if not (run.model / "tokenizer.json").is_file():
         what = f"{run.name} has no saved model (state: {run.info()['state']})"
         raise UserError(what, f"resume it: mmcli resume {ref}")

@@ -46,9 +46,9 @@ def import_model(
         raise UserError(f"{out} exists and is not empty", "give --out a new folder")
     report = reporter()
     report.note(f"reading {source}")
+    from mmcli.files import atomic_folder
     from mmcli.model.count import count_parameters
     from mmcli.model.formats.read import read_model, save_imported
-    from mmcli.run import atomic_folder
     from mmcli.text.find import find_tokenizer
 
     own = find_tokenizer(tokenizer, runs_dir) if tokenizer is not None else None
@@ -78,8 +78,9 @@ def _save_run(found: Imported, runs_dir: Path, label: str) -> tuple[str, Path]:
     """(name, model folder) of a new finished run."""
     import shutil
 
+    from mmcli.files import atomic_folder
     from mmcli.model.formats.read import save_imported
-    from mmcli.run import Run, atomic_folder
+    from mmcli.run import Run
 
     run = Run.create(runs_dir, STAGE, label)
     source = {"source": str(found.source.resolve()), "kind": found.kind}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mmcli.errors import UserError
 from mmcli.export.locate import default_folder, find_export
 from mmcli.generate.onnx_engine import OnnxEngine
+from mmcli.manifest import damage
 from mmcli.run import ModelRef
 from mmcli.stage import Reporter
 
@@ -20,15 +21,20 @@ def open_onnx_engine(
 ) -> OnnxEngine:
     """The engine over a folder that is an export, else over the model's fp32 export.
 
-    If there is none of these weights, it is made, and `report` says so.
+    If there is none of these weights, or it is damaged, it is made, and `report` says so.
 
     Raises:
-        UserError: a device other than the CPU, no model there, or one that cannot be exported.
+        UserError: a device other than the CPU, a folder that is a damaged export, no model there, or one that cannot
+            be exported.
         MmcliError: the export differs from torch.
     """
     if device not in ("auto", "cpu"):
         raise UserError(f'device "{device}" with the onnx backend, which runs on the CPU', "give --device cpu")
     folder = find_export(ref)
+    if folder is not None and folder != ref.path and (found := damage(folder)) is not None:
+        if report is not None:
+            report.warn(f"{found}; exporting again")
+        folder = None
     if folder is None:
         from mmcli.export.onnx_export import export_onnx
 

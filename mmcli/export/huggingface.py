@@ -21,6 +21,7 @@ from mmcli.errors import MmcliError, UserError
 from mmcli.evaluation.loss import document_batches, model_losses, sum_losses
 from mmcli.export.locate import RECORD_FILE, fingerprint, refuse_foreign
 from mmcli.export.round_trip import check_tokenizer
+from mmcli.files import atomic_folder
 from mmcli.model.config import ModelConfig
 from mmcli.model.formats.families import OWN, READABLE, family_of
 from mmcli.model.formats.fields import described
@@ -29,7 +30,6 @@ from mmcli.model.formats.hf_folder import GENERATION, load_model, save_model
 from mmcli.model.formats.read import keep_generation
 from mmcli.model.formats.weights import WEIGHTS, open_weights
 from mmcli.model.transformer import Transformer
-from mmcli.run import atomic_folder
 from mmcli.text.tokenizer import Tokenizer
 
 HfDtype = Literal["fp32", "bf16", "fp16"]

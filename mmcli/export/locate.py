@@ -18,7 +18,7 @@ SOURCE_FILES = ("config.json", "generation_config.json", "tokenizer.json", "toke
 
 def default_folder(ref: ModelRef, dtype: Dtype) -> Path:
     """`RUN/export/onnx-DTYPE`, or `onnx-DTYPE` inside a model folder outside of any run."""
-    return (ref.run.path / "export" if ref.run else ref.path) / f"onnx-{dtype}"
+    return (ref.run.exports if ref.run else ref.path) / f"onnx-{dtype}"
 
 
 def default_hf_folder(ref: ModelRef, dtype: str | None) -> Path:

@@ -16,10 +16,10 @@ from mmcli.export.locate import RECORD_FILE, Dtype, fingerprint, refuse_foreign
 from mmcli.export.matrices import FORMATS
 from mmcli.export.onnx_folder import write_companions, write_graph
 from mmcli.export.proof import Proof, prove
+from mmcli.files import atomic_folder
 from mmcli.generate.onnx_engine import GRAPH_FILE
 from mmcli.model.formats.hf_config import read_model_config
 from mmcli.model.formats.hf_folder import load_model
-from mmcli.run import atomic_folder
 from mmcli.stage import Reporter, Silent
 from mmcli.text.tokenizer import Tokenizer
 

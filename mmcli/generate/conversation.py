@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmcli.errors import UserError
+from mmcli.files import write_atomic
 from mmcli.generate.engine import Engine, common_prefix
 from mmcli.generate.generate import Generation, generate
 from mmcli.generate.reply import Message, ReplyStream, read_reply, reply_text
 from mmcli.generate.sampler import SamplingConfig
-from mmcli.run import write_atomic
 from mmcli.text.chat import check_switch, encode_chat, stop_ids
 from mmcli.text.tokenizer import Tokenizer
 

@@ -20,6 +20,7 @@ import onnxruntime
 
 from mmcli.errors import MmcliError, UserError
 from mmcli.generate.engine import check_copy, check_decode, check_prefill, check_truncate
+from mmcli.manifest import refuse_damaged
 from mmcli.model.config import ModelConfig
 from mmcli.model.formats.hf_config import read_model_config
 
@@ -70,8 +71,9 @@ class OnnxEngine:
             threads: of ONNX Runtime; None: OMP_NUM_THREADS if that is set, else one for each core.
 
         Raises:
-            UserError: no export there, or one that ONNX Runtime does not take.
+            UserError: no export there, a damaged one, or one that ONNX Runtime does not take.
         """
+        refuse_damaged(folder, remake="mmcli export onnx")
         config = read_model_config(folder)
         return cls(open_session(folder / GRAPH_FILE, threads=threads), config, slots=slots, max_len=max_len)
 

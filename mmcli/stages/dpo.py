@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from mmcli.data.encode.cache import TokenCache
 from mmcli.data.pack.batches import Batches
@@ -24,10 +24,12 @@ from mmcli.data.pack.packing import Rows
 from mmcli.data.pack.pairs import make_pair_batch, pair_lengths, pair_rows
 from mmcli.data.sources.sources import OpenedData, open_data
 from mmcli.errors import UserError
+from mmcli.files import atomic_folder
 from mmcli.inputs import Input, read_inputs
+from mmcli.manifest import damage
 from mmcli.model.config import ModelConfig
 from mmcli.model.formats.hf_folder import load_model
-from mmcli.run import RESOLVED, ModelRef, model_at, write_atomic
+from mmcli.run import RESOLVED, ModelRef, model_at
 from mmcli.stage import LossOutput, Metric, Reporter, StageContext
 from mmcli.stages import DpoConfig
 from mmcli.stages.start import Start, as_kept, choose_micro_batch, pin_model, prepare_start, save_into, tell_change
@@ -39,7 +41,7 @@ from mmcli.train.loop import train
 from mmcli.train.preference import PREFERENCE_METRICS, PairBatch, preference_loss, sequence_logps
 from mmcli.train.task import Task
 
-REFERENCE = "reference.safetensors"
+REFERENCE, LOGPS = "reference", "logps.safetensors"  # a folder of the run, and the table in it
 HELD_OUT_METRICS = (Metric("val_dpo_loss", label="val"), Metric("val_accuracy", label="val acc"))
 
 
@@ -122,12 +124,16 @@ def _open_pairs(
 def _prepare_reference(
     data: PairData, config: DpoConfig, start: Start, accelerator: Accelerator, context: StageContext
 ) -> None:
-    """Fill the reference's log-probabilities: from the run folder, or by one pass of the reference model."""
-    path = context.run.path / REFERENCE
+    """Fill the reference's log-probabilities: from the run folder, or by one pass of the reference model.
+
+    Raises:
+        UserError: the reference cannot be found, or has another tokenizer.
+    """
+    folder = context.run.path / REFERENCE
     parts = {"training": data.training} | ({"held_out": data.held_out} if data.held_out is not None else {})
     named = _find_reference(config, context)
     key = _reference_key(data, config, read_inputs(context.run).get("parent" if named is None else "reference"))
-    if _load_reference(path, key, parts, context.report):
+    if _load_reference(folder, key, parts, context.report):
         if named is not None:
             tell_change("reference", named, context)
         return
@@ -156,8 +162,9 @@ def _prepare_reference(
                 pairs.reference_N2[part] = logps_P2.float().cpu().numpy()
             done += len(which)
             context.report.progress("reference", done, total, "pairs")
-    tables = {name: pairs.reference_N2 for name, pairs in parts.items()}
-    write_atomic(path, save(tables, metadata={"key": key, "sha256": _digest(tables)}))
+    with atomic_folder(folder) as beside:
+        tables = {name: pairs.reference_N2 for name, pairs in parts.items()}
+        save_file(tables, beside / LOGPS, metadata={"key": key})
 
 
 def _find_reference(config: DpoConfig, context: StageContext) -> ModelRef | None:
@@ -188,32 +195,20 @@ def _reference_key(data: PairData, config: DpoConfig, model: Input | None) -> st
     return digest.hexdigest()
 
 
-def _digest(tables: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tables):
-        digest.update(name.encode() + np.ascontiguousarray(tables[name]).tobytes())
-    return digest.hexdigest()
-
-
-def _load_reference(path: Path, key: str, parts: Mapping[str, Pairs], report: Reporter) -> bool:
+def _load_reference(folder: Path, key: str, parts: Mapping[str, Pairs], report: Reporter) -> bool:
     """Fill the log-probabilities from the run folder; False where they are not there, damaged, or of something else."""
-    if not path.is_file():
+    if not folder.is_dir():
         return False
-    try:
-        with safe_open(path, framework="numpy") as file:
-            told = file.metadata() or {}
-            tables = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # a handle, not a dict
-    except (OSError, SafetensorError) as error:
-        report.warn(f"{path} is damaged ({error}): the reference's log-probabilities are computed again")
+    if (problem := damage(folder, needed=[LOGPS])) is not None:
+        report.warn(f"{problem}: the reference's log-probabilities are computed again")
         return False
-    if told.get("sha256") != _digest(tables):
-        report.warn(f"{path} is damaged: the reference's log-probabilities are computed again")
-        return False
-    if told.get("key") != key:
-        report.warn(f"{path} is of other pairs or weights: the reference's log-probabilities are computed again")
-        return False
-    for name, pairs in parts.items():
-        pairs.reference_N2[:] = tables[name]
+    with safe_open(folder / LOGPS, framework="numpy") as file:
+        if (file.metadata() or {}).get("key") != key:
+            what = f"{folder / LOGPS} is of other pairs or weights"
+            report.warn(f"{what}: the reference's log-probabilities are computed again")
+            return False
+        for name, pairs in parts.items():
+            pairs.reference_N2[:] = file.get_tensor(name)
     return True
 
 

@@ -14,13 +14,14 @@ from mmcli.config import Layer, resolve, to_tables
 from mmcli.data.encode.texts import Corpus
 from mmcli.data.sources.sources import OpenedData
 from mmcli.errors import UserError
+from mmcli.files import atomic_folder
 from mmcli.inputs import NOUNS, Input, difference, pin_inputs, read_inputs
 from mmcli.model.config import ModelConfig
 from mmcli.model.device import MICRO_BATCH_TOKENS
 from mmcli.model.formats.hf_config import read_model_config
 from mmcli.model.formats.hf_folder import load_model, save_model
 from mmcli.model.transformer import Transformer
-from mmcli.run import RESOLVED, ModelRef, atomic_folder, model_at
+from mmcli.run import RESOLVED, ModelRef, model_at
 from mmcli.stage import StageContext, Transform
 from mmcli.stages.pins import adapter_inputs, data_inputs, model_input
 from mmcli.text.find import find_tokenizer

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmcli.run import Run, atomic_folder
+from mmcli.files import atomic_folder
+from mmcli.run import Run
 from mmcli.stage import Reporter
 from mmcli.text.tokenizer import Tokenizer
 

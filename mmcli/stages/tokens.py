@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from mmcli.data.encode.cache import TokenCache
+from mmcli.data.encode.cache import TOKEN_CACHES, TokenCache
 from mmcli.data.encode.prompts import mismatch_of_records
 from mmcli.data.pack.batches import Batches, evaluation_batches
 from mmcli.data.pack.packing import Rows, pack_cache
@@ -17,7 +17,7 @@ from mmcli.data.sources.sources import OpenedData, Sources
 from mmcli.evaluation.loss import model_losses, sum_losses
 from mmcli.inputs import pin_inputs
 from mmcli.stage import Metric, StageContext
-from mmcli.stages.pins import CACHE, part_inputs
+from mmcli.stages.pins import part_inputs
 from mmcli.stages.start import Start, choose_micro_batch, save_into
 from mmcli.text.tokenizer import Tokenizer
 from mmcli.train.adapters import training_flops
@@ -55,7 +55,7 @@ def open_cache(
     context.report.note(f"data: {sources.describe}")
     pin_inputs(context, part_inputs(sources, part, options, context))
     quarantine = context.run.path / (f"quarantine-{part}.jsonl" if part else "quarantine.jsonl")
-    folder = context.run.path.parent / CACHE
+    folder = context.run.path.parent / TOKEN_CACHES
     cache = TokenCache.build_or_open(
         folder, sources, tokenizer, options=options, report=context.report, quarantine=quarantine
     )

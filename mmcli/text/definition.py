@@ -15,6 +15,8 @@ from mmcli.text.template import CHATML, CHATML_CONTROLS
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
+SPECIAL_FILE, GENERATION_FILE, MODEL_FILE = "special_tokens_map.json", "generation_config.json", "config.json"
+FILES = (TOKENIZER_FILE, CONFIG_FILE, TEMPLATE_FILE, SPECIAL_FILE, GENERATION_FILE, MODEL_FILE)  # all that are read
 # Tried for the end of a text when no file names it.
 COMMON_EOS = ("<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "</s>")
 MAX_ID = 1 << 24  # a hundred times the largest vocabularies: tables are made of this many rows
@@ -52,19 +54,19 @@ def read_definition(path: Path) -> Definition:
     # A file of another name stands alone: what lies beside it may belong to another tokenizer.
     folder = file.parent if file.name == TOKENIZER_FILE else None
     config = _beside(folder, CONFIG_FILE)
-    generation = _beside(folder, "generation_config.json")
+    generation = _beside(folder, GENERATION_FILE)
     ids = {token: id for token, id in tokenizer["model"]["vocab"].items()}
     added = list(tokenizer.get("added_tokens") or [])
     known = {token["content"] for token in added}
     added += [token for token in _declared(config, folder) if token["content"] not in known]
     _check_ids(ids, added, file)
     ids.update((token["content"], token["id"]) for token in added)
-    sources = [config, _beside(folder, "special_tokens_map.json")]
+    sources = [config, _beside(folder, SPECIAL_FILE)]
     special = {name: _special(name, sources, ids) for name in ("bos", "eos", "pad")}
     by_id = {id: token for token, id in ids.items()}
     for name in special:
         if not any(f"{name}_token" in source for source in sources):
-            special[name] = _from_ids(name, [generation, _beside(folder, "config.json")], by_id)
+            special[name] = _from_ids(name, [generation, _beside(folder, MODEL_FILE)], by_id)
     if special["eos"] is None and not any("eos_token" in source for source in sources):
         special["eos"] = next((token for token in COMMON_EOS if token in ids), None)
     _refuse_unknown(special, ids, file)

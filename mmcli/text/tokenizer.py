@@ -20,8 +20,9 @@ import numpy as np
 import tokenizers
 
 from mmcli.errors import UserError
+from mmcli.manifest import refuse_damaged
 from mmcli.text.bytelevel import is_control, plain_definition, token_table
-from mmcli.text.definition import CONFIG_FILE, MAKE_ONE, TOKENIZER_FILE, Definition, read_definition
+from mmcli.text.definition import CONFIG_FILE, FILES, MAKE_ONE, TOKENIZER_FILE, Definition, read_definition
 
 # A forked child has none of the encoder's threads: it must not wait for them.
 os.register_at_fork(after_in_child=lambda: os.environ.update(TOKENIZERS_PARALLELISM="false"))
@@ -52,9 +53,13 @@ class Tokenizer:
         the files beside it; pad falls back to eos, then to id 0.
 
         Raises:
-            UserError: no such file, a broken one, not a tokenizer, or one that is not byte-level BPE.
+            UserError: no such file, a broken one, one that differs from its folder's manifest, not a tokenizer, or one
+                that is not byte-level BPE.
         """
-        return cls(read_definition(Path(path)))
+        path = Path(path)
+        if path.is_dir() or path.name == TOKENIZER_FILE:
+            refuse_damaged(path if path.is_dir() else path.parent, FILES)
+        return cls(read_definition(path))
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json (with the chat template) into `folder`.

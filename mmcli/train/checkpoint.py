@@ -6,6 +6,7 @@ Everything is safetensors or JSON. The state of data and dropout is the step num
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,9 +16,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mmcli.errors import MmcliError
-from mmcli.run import atomic_folder, damage
+from mmcli.errors import MmcliError, UserError
+from mmcli.files import atomic_folder
+from mmcli.manifest import damage
+from mmcli.run import CHECKPOINT_FILES
 from mmcli.stage import Reporter
+
+WEIGHTS, MOMENTS, PROGRESS = CHECKPOINT_FILES
+_NAME = re.compile(r"^step-(\d+)$")
 
 
 @dataclass
@@ -30,16 +36,23 @@ class Progress:
 
 
 def save_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, keep: int
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    keep: int,
+    *,
+    best: int | None = None,
 ) -> Path:
-    """Write `folder`/step-NNNNNN and remove all but the newest `keep`."""
+    """Write `folder`/step-NNNNNN and remove all but the newest `keep`, this one, and that of step `best`."""
     path = folder / f"step-{progress.step:06d}"
     with atomic_folder(path) as beside:
-        save_file(_trained(model), beside / "weights.safetensors")
-        save_file(_moments(model, optimizer), beside / "optimizer.safetensors")
-        (beside / "progress.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
+        save_file(_trained(model), beside / WEIGHTS)
+        save_file(_moments(model, optimizer), beside / MOMENTS)
+        (beside / PROGRESS).write_text(json.dumps(asdict(progress)), encoding="utf-8")
     for old in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        if old != path and checkpoint_step(old) != best:
+            shutil.rmtree(old, ignore_errors=True)
     return path
 
 
@@ -57,26 +70,37 @@ def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, to
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoint folders, the oldest first; unfinished ones are not among them."""
-    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+    """Checkpoint folders by their steps, the oldest first; unfinished ones are not among them."""
+    found = [path for path in folder.glob("step-*") if _NAME.match(path.name) and path.is_dir()]
+    return sorted(found, key=checkpoint_step)
+
+
+def checkpoint_step(path: Path) -> int:
+    """The number of updates done before a checkpoint folder was written."""
+    return int(path.name.removeprefix("step-"))
 
 
 def load_newest(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, report: Reporter) -> Progress | None:
-    """Load the newest whole checkpoint; damaged ones are named and passed over. None if there is none."""
+    """Load the newest whole checkpoint; damaged ones are named and passed over. None if there is none.
+
+    Raises:
+        UserError: every one is damaged.
+        MmcliError: it is of another model.
+    """
     found = list_checkpoints(folder)
     for path in reversed(found):
-        problem = damage(path)
+        problem = damage(path, needed=CHECKPOINT_FILES)
         if problem is None:
             return _load(path, model, optimizer)
         report.warn(f"{problem}; trying an older checkpoint")
     if found:
-        raise MmcliError(f"every checkpoint in {folder} is damaged", "start the run again")
+        raise UserError(f"every checkpoint in {folder} is damaged", "restore one from a copy, or start a new run")
     return None
 
 
 def _load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    weights = load_file(path / "weights.safetensors")
-    moments = load_file(path / "optimizer.safetensors")
+    weights = load_file(path / WEIGHTS)
+    moments = load_file(path / MOMENTS)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if set(parameters) != set(weights):
         name = sorted(set(parameters) ^ set(weights))[0]
@@ -88,5 +112,5 @@ def _load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Pro
         kind, _, name = key.partition(".")
         state: dict[str, Any] = optimizer.state[parameters[name]]
         state[kind] = value.to(parameters[name].device)
-    progress: dict[str, Any] = json.loads((path / "progress.json").read_text(encoding="utf-8"))
+    progress: dict[str, Any] = json.loads((path / PROGRESS).read_text(encoding="utf-8"))
     return Progress(**progress)

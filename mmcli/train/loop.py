@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mmcli.errors import Interrupted, MmcliError
-from mmcli.run import atomic_folder
+from mmcli.files import atomic_folder
 from mmcli.stage import StageContext, Term
 from mmcli.train.checkpoint import Progress, load_newest, save_checkpoint
 from mmcli.train.config import OptimConfig, TrainConfig

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmcli.run import write_atomic
+from mmcli.files import write_atomic
 
 
 class MetricsFile:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from mmcli.cli import run as mmcli
+from mmcli.files import atomic_folder
+from mmcli.lock import file_lock
 from mmcli.run import Run
 from mmcli.stage import Metric
 
@@ -57,3 +59,69 @@ def test_show_formats_what_was_declared_and_keeps_the_rest(runs: Path, capsys: p
     assert "'format'" not in shown
     assert mmcli(["runs", "show", "1", "--runs-dir", str(runs), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["metrics"] == {"step": 1, "loss": 2.71828, "val_loss": 2.5, "lr": 0.1}
+
+
+@pytest.fixture
+def sealed(tmp_path: Path) -> Path:
+    """Two runs with a model each, and what a killed process left in the first."""
+    for label in ("a", "b"):
+        run = Run.create(tmp_path, "tokenizer", label)
+        with atomic_folder(run.model) as folder:
+            (folder / "tokenizer.json").write_text("{}")
+        run.update(state="finished")
+    left = tmp_path / "0001-tokenizer-a" / ".model.7.tmp"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half")
+    return tmp_path
+
+
+def test_verify_says_that_all_is_well_and_removes_what_was_left(
+    sealed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left = sealed / "0001-tokenizer-a" / ".model.7.tmp"
+    assert mmcli(["runs", "verify", "--runs-dir", str(sealed)]) == 0
+    shown = capsys.readouterr()
+    assert [line.split() for line in shown.out.splitlines()] == [
+        ["name", "files", "bytes", "state"],
+        ["0001-tokenizer-a", "3", shown.out.split()[6], "ok"],
+        ["0002-tokenizer-b", "3", shown.out.split()[10], "ok"],
+    ]
+    assert shown.err == f"removed {left}, which a killed process had left\n"
+    assert not left.exists()
+
+
+def test_verify_leaves_a_run_alone_that_somebody_works_on(sealed: Path) -> None:
+    with file_lock(sealed / "0001-tokenizer-a" / "run.lock"):
+        assert mmcli(["runs", "verify", "--runs-dir", str(sealed)]) == 0
+    assert (sealed / "0001-tokenizer-a" / ".model.7.tmp").exists()
+
+
+def test_verify_names_damage_and_exits_by_what_was_asked(sealed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = sealed / "0002-tokenizer-b"
+    (bad / "model" / "tokenizer.json").write_text("[]")
+    (bad / "run.json").write_text("[]")
+    (bad / "metrics.jsonl").write_text('{"step": 0}\n{oops\n{"step": 2')
+    assert mmcli(["runs", "verify", "--runs-dir", str(sealed)]) == 1
+    shown = capsys.readouterr()
+    assert "0001-tokenizer-a" in shown.out and "3 damaged" in shown.out
+    assert mmcli(["runs", "verify", "1", "--runs-dir", str(sealed)]) == 0
+    capsys.readouterr()
+    assert mmcli(["runs", "verify", "2", "--runs-dir", str(sealed), "--json"]) == 2
+    shown = capsys.readouterr()
+    (row,) = json.loads(shown.out)
+    assert (row["name"], row["whole"], row["removed"]) == ("0002-tokenizer-b", False, [])
+    whats = [
+        f"{bad / 'model' / 'tokenizer.json'} is damaged: bytes 0 to 1",
+        f"{bad / 'run.json'} is damaged: it is not a JSON table",
+        f"{bad / 'metrics.jsonl'} is damaged: line 2 is not JSON",
+    ]
+    assert [fault["what"] for fault in row["faults"]] == whats
+    errors = [line for line in shown.err.splitlines() if line.startswith("error: ")]
+    assert errors == [f"error: {what}" for what in whats]
+    assert shown.err.count("  fix: restore it from a copy") == 3
+
+
+def test_verify_misses_the_manifest_of_a_model(sealed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (sealed / "0001-tokenizer-a" / "model" / "manifest.json").unlink()
+    assert mmcli(["runs", "verify", "1", "--runs-dir", str(sealed)]) == 2
+    assert "model/manifest.json is missing" in capsys.readouterr().err

@@ -204,7 +204,7 @@ def test_other_pairs_never_take_the_reference_of_the_old(
     fresh = run.parents[1] / "fresh"
     argv = ["dpo", "--data", str(data / "pairs.jsonl"), *OFTEN, "--from", f"runs/{SFT}", "--runs-dir", str(fresh)]
     assert mmcli(argv) == 0
-    mine, theirs = (load_file(each / "reference.safetensors") for each in (run, fresh / "0001-dpo-tiny"))
+    mine, theirs = (load_file(each / "reference/logps.safetensors") for each in (run, fresh / "0001-dpo-tiny"))
     assert all((mine[name] == theirs[name]).all() for name in theirs)
 
 
@@ -212,7 +212,7 @@ def test_a_damaged_reference_table_is_computed_again(
     stopped: Callable[..., Path], world: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = stopped(DPO)
-    table = run / "reference.safetensors"
+    table = run / "reference/logps.safetensors"
     flipped = bytearray(table.read_bytes())
     flipped[-3] ^= 0x40
     for damage in (bytes(flipped), table.read_bytes()[:40], b""):
@@ -220,7 +220,7 @@ def test_a_damaged_reference_table_is_computed_again(
         backup = run.parent / "backup"
         shutil.copytree(run, backup)
         said = resumes(capsys, run)
-        assert "reference.safetensors is damaged" in said
+        assert "logps.safetensors is damaged" in said
         same(run, world / "runs" / DPO)
         shutil.rmtree(run)
         backup.rename(run)
@@ -236,7 +236,7 @@ def test_the_table_needs_no_model_and_a_lost_one_says_so(
     same(run, world / "runs" / DPO)
     shutil.rmtree(run)
     (run.parent / "kept").rename(run)
-    (run / "reference.safetensors").unlink()
+    (run / "reference/logps.safetensors").unlink()
     said = refused(capsys, "resume", "4", "--runs-dir", "runs")
     assert f"{SFT}/model, is gone" in said and "does not hold its weights" in said
 

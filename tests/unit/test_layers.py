@@ -12,22 +12,25 @@ PACKAGE = Path(__file__).parents[2] / "mmcli"
 LEVELS = {
     "errors": 0,
     "lock": 0,
+    "manifest": 1,
+    "files": 2,
     "config": 1,
-    "stage": 2,
-    "plugins": 2,
-    "run": 2,
-    "inputs": 3,
-    "text": 3,
-    "data": 4,
-    "model": 4,
-    "generate": 5,
-    "train": 6,
-    "evaluation": 6,
-    "export": 7,
-    "stages": 8,
-    "runner": 9,
-    "serve": 9,
-    "cli": 10,
+    "stage": 3,
+    "plugins": 3,
+    "run": 3,
+    "inputs": 4,
+    "text": 5,
+    "data": 6,
+    "model": 6,
+    "generate": 7,
+    "train": 8,
+    "evaluation": 8,
+    "export": 9,
+    "stages": 10,
+    "runner": 11,
+    "verify": 11,
+    "serve": 11,
+    "cli": 12,
 }
 # Inside a package: what comes later may import what comes earlier. All that the package holds is named here.
 INNER = {
@@ -38,7 +41,7 @@ INNER = {
     ],
     "evaluation": ["engines", "questions", "suites", "loss", "evaluate", "held_out"],
 }
-LIGHT_EVERYWHERE = {"errors", "lock", "config", "stage", "plugins", "run", "inputs"}
+LIGHT_EVERYWHERE = {"errors", "lock", "manifest", "files", "config", "stage", "plugins", "run", "inputs"}
 HEAVY = {"torch", "datasets", "onnx", "onnxruntime", "transformers", "rich"}
 
 

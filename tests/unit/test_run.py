@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from mmcli.errors import UserError
-from mmcli.run import Run, atomic_folder, damage, find_model, find_run, find_unfinished, list_runs, write_atomic
+from mmcli.files import previous
+from mmcli.run import Run, find_model, find_run, find_unfinished, list_runs
 
 
 def a_run(root: Path, stage: str = "pretrain", *, state: str = "finished", model: bool = True) -> Run:
@@ -149,34 +150,6 @@ def test_choices_are_made_once(tmp_path: Path) -> None:
     assert run.read_config("resolved.toml") == {"micro_batch": 4}
 
 
-def test_a_sealed_folder_knows_its_damage(tmp_path: Path) -> None:
-    with atomic_folder(tmp_path / "step") as beside:
-        (beside / "weights").write_bytes(b"x" * 100)
-        assert not (tmp_path / "step").exists()
-    assert damage(tmp_path / "step") is None
-    (tmp_path / "step" / "weights").write_bytes(b"x" * 99 + b"y")
-    assert "weights is damaged" in str(damage(tmp_path / "step"))
-    (tmp_path / "step" / "weights").unlink()
-    assert "weights is missing" in str(damage(tmp_path / "step"))
-
-
-def test_a_failed_write_leaves_the_old_folder(tmp_path: Path) -> None:
-    with atomic_folder(tmp_path / "model") as beside:
-        (beside / "a").write_text("old")
-    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "model") as beside:
-        (beside / "a").write_text("new")
-        raise ZeroDivisionError
-    assert (tmp_path / "model" / "a").read_text() == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
-def test_atomic_write_replaces_whole_files(tmp_path: Path) -> None:
-    write_atomic(tmp_path / "run.json", b"{}")
-    write_atomic(tmp_path / "run.json", json.dumps({"a": 1}).encode())
-    assert json.loads((tmp_path / "run.json").read_text()) == {"a": 1}
-    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
-
-
 def test_a_misspelt_stage_is_not_repeated_as_advice(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         find_model("latest:pretain", tmp_path)
@@ -184,3 +157,36 @@ def test_a_misspelt_stage_is_not_repeated_as_advice(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         find_model("latest:sft", tmp_path)
     assert caught.value.fix == "run: mmcli sft"
+
+
+def test_the_next_process_that_locks_a_run_removes_what_killed_ones_left(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    left = [
+        *(run.path / name for name in (".model.7.tmp", ".run.json.7.tmp", f".metrics.jsonl.{os.getpid()}.tmp")),
+        *(run.checkpoints / name for name in (".step-000004.7.tmp", ".step-000004.7.tmp.lock")),
+        *(run.exports / name for name in (".onnx-fp32.7.tmp", ".onnx-fp32.7.tmp.lock")),
+    ]
+    for path in left:
+        path.parent.mkdir(exist_ok=True)
+        if path.name.endswith("json.7.tmp") or path.suffix == ".lock":
+            path.write_text("half")
+        else:
+            path.mkdir()
+    somebodys = run.exports / ".onnx-int8.7.tmp"  # without a lock and young: it may be being written
+    somebodys.mkdir()
+    with run.lock():
+        assert [path for path in left if path.exists()] == []
+        assert somebodys.exists()
+
+
+def test_a_model_that_was_moved_aside_is_found_again(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    old = previous(run.model)
+    old.mkdir()
+    (old / "tokenizer.json").write_text("{}")
+    with run.lock(), pytest.raises(UserError):  # `lock` has brought it back; somebody is replacing it now
+        run.model.rename(old)
+        find_model("1", tmp_path)
+    for ref in ("1", "latest:pretrain"):
+        assert (find_model(ref, tmp_path).path / "tokenizer.json").is_file()
+        run.model.rename(old)

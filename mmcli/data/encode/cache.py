@@ -3,6 +3,9 @@
 A cache lies in `<cache_dir>/<key>/`; the key is a SHA-256 over the content of the data, the tokenizer, the kind, the
 options and the format. Names and times of files are not part of it: edited text is encoded again, touched text is not.
 
+Every block of a cache has a checksum, and all of them are compared whenever a cache is opened, at about the speed of
+reading it: what is damaged is made again.
+
 A cache is written beside its place, flushed to disk, then renamed, so that it is whole or absent. Two processes that
 build the same one each write their own folder; the first rename wins and the loser's folder is dropped. A builder
 holds a lock on `building-*.lock`; folders whose lock is free belong to a process that died, and the next builder
@@ -16,6 +19,7 @@ import json
 import os
 import secrets
 import shutil
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +32,7 @@ from mmcli.data.formats.files import FileHashes
 from mmcli.data.records.account import RecordAccount, Tally, refused_by_strict
 from mmcli.data.records.kinds import Encode, find_kind
 from mmcli.data.sources.sources import Sources
+from mmcli.manifest import describe_blocks, of_blocks
 from mmcli.stage import Reporter, Silent
 from mmcli.text.tokenizer import Tokenizer
 
@@ -36,16 +41,18 @@ try:
 except ImportError:  # Windows: what dead builders left stays until it is removed by hand
     fcntl = None  # type: ignore[assignment]  # a module that is not there
 
-FORMAT = 3
+FORMAT = 4
+CHECKED_SINCE = 4  # the first format with checksums
 META = "meta.json"
 TOKENS, TRAINED, OFFSETS, HASHES = "tokens.bin", "trained.bin", "offsets.bin", "hashes.bin"
 REJECTED = "rejected.jsonl"
+TOKEN_CACHES = ".cache/tokens"  # the caches of a runs folder; safe to delete
 HASHES_OF_FILES = "files.json"  # beside the caches
 BUFFER = 2**20  # bytes
 
 
 class DamagedCacheError(Exception):
-    """A cache folder whose files are missing or of another size than its description says."""
+    """A cache folder whose files are not as they were written: names the file and where it differs."""
 
 
 class TokenCache:
@@ -64,18 +71,14 @@ class TokenCache:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Open a finished cache.
+        """Open a finished cache, all of which is read and compared with its checksums.
 
         Raises:
-            DamagedCacheError: a file is missing or has another size than it should.
+            DamagedCacheError: a file is missing, or differs from what was written.
         """
-        try:
-            meta = json.loads((folder / META).read_text(encoding="utf-8"))
-            sizes = {name: (folder / name).stat().st_size for name in meta["sizes"]}
-        except (OSError, ValueError, KeyError) as error:
-            raise DamagedCacheError(f"{folder}: {error}") from None
-        if sizes != meta["sizes"]:
-            raise DamagedCacheError(f"{folder}: sizes are {sizes}, not {meta['sizes']}")
+        meta = _read_meta(folder)
+        for name, checksums in meta["checksums"].items():
+            _check_file(folder / name, meta["sizes"][name], checksums)
         self.folder = folder
         self.key: str = meta["key"]
         self.kind: str = meta["kind"]
@@ -92,6 +95,8 @@ class TokenCache:
         self._offsets = np.memmap(folder / OFFSETS, dtype=np.int64, mode="r")
         self.hashes: np.ndarray = np.memmap(folder / HASHES, dtype=np.uint64, mode="r")
         self.lengths: np.ndarray = np.diff(self._offsets)
+        if self._offsets[0] != 0 or self._offsets[-1] != self.tokens or (self.lengths < 0).any():
+            raise DamagedCacheError(f"{folder / OFFSETS} does not cut {self.tokens:,} tokens into sequences")
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -162,6 +167,54 @@ class TokenCache:
             raise refused_by_strict(cache.tally.first[0])
         cache.mixture = sources.mixture
         return cache
+
+
+def is_outdated(folder: Path) -> bool:
+    """True of a cache of an older format, which had no checksums; nothing opens it any more."""
+    try:
+        meta = json.loads((folder / META).read_bytes())
+        return bool(meta["format"] < CHECKED_SINCE and "checksums" not in meta)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _meta_text(meta: Mapping[str, Any]) -> bytes:
+    """meta.json, which ends with a checksum of all before it."""
+    own = zlib.crc32(json.dumps(meta).encode())
+    return (json.dumps({**meta, "checksum": own}, indent=1) + "\n").encode()
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    path = folder / META
+    try:
+        stored = path.read_bytes()
+        meta = json.loads(stored)
+        meta.pop("checksum")
+        whole = _meta_text(meta) == stored
+    except FileNotFoundError:
+        raise DamagedCacheError(f"{path} is missing") from None
+    except OSError as error:
+        raise DamagedCacheError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
+        raise DamagedCacheError(f"{path} is damaged")
+    return dict(meta)
+
+
+def _check_file(path: Path, size: int, checksums: list[int]) -> None:
+    try:
+        now = path.stat().st_size
+        found = of_blocks(path, zlib.crc32)
+    except FileNotFoundError:
+        raise DamagedCacheError(f"{path} is missing") from None
+    except OSError as error:
+        raise DamagedCacheError(f"{path} cannot be read: {error.strerror}") from None
+    if now != size:
+        raise DamagedCacheError(f"{path} has {now:,} bytes instead of {size:,}")
+    wrong = [i for i, pair in enumerate(zip(found, checksums, strict=True)) if pair[0] != pair[1]]
+    if wrong:
+        raise DamagedCacheError(f"{path} is damaged: {describe_blocks(wrong, size)}")
 
 
 def _open(place: Path, report: Reporter) -> TokenCache | None:
@@ -258,15 +311,17 @@ class CacheWriter:
             self._files[TRAINED].write(np.asarray(trained, dtype=np.uint8).tobytes())
 
     def finish(self, meta: dict[str, Any]) -> None:
-        """Flush everything to the disk, the description of the cache last."""
-        sizes = {}
-        for name, file in self._files.items():
+        """Flush everything to the disk, the description of the cache last, with a checksum of each block (CRC-32)."""
+        for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
-            sizes[name] = file.tell()
         self.close()
-        with (self._folder / META).open("w", encoding="utf-8") as description:
-            json.dump({**meta, "sizes": sizes}, description, indent=1)
+        paths = [self._folder / name for name in (*self._files, REJECTED)]
+        paths = [path for path in paths if path.exists()]
+        meta["sizes"] = {path.name: path.stat().st_size for path in paths}
+        meta["checksums"] = {path.name: of_blocks(path, zlib.crc32) for path in paths}
+        with (self._folder / META).open("wb") as description:
+            description.write(_meta_text(meta))
             description.flush()
             os.fsync(description.fileno())
 

@@ -38,7 +38,7 @@ from mmcli.data.formats.text import (
 )
 from mmcli.data.record import Record, Rejected, reject
 from mmcli.errors import UserError
-from mmcli.run import write_json
+from mmcli.files import write_json
 
 ENDINGS = (".txt", ".md", ".jsonl", ".json", ".csv")
 PARQUET = ".parquet"

@@ -13,6 +13,7 @@ from typing import Any
 
 from mmcli.config import Layer, resolve
 from mmcli.errors import UserError
+from mmcli.manifest import refuse_damaged
 from mmcli.model.config import ModelConfig
 from mmcli.model.formats.families import MINIMIND_3, MINIMIND_FIRST, READABLE, Family, family_of
 from mmcli.model.formats.fields import Source
@@ -43,7 +44,7 @@ def read_model_config(folder: Path) -> ModelConfig:
     attention and residual), else it is 0: it is a choice of training, and does not change what a model answers.
 
     Raises:
-        UserError: no config.json, not JSON, a field that is missing, contradicts the key, or is not supported.
+        UserError: no config.json, damaged, not JSON, a field that is missing, contradicts the key, or is not supported.
     """
     return read_config_and_family(folder)[0]
 
@@ -51,6 +52,7 @@ def read_model_config(folder: Path) -> ModelConfig:
 def read_config_and_family(folder: Path) -> tuple[ModelConfig, Family]:
     """The same with the family whose names the folder's tensors have."""
     path = folder / "config.json"
+    refuse_damaged(folder, [path.name])
     document = _read_json(path)
     if "mmcli" in document:
         config = _read_own(document, path)

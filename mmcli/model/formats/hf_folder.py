@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import save_file
 
+from mmcli.manifest import refuse_damaged
 from mmcli.model.config import ModelConfig
 from mmcli.model.formats.families import GPT2, Family, family_of
 from mmcli.model.formats.hf_config import read_config_and_family, to_hf_config
 from mmcli.model.formats.minimind import convert_names
 from mmcli.model.formats.parameters import build_model, disk_tensors
-from mmcli.model.formats.weights import WEIGHTS, Weights, open_weights
+from mmcli.model.formats.weights import INDEX, WEIGHTS, Weights, open_weights
 from mmcli.model.transformer import Transformer
 from mmcli.text.chat import stop_ids
 
@@ -88,10 +89,11 @@ def load_model(
         pickled: read pytorch_model.bin too, of which nothing but tensors is unpickled.
 
     Raises:
-        UserError: no weights, a field of config.json that mmcli does not know, or tensors that are missing,
-            unexpected or of another shape or type, by name.
+        UserError: no weights, a file that differs from its folder's manifest, a field of config.json that mmcli does
+            not know, or tensors that are missing, unexpected or of another shape or type, by name.
     """
     config, family = read_config_and_family(folder)
+    refuse_damaged(folder, [WEIGHTS, INDEX])
     weights = _current_names(open_weights(folder, pickled=pickled), config, family)
     return build_model(weights, config, family.layout, device=device, dtype=dtype)
 

@@ -6,9 +6,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 
-from mmcli.errors import UserError
+from mmcli.errors import MmcliError, UserError
 from mmcli.evaluation.engines import load_engine
 from mmcli.export.locate import default_folder, find_export
 from mmcli.export.onnx_export import export_onnx
@@ -70,3 +71,31 @@ def test_torch_is_the_other_backend(ref: ModelRef) -> None:
     assert isinstance(load_engine(ref, device="cpu"), TorchEngine)
     with pytest.raises(UserError, match="which runs on the CPU"):
         load_engine(ref, "onnx", device="cuda")
+
+
+def test_damage_of_external_data_is_named(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmcli.export.onnx_folder.ONE_FILE_BYTES", 0)
+    out = export_onnx(save(), tmp_path / "out").folder
+    data = bytearray((out / "model.onnx.data").read_bytes())
+    data[len(data) // 2] ^= 1
+    (out / "model.onnx.data").write_bytes(data)
+    with pytest.raises(UserError) as caught:
+        OnnxEngine.load(out)
+    assert caught.value.what.startswith(f"{out / 'model.onnx.data'} is damaged: bytes 0 to ")
+
+
+def test_external_data_outside_of_the_folder_is_refused(
+    save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmcli.export.onnx_folder.ONE_FILE_BYTES", 0)
+    out = export_onnx(save(), tmp_path / "out").folder
+    graph = onnx.load(out / "model.onnx", load_external_data=False)
+    for tensor in graph.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = "../model.onnx.data"
+    (out / "manifest.json").unlink()  # as in a folder from elsewhere
+    (out / "model.onnx").write_bytes(graph.SerializeToString())
+    (out / "model.onnx.data").rename(tmp_path / "model.onnx.data")
+    with pytest.raises(MmcliError, match="does not take"):
+        OnnxEngine.load(out)

@@ -15,8 +15,8 @@ from mmcli.export.attention import Attention
 from mmcli.export.graph import Graph
 from mmcli.export.onnx_export import export_onnx
 from mmcli.generate.onnx_engine import OnnxEngine
+from mmcli.manifest import damage
 from mmcli.model.formats.hf_config import read_model_config
-from mmcli.run import damage
 from mmcli.text.tokenizer import Tokenizer
 
 Save = Callable[..., Path]

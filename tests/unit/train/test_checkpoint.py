@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from mmcli.errors import MmcliError
+from mmcli.files import write_json
 from mmcli.stage import Silent
-from mmcli.train.checkpoint import Progress, list_checkpoints, load_newest, save_checkpoint
+from mmcli.train.checkpoint import Progress, checkpoint_step, list_checkpoints, load_newest, save_checkpoint
 from mmcli.train.config import OptimConfig
 from mmcli.train.optim import build_optimizer
 
@@ -69,6 +70,34 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     for step in (1, 20, 3):
         save_checkpoint(tmp_path, *trained(0, 0), Progress(step=step), keep=2)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000003", "step-000020"]
+
+
+def test_they_are_ordered_by_number_past_a_million_steps(tmp_path: Path) -> None:
+    for step in (999_998, 999_999, 1_000_000, 1_000_001):
+        assert save_checkpoint(tmp_path, *trained(0, 0), Progress(step=step), keep=2).is_dir()
+    assert [checkpoint_step(path) for path in list_checkpoints(tmp_path)] == [1_000_000, 1_000_001]
+    assert load_newest(tmp_path, *trained(0, 0), Silent()) == Progress(step=1_000_001)
+
+
+def test_the_best_is_kept_and_so_is_the_one_just_written(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, *trained(0, 0), Progress(step=step), keep=1, best=1)
+    assert [checkpoint_step(path) for path in list_checkpoints(tmp_path)] == [1, 3]
+    (tmp_path / "step-000009").mkdir()  # damaged, which a resume passed over
+    save_checkpoint(tmp_path, *trained(0, 0), Progress(step=4), keep=1)
+    assert load_newest(tmp_path, *trained(0, 0), Silent()) == Progress(step=4)
+
+
+def test_a_manifest_that_names_nothing_is_damage(tmp_path: Path) -> None:
+    for step in (1, 2):
+        newest = save_checkpoint(tmp_path, *trained(0, step), Progress(step=step), keep=2)
+    report = Warnings()
+    stored = json.loads((newest / "manifest.json").read_text())
+    del stored["optimizer.safetensors"]
+    for manifest, problem in (({}, "names no file"), (stored, "does not name optimizer.safetensors")):
+        write_json(newest / "manifest.json", manifest)
+        assert load_newest(tmp_path, *trained(1, 0), report) == Progress(step=1)
+        assert f"step-000002/manifest.json {problem}" in report.said[-1]
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors", "progress.json"])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmcli.data.encode.cache import TokenCache
+from mmcli.data.encode.cache import CacheWriter, DamagedCacheError, TokenCache
 from mmcli.data.record import EncodedRecord, Record, RecordError
 from mmcli.data.sources.sources import open_sources
 from mmcli.errors import UserError
@@ -209,6 +209,72 @@ def test_damaged_cache_is_made_anew_and_told(data: Path, tokenizer: Tokenizer, d
     assert build(data, tokenizer, report=told).ids(0).tolist() == ids
     assert len(told.warnings) == 1
     assert [path.name for path in (data.parent / "cache").iterdir()] == [cache.key]
+
+
+FILES = ["tokens.bin", "trained.bin", "offsets.bin", "hashes.bin", "meta.json", "rejected.jsonl"]
+
+
+@pytest.fixture
+def masked(tmp_path: Path, tokenizer: Tokenizer) -> TokenCache:
+    """A cache with every kind of file."""
+    messages = [{"role": "user", "content": "the fox"}, {"role": "assistant", "content": "jumps"}]
+    path = jsonl(tmp_path / "a.jsonl", [*[{"messages": messages}] * 20, "{oops"])
+    return build(path, tokenizer, "chat")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_byte_of_any_file_is_named_and_the_cache_is_made_anew(
+    masked: TokenCache, tmp_path: Path, tokenizer: Tokenizer, name: str
+) -> None:
+    path = masked.folder / name
+    whole, ids = path.read_bytes(), masked.ids(3).tolist()
+    for at in range(0, len(whole), max(1, len(whole) // 5)):
+        data = bytearray(whole)
+        data[at] ^= 1 << at % 8
+        path.write_bytes(data)
+        told = Told()
+        assert build(tmp_path / "a.jsonl", tokenizer, "chat", report=told).ids(3).tolist() == ids
+        assert len(told.warnings) == 1 and f"{path} is damaged" in told.warnings[0], at
+        assert name == "meta.json" or f"bytes 0 to {len(whole) - 1:,}" in told.warnings[0]
+        assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_cut_of_any_file_is_named(masked: TokenCache, name: str) -> None:
+    path = masked.folder / name
+    for size in (0, path.stat().st_size // 2, path.stat().st_size - 1):
+        whole = path.read_bytes()
+        os.truncate(path, size)
+        with pytest.raises(DamagedCacheError, match=name):
+            TokenCache(masked.folder)
+        path.write_bytes(whole)
+
+
+def test_damage_of_a_large_file_names_its_bytes(data: Path, tokenizer: Tokenizer) -> None:
+    def encode(tokenizer: Tokenizer, records: Sequence[Record], options: Mapping[str, Any]) -> Results:
+        return [EncodedRecord([[5, 6] * 500_000], None, 1) for _ in records]
+
+    folder = build(data, tokenizer, encode=encode).folder
+    with open(folder / "tokens.bin", "r+b") as file:
+        file.seek(3 * 2**20 + 7)
+        file.write(bytes(4096))
+    with pytest.raises(DamagedCacheError, match=r"tokens\.bin is damaged: bytes 3,145,728 to 4,194,303$"):
+        TokenCache(folder)
+
+
+@pytest.mark.parametrize("offsets", [[0, 9, 5, 20], [1, 5, 9, 20], [0, 5, 9, 2**40]])
+def test_offsets_must_rise_within_the_tokens(tmp_path: Path, offsets: list[int]) -> None:
+    """Also where the checksums are right, as after a fault of whoever wrote them."""
+    writer = CacheWriter(tmp_path, np.dtype(np.uint16), masked=False)
+    for length in (5, 4, 11):
+        writer.append([7] * length, None)
+    writer._files["offsets.bin"].seek(0)
+    writer._files["offsets.bin"].write(np.array(offsets, dtype=np.int64).tobytes())
+    tally = {"kept": 3, "rejected": 0, "reasons": {}, "first": []}
+    numbers = {"tokens": writer.tokens, "text_bytes": 9, "pad_id": 0, "parts": [3], "sequences_per_record": 1}
+    writer.finish({"key": "k", "kind": "text", "masked": False, "dtype": "uint16", "tally": tally, **numbers})
+    with pytest.raises(DamagedCacheError, match="does not cut 20 tokens into sequences"):
+        TokenCache(tmp_path)
 
 
 def test_progress_ends_at_the_size_of_the_data(tmp_path: Path, tokenizer: Tokenizer) -> None:
