@@ -60,6 +60,19 @@ def check_allowed(allow: Sequence[str]) -> frozenset[str]:
     return frozenset(allow)
 
 
+def config_input(tables: Mapping[str, Any]) -> Input:
+    """The values of config.toml, as an input."""
+    return Input.of(_flat(tables))
+
+
+def _flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"optim.lr": 5e-4} of nested tables."""
+    found: dict[str, Any] = {}
+    for name, value in tables.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return found
+
+
 def has_inputs(run: Run) -> bool:
     """False for a run that was started before runs kept what they read."""
     return (run.path / INPUTS).is_file()

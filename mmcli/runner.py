@@ -25,7 +25,7 @@ from mmcli.config import (
     to_tables,
 )
 from mmcli.errors import Interrupted, MmcliError, UserError, did_you_mean
-from mmcli.inputs import Input, check_allowed, has_inputs, pin_inputs
+from mmcli.inputs import check_allowed, config_input, has_inputs, pin_inputs
 from mmcli.run import RESOLVED, References, Run
 from mmcli.stage import Reporter, Silent, Stage, StageContext
 
@@ -143,7 +143,9 @@ def start(
             run.update(preset=preset, sources=dict(resolved.sources))
             context = StageContext(run, report or Silent(), resolved, references=references)
             tables = to_tables(resolved.config)
-            pin_inputs(context, {"config": _sealed(tables)})  # before the configuration, which makes the run resumable
+            pin_inputs(
+                context, {"config": config_input(tables)}
+            )  # before the configuration, which makes the run resumable
             run.write_config(tables)
             _work(stage, context, held)
     except UserError:
@@ -151,19 +153,6 @@ def start(
             shutil.rmtree(run.path, ignore_errors=True)  # nothing was made: leave no empty run behind
         raise
     return run
-
-
-def _sealed(tables: Mapping[str, Any]) -> Input:
-    """The values of config.toml, as an input."""
-    return Input.of(_flat(tables))
-
-
-def _flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"optim.lr": 5e-4} of nested tables."""
-    found: dict[str, Any] = {}
-    for name, value in tables.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return found
 
 
 def resume(run: Run, report: Reporter | None = None, *, allow: Sequence[str] = ()) -> Run:
@@ -188,7 +177,7 @@ def resume(run: Run, report: Reporter | None = None, *, allow: Sequence[str] = (
         pinned = has_inputs(run)
         own = Resolved[Any](None, {})
         if pinned:
-            pin_inputs(StageContext(run, report, own, resume=True, allow=allowed), {"config": _sealed(tables)})
+            pin_inputs(StageContext(run, report, own, resume=True, allow=allowed), {"config": config_input(tables)})
         else:
             report.warn(f"{run.name} was started before runs kept what they read: a change since cannot be told")
         stored: Resolved[Any] = resolve(stage.config, [Layer(str(run.path / "config.toml"), tables)])

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmcli.data.encode.cache import META, TOKEN_CACHES, DamagedCacheError, TokenCache, is_outdated
+from mmcli.errors import UserError
+from mmcli.inputs import config_input, difference, read_inputs
 from mmcli.lock import Locked, file_lock, is_locked
 from mmcli.manifest import damages, has_manifest
-from mmcli.run import CHECKPOINT_FILES, LOCK, Run
+from mmcli.run import CHECKPOINT_FILES, LOCK, RESOLVED, Run
 
 COPY = "restore it from a copy"
 
@@ -88,7 +90,8 @@ def _size(path: Path) -> int:
 
 def _faults(run: Run) -> tuple[Fault, ...]:
     found = [Fault(str(each), part.fix) for part in _parts(run) for each in damages(part.path, needed=part.needed)]
-    return (*found, *_plain_faults(run))
+    plain = list(_plain_faults(run))
+    return (*found, *plain, *(() if plain else _seal_faults(run)))
 
 
 def _parts(run: Run) -> Iterator[_Part]:
@@ -112,6 +115,19 @@ def _plain_faults(run: Run) -> Iterator[Fault]:
     for path in sorted(run.path.glob("*.jsonl")):
         if (problem := _problem(path, _read_lines)) is not None:
             yield Fault(f"{path} {problem}", f"restore it from a copy, or delete that line of {path.name}")
+
+
+def _seal_faults(run: Run) -> Iterator[Fault]:
+    """Of the files that tell what a run is, which carry digests of themselves or of each other."""
+    try:
+        inputs, tables = read_inputs(run), run.read_config()
+        run.read_config(RESOLVED)
+    except UserError as damaged:
+        yield Fault(damaged.what, damaged.fix)
+        return
+    if "config" in inputs and (changed := difference(inputs["config"], config_input(tables))) is not None:
+        name, before, now = changed
+        yield Fault(f"{run.path / 'config.toml'} was changed: {name} was {before}, is {now}", COPY)
 
 
 def _problem(path: Path, read: Callable[[Path], None]) -> str | None:

@@ -25,7 +25,7 @@ NAMES, PLACES = ("Ada", "Bo", "Cy", "Di", "小明", "小红"), ("Rome", "Oslo", 
 SHAPE = ["--set", "model.dim=128", "--set", "model.n_layers=2", "--set", "model.n_heads=4"]
 SMALL = ["--seq-len", "64", "--batch-size", "4", "--micro-batch", "2", "--steps", "4", "--compile", "off"]
 OFTEN = ["--set", "train.checkpoint_every=2"]
-NOT_CHECKED = {"run.json", "metrics.jsonl", "config.toml", "resolved.toml"}  # no checksum of their own
+NOT_CHECKED = {"run.json", "metrics.jsonl", "config.toml", "resolved.toml", "inputs.json"}  # without a manifest
 PRETRAIN, DPO = "0002-pretrain-tiny", "0003-dpo-tiny"
 
 
@@ -130,6 +130,15 @@ def test_damage_of_any_file_is_detected(copy: Path, how: str, at: float) -> None
         whole = damaged(path, how, at)
         detected(copy, path, reader)
         path.write_bytes(whole)
+
+
+@pytest.mark.parametrize(("how", "at"), [("flip", 0.7), ("cut", 0.4), ("flip", 0.1)])
+@pytest.mark.parametrize("name", ["config.toml", "resolved.toml", "inputs.json"])
+def test_damage_of_what_tells_what_a_run_is_is_detected(copy: Path, name: str, how: str, at: float) -> None:
+    path = copy / PRETRAIN / name
+    damaged(path, how, at)
+    faults = verify_run(Run(copy / PRETRAIN)).faults
+    assert faults and str(path) in faults[0].what
 
 
 @pytest.mark.slow
