@@ -176,15 +176,18 @@ class Marked(str):
         text, chars = self._real(), None if chars is None else real(chars)
         start = len(text) - len(text.lstrip(chars)) if left else 0
         end = len(text.rstrip(chars)) if right else len(text)
-        return self if (start, end) == (0, len(text)) else self._cut(start, max(start, end))
+        # Not noted: nearly every template strips, and what that gives is plain to follow.
+        return self if (start, end) == (0, len(text)) else self._cut(start, max(start, end), note=False)
 
     def removeprefix(self, prefix: str, /) -> str:
-        found = prefix and self.startswith(prefix)
-        return self._cut(len(real(prefix)), len(self._real())) if found else self
+        text = self._real()
+        left = len(text.removeprefix(real(prefix)))
+        return self if left == len(text) else self._cut(len(text) - left, len(text))
 
     def removesuffix(self, suffix: str, /) -> str:
-        found = suffix and self.endswith(suffix)
-        return self._cut(0, len(self._real()) - len(real(suffix))) if found else self
+        text = self._real()
+        left = len(text.removesuffix(real(suffix)))
+        return self if left == len(text) else self._cut(0, left)
 
     def split(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
         sep = None if sep is None else real(sep)
@@ -216,24 +219,26 @@ class Marked(str):
         return cuts
 
     def partition(self, sep: str, /) -> tuple[str, str, str]:
-        return self._partition(self.find(sep), sep, (self, "", ""))
+        return self._partition(self._real().partition(real(sep)), (self, "", ""))
 
     def rpartition(self, sep: str, /) -> tuple[str, str, str]:
-        return self._partition(self.rfind(sep), sep, ("", "", self))
+        return self._partition(self._real().rpartition(real(sep)), ("", "", self))
 
-    def _partition(self, at: int, sep: str, missing: tuple[str, str, str]) -> tuple[str, str, str]:
-        end = at + len(real(sep))
-        return missing if at < 0 else (self._cut(0, at), self._cut(at, end), self._cut(end, len(self._real())))
+    def _partition(self, parts: tuple[str, str, str], missing: tuple[str, str, str]) -> tuple[str, str, str]:
+        before, sep, after = map(len, parts)
+        if not sep:
+            return missing
+        whole = before + sep + after
+        return self._cut(0, before), self._cut(before, before + sep), self._cut(before + sep, whole)
 
     def replace(self, old: str, new: str, count: SupportsIndex = -1, /) -> str:
         """What replaces a part of a text is text too: a template's words cannot become control tokens through it."""
         text, old = self._real(), real(old)
+        replaced = text.replace(old, real(new), count)
         if old not in text or not int(count):
             return self
         if not old:
-            return self._registry.wrap(
-                self._registry.made(text.replace(old, real(new), count), self._sources(0, len(text)))
-            )
+            return self._registry.wrap(self._registry.made(replaced, self._sources(0, len(text))))
         parts, at, left = [], 0, int(count)
         while left and (found := text.find(old, at)) >= 0:
             parts.append(self._cut(at, found))

@@ -33,6 +33,7 @@ SHAPES = """
 ({e} | default({l}))|({e} | string)|({e} | reverse | join)|({e} | int)|('%s' % {e})|('%5s' % {e})|'{}'.format({e})
 ({e} in {l})|({e} | indent)|{e}.partition({l})[{n}]|({e}.splitlines() | join('-'))|show({e})|{e}.find({l})|({e} * 2)
 ([{e}, {e}] | unique | sort | join(','))|{e}.removeprefix({l})|{e}.count({l})|({e} | wordcount)|{e}.isdigit()
+{e}.replace({l}, {e} | length)|{e}.rpartition({e})[{n}]
 """
 SHAPE = [shape for line in SHAPES.strip().splitlines() for shape in line.replace(" | ", "\0").split("|")]
 
