@@ -25,6 +25,7 @@ from mmcli.errors import MmcliError, UserError, did_you_mean
 from mmcli.lock import Locked, file_lock, is_locked
 
 MANIFEST = "manifest.json"
+ONNX_GRAPH = "model.onnx"  # in a folder that is an ONNX export
 LOCK = "run.lock"  # there only while a process works on the run, or where one was killed
 _RUN_NAME = re.compile(r"^(\d{4,})-([a-z0-9_]+)-(.+)$|^(\d{4,})-([a-z0-9_]+)$")
 
@@ -296,7 +297,7 @@ def find_model(ref: str, runs_dir: Path) -> ModelRef:
             raise UserError(f"there is no {kind} in {runs_dir}", _how_to_get(of_stage, runs_dir))
         return ModelRef(chosen[-1].model, chosen[-1])
     folder = Path(ref)
-    if (folder / "config.json").is_file() or (folder / "tokenizer.json").is_file():
+    if any((folder / name).is_file() for name in ("config.json", "tokenizer.json", ONNX_GRAPH)):
         inside = Run(folder.parent) if _RUN_NAME.match(folder.resolve().parent.name) else None
         return ModelRef(folder, inside if folder.name == "model" else None)
     run = find_run(ref, runs_dir)

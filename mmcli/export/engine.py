@@ -18,9 +18,9 @@ def open_onnx_engine(
     threads: int | None = None,
     report: Reporter | None = None,
 ) -> OnnxEngine:
-    """The engine over a folder that is an export, else over the model's fp32 export.
+    """The engine over a folder that is an export, else over the newest export of the model's weights.
 
-    If there is none of these weights, it is made, and `report` says so.
+    If there is none of these weights, that in fp32 is made, and `report` says so, as it does of one that is not fp32.
 
     Raises:
         UserError: a device other than the CPU, no model there, or one that cannot be exported.
@@ -36,4 +36,6 @@ def open_onnx_engine(
         if report is not None:
             report.note(f"{ref.label} has no ONNX export of these weights yet: making it in {folder}")
         export_onnx(ref.path, folder, stage=ref.run.stage if ref.run else None, report=report)
+    elif report is not None and folder not in (ref.path, default_folder(ref, "fp32")):
+        report.note(f"{ref.label}: taking its newest export, {folder}")
     return OnnxEngine.load(folder, slots=slots, max_len=max_len, threads=threads)
