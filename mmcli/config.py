@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
+import sys
 import tomllib
 import types
 import typing
@@ -204,7 +204,7 @@ def _read_typed(raw: Typed, kind: Any) -> Any:
         return text.replace("None", "none") if text == "None" else text
     try:
         return tomllib.loads("value = " + {"True": "true", "False": "false"}.get(text, text))["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # not TOML, a number of thousands of digits, brackets without end
         return text
 
 
@@ -221,9 +221,12 @@ def _as(kind: Any, raw: Any) -> tuple[bool, Any]:
     if isinstance(raw, bool):
         return kind is bool, raw
     if kind is float and isinstance(raw, int | float):
-        return math.isfinite(raw), float(raw)
+        fits = abs(raw) <= sys.float_info.max  # False for NaN, infinity, and whole numbers beyond both
+        return fits, float(raw) if fits else raw
     if kind is int and isinstance(raw, float) and raw.is_integer():
-        return True, int(raw)
+        raw = int(raw)
+    if kind is int and isinstance(raw, int):
+        return -(2**63) <= raw < 2**63, raw
     return (kind in (int, str) and isinstance(raw, kind)), raw
 
 
@@ -253,7 +256,9 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"cannot read {path}: {error.strerror}", "give the path of a TOML file") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text", "give the path of a TOML file") from None
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply", "write values like: lr = 3e-4") from None
+    except ValueError as error:
         raise UserError(f"{path} is not valid TOML: {error}", "fix that line; write values like: lr = 3e-4") from None
 
 

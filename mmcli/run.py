@@ -24,6 +24,7 @@ from mmcli.errors import UserError, did_you_mean
 from mmcli.files import recover, remove_leftovers, write_atomic, write_json
 from mmcli.lock import Locked, file_lock, is_locked
 
+ONNX_GRAPH = "model.onnx"  # in a folder that is an ONNX export
 RESOLVED = "resolved.toml"
 INPUTS = "inputs.json"  # see mmcli.inputs
 SEAL = "# sha256 of the lines above: "
@@ -373,7 +374,7 @@ def find_model(ref: str, runs_dir: Path) -> ModelRef:
 
 
 def _is_model(folder: Path) -> bool:
-    return (folder / "config.json").is_file() or (folder / "tokenizer.json").is_file()
+    return any((folder / name).is_file() for name in ("config.json", "tokenizer.json", ONNX_GRAPH))
 
 
 def model_at(folder: Path) -> ModelRef:

@@ -48,7 +48,7 @@ def decode(
 
     if new_tokens < 1:
         raise UserError(f"--new-tokens {new_tokens} leaves nothing to write", "give 1 or more")
-    found, engine, load_seconds = _open(model, backend, threads, device, prompt_tokens + new_tokens, runs_dir)
+    found, backend, engine, load_seconds = _open(model, backend, threads, device, prompt_tokens + new_tokens, runs_dir)
     speed = bench_decode(
         engine, prompt_tokens=prompt_tokens, new_tokens=new_tokens, repeats=repeats, load_seconds=load_seconds
     )
@@ -73,7 +73,7 @@ def prefill(
     """
     from mmcli.generate.bench import bench_prefill
 
-    found, engine, load_seconds = _open(model, backend, threads, device, prompt_tokens, runs_dir)
+    found, backend, engine, load_seconds = _open(model, backend, threads, device, prompt_tokens, runs_dir)
     speed = bench_prefill(engine, prompt_tokens=prompt_tokens, repeats=repeats, load_seconds=load_seconds)
     asked = {"backend": backend, "threads": threads, "prompt_tokens": prompt_tokens}
     _show({"bench": "prefill", "model": found.label, **asked, **asdict(speed)}, json)
@@ -118,9 +118,12 @@ def train(
 
 def _open(
     model: str, backend: str, threads: int | None, device: str, length: int, runs_dir: Path
-) -> tuple[ModelRef, Engine, float]:
-    """(model, engine, seconds that loading took). An ONNX export must be there: making one would count as memory."""
-    from mmcli.evaluation.engines import load_engine
+) -> tuple[ModelRef, str, Engine, float]:
+    """(model, backend, engine, seconds that loading took).
+
+    An ONNX export must be there: making one would count as memory.
+    """
+    from mmcli.evaluation.engines import choose_backend, load_engine
     from mmcli.generate.bench import load_timed
     from mmcli.model.formats.hf_config import read_model_config
     from mmcli.run import ModelRef, find_model
@@ -130,7 +133,7 @@ def _open(
     longest = read_model_config(found.path).max_seq_len
     if not 1 <= length <= longest:
         raise UserError(f"{length:,} tokens, the context of {found.label} holds {longest:,}", "ask for fewer")
-    source = found
+    source, backend = found, choose_backend(found, backend)
     if backend == "onnx":
         from mmcli.export.locate import find_export
 
@@ -139,7 +142,7 @@ def _open(
             raise UserError(f"{found.label} has no ONNX export of its weights", f"make it: mmcli export onnx {model}")
         source = ModelRef(folder, None)
     engine, seconds = load_timed(lambda: load_engine(source, backend, device=device, threads=threads, max_len=length))
-    return found, engine, seconds
+    return found, backend, engine, seconds
 
 
 def _check_threads(threads: int | None) -> None:

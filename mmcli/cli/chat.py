@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import sys
 from collections.abc import Callable, Generator
 from dataclasses import asdict
@@ -40,7 +41,7 @@ COMMANDS = ["/reset", "/system", "/retry", "/save", "/help", "/exit"]
 def chat(
     model: Model = "latest",
     prompt: Annotated[
-        str | None, typer.Option(help="Answer this prompt once and exit. Without it, stdin is the prompt if piped.")
+        str | None, typer.Option(help="Answer this prompt once and exit; text piped to stdin goes before it.")
     ] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     temperature: Annotated[float, typer.Option(help="Sampling temperature; 0: greedy decoding.")] = 0.7,
@@ -66,6 +67,7 @@ def chat(
     Example: mmcli chat; mmcli chat 7 --prompt "What is a cloud?"; mmcli chat latest:sft --temperature 0
     """
     from mmcli.cli.console import err, interactive, print_json
+    from mmcli.evaluation.engines import choose_backend
     from mmcli.generate.sampler import SamplingConfig
     from mmcli.run import find_language_model
 
@@ -84,6 +86,7 @@ def chat(
     if json and text is None:
         raise UserError("--json answers one prompt, and there is none", "give --prompt TEXT, or pipe text to stdin")
     found = find_language_model(model, runs_dir)
+    backend = choose_backend(found, backend)
     loading = err().status(f"loading {found.label}") if interactive() else contextlib.nullcontext()
     with loading:
         tokenizer, engine = _load(found, backend, device)
@@ -118,11 +121,27 @@ def _answer(conversation: Conversation, text: str) -> dict[str, Any]:
 
 
 def _one_prompt(prompt: str | None) -> str | None:
-    """The prompt: --prompt, or else stdin; None if stdin is empty."""
-    if prompt is not None:
-        if not prompt.strip():
-            raise UserError("--prompt is empty", 'write it like: --prompt "What is a cloud?"')
-        return _checked(prompt, "--prompt")
+    """The prompt: what is piped to stdin, then --prompt; None if both are empty."""
+    if prompt is None:
+        return _read_stdin()
+    if not prompt.strip():
+        raise UserError("--prompt is empty", 'write it like: --prompt "What is a cloud?"')
+    prompt = _checked(prompt, "--prompt")
+    piped = _read_stdin() if _has_text_on_stdin() else None
+    return prompt if piped is None else f"{piped}\n{prompt}"
+
+
+def _has_text_on_stdin() -> bool:
+    """True if stdin is a pipe or a file: what else it may be (a terminal, nothing at all) has no text for a prompt."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError, AttributeError):  # closed, or no file of the system
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+
+
+def _read_stdin() -> str | None:
+    """The text on stdin; None if it is empty."""
     try:
         text = sys.stdin.buffer.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:

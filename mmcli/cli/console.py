@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -18,18 +19,36 @@ if TYPE_CHECKING:
     from mmcli.stage import Metric, Reporter
 
 
-def out() -> Console:
-    """The console of results (stdout)."""
+# Control characters in names and texts must not reach the terminal: they are spelled out.
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), 127, *range(128, 160)) if chr(code) not in "\n\t"}
+
+
+def escape_control(text: str) -> str:
+    """`text` with what could steer a terminal spelled out, as in `\\x1b`."""
+    return text.translate(_CONTROL) if not text.isprintable() else text
+
+
+@functools.cache
+def _console_type() -> type[Console]:
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    class Escaping(Console):
+        """A console that spells control characters out."""
+
+        def print(self, *objects: Any, **options: Any) -> None:
+            super().print(*(escape_control(each) if isinstance(each, str) else each for each in objects), **options)
+
+    return Escaping
+
+
+def out() -> Console:
+    """The console of results (stdout)."""
+    return _console_type()(highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
 def err() -> Console:
     """The console of progress, notes and errors (stderr)."""
-    from rich.console import Console
-
-    return Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+    return _console_type()(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
 
 
 def print_json(value: Any) -> None:
@@ -77,7 +96,7 @@ class PlainReporter:
         return True
 
     def _line(self, text: str) -> None:
-        sys.stderr.write(text + "\n")
+        sys.stderr.write(escape_control(text) + "\n")
         sys.stderr.flush()
 
     def note(self, text: str) -> None:

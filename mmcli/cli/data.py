@@ -226,17 +226,23 @@ def check(
 ) -> None:
     """Validate a data set: records kept and rejected, with reasons; lengths; exact duplicates.
 
+    Without a tokenizer, lengths and tokens are left out, and duplicates are those of texts.
+
     Example: mmcli data check corpus.jsonl --stage pretrain
     """
     from mmcli.cli.console import print_json, reporter
     from mmcli.data.check import check_data
-    from mmcli.text.find import find_tokenizer
+    from mmcli.text.find import find_tokenizer, has_tokenizer
 
     if quarantine is not None and quarantine.exists():
         raise UserError(f"{quarantine} exists", "give --quarantine the name of a new file")
     sources = _open(files, stage, columns or [])
-    loaded = find_tokenizer(tokenizer, runs_dir)
     report = reporter()
+    if tokenizer is None and not has_tokenizer(runs_dir):
+        report.note(f"no tokenizer in {runs_dir} yet: tokens are not counted (mmcli tokenizer train, or --tokenizer)")
+        loaded = None
+    else:
+        loaded = find_tokenizer(tokenizer, runs_dir)
     report.note(f"data: {sources.describe}")
     found = check_data(sources, loaded, quarantine=quarantine, report=report)
     written = quarantine if found.tally.rejected else None
@@ -258,9 +264,9 @@ def _as_json(found: DataCheck, stage: str, quarantine: Path | None) -> dict[str,
         "reasons": tally.reasons,
         "kinds": found.kinds,
         "duplicates": found.duplicates,
-        "sequences": len(found.lengths),
-        "tokens": found.tokens,
-        "trained_tokens": found.trained,
+        "sequences": len(found.lengths) if found.tokenized else None,
+        "tokens": found.tokens if found.tokenized else None,
+        "trained_tokens": found.trained if found.tokenized else None,
         "text_bytes": found.text_bytes,
         "lengths": _percentiles(found),
         "mixture": found.mixture
@@ -286,7 +292,11 @@ def _print_check(found: DataCheck, stage: str, quarantine: Path | None) -> None:
     if found.kinds:
         detail("kinds: " + ", ".join(f"{count:,} {kind}" for kind, count in found.kinds.items()))
     if tally.kept:
-        detail(f"duplicates: {found.duplicates:,} kept records with exactly the tokens of an earlier one")
+        what = "tokens" if found.tokenized else "texts"
+        detail(f"duplicates: {found.duplicates:,} kept records with exactly the {what} of an earlier one")
+    if tally.kept and not found.tokenized:
+        detail(f"{found.text_bytes:,} bytes of text")
+    elif tally.kept:
         share = found.trained / found.tokens
         detail(f"{found.tokens:,} tokens, {found.trained:,} trained ({share:.0%}), of {found.text_bytes:,} bytes")
         detail("lengths in tokens: " + ", ".join(f"{name} {n:,}" for name, n in _percentiles(found).items()))

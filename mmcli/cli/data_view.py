@@ -31,9 +31,9 @@ def print_text(text: str | Text, style: str = "") -> None:
     """Text within the width of the terminal (80 columns in a pipe), wide characters counted as two."""
     from rich.text import Text
 
-    from mmcli.cli.console import out
+    from mmcli.cli.console import escape_control, out
 
-    out().print(Text(text, style) if isinstance(text, str) else text, soft_wrap=False, overflow="fold")
+    out().print(Text(escape_control(text), style) if isinstance(text, str) else text, soft_wrap=False, overflow="fold")
 
 
 def print_tokens(tokenizer: Tokenizer, ids: Sequence[int], trained: Sequence[int]) -> None:

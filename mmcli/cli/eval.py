@@ -45,6 +45,7 @@ def evaluate(
     Example: mmcli eval latest:sft --limit 20 --show 3; mmcli eval 7 --data held-out.jsonl
     """
     from mmcli.cli.console import reporter
+    from mmcli.evaluation.engines import choose_backend
     from mmcli.run import find_language_model
 
     if data is None:
@@ -59,7 +60,7 @@ def evaluate(
         if backend != "torch":
             raise UserError(f"--backend {backend} answers questions; the loss of a text is torch's", "leave it out")
     found = find_language_model(model, runs_dir)
-    facts = {"model": found.label, "backend": backend}
+    facts = {"model": found.label, "backend": choose_backend(found, backend)}
     report = reporter()
     if data is None:
         _ask(found, facts, suite or "demo", limit, show, max_new_tokens, device, json=json, report=report)

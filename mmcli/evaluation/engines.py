@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mmcli.errors import UserError
+from mmcli.run import ONNX_GRAPH
 
 if TYPE_CHECKING:
     from mmcli.generate.engine import Engine
@@ -17,6 +18,12 @@ ENGINES = {
     "torch": "mmcli.generate.torch_engine:open_torch_engine",
     "onnx": "mmcli.export.engine:open_onnx_engine",
 }
+
+
+def choose_backend(ref: ModelRef, backend: str) -> str:
+    """`backend`; "onnx" for a folder that is an ONNX export, which torch cannot run."""
+    is_export = (ref.path / ONNX_GRAPH).is_file() and not any(ref.path.glob("*.safetensors"))
+    return "onnx" if is_export and backend in ENGINES else backend
 
 
 def load_engine(
@@ -43,6 +50,7 @@ def load_engine(
     """
     from mmcli.plugins import load_function
 
+    backend = choose_backend(ref, backend)
     if backend not in ENGINES:
         raise UserError(f'there is no backend "{backend}"', f"give one of: {', '.join(ENGINES)}")
     open_engine = load_function(ENGINES[backend], f"the {backend} backend")

@@ -19,9 +19,10 @@ def open_onnx_engine(
     threads: int | None = None,
     report: Reporter | None = None,
 ) -> OnnxEngine:
-    """The engine over a folder that is an export, else over the model's fp32 export.
+    """The engine over a folder that is an export, else over the newest export of the model's weights.
 
-    If there is none of these weights, or it is damaged, it is made, and `report` says so.
+    If there is none of these weights, or it is damaged, the fp32 export is made. `report` says so, as it does of an
+    export that is not fp32.
 
     Raises:
         UserError: a device other than the CPU, a folder that is a damaged export, no model there, or one that cannot
@@ -42,4 +43,6 @@ def open_onnx_engine(
         if report is not None:
             report.note(f"{ref.label} has no ONNX export of these weights yet: making it in {folder}")
         export_onnx(ref.path, folder, stage=ref.run.stage if ref.run else None, report=report)
+    elif report is not None and folder not in (ref.path, default_folder(ref, "fp32")):
+        report.note(f"{ref.label}: taking its newest export, {folder}")
     return OnnxEngine.load(folder, slots=slots, max_len=max_len, threads=threads)

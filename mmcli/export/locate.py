@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from mmcli.errors import UserError
 from mmcli.generate.onnx_engine import GRAPH_FILE
@@ -26,21 +26,29 @@ def default_hf_folder(ref: ModelRef, dtype: str | None) -> Path:
     return (ref.run.path / "export" if ref.run else ref.path) / (f"hf-{dtype}" if dtype else "hf")
 
 
-def find_export(ref: ModelRef, dtype: Dtype = "fp32") -> Path | None:
-    """The export of a model: its folder if that is one, else that at the default place if it is of these weights."""
+def find_export(ref: ModelRef, dtype: Dtype | None = None) -> Path | None:
+    """The export of a model: its folder if that is one, else one at a default place that is of these weights.
+
+    Args:
+        dtype: the format that it must have; None: any, the newest.
+    """
     if (ref.path / GRAPH_FILE).is_file():
         return ref.path
-    folder = default_folder(ref, dtype)
-    if not (folder / GRAPH_FILE).is_file():
+    formats = get_args(Dtype) if dtype is None else (dtype,)
+    places = [default_folder(ref, each) for each in formats]
+    graphs = [place / GRAPH_FILE for place in places if (place / GRAPH_FILE).is_file()]
+    if not graphs:
         return None
-    return folder if read_record(folder).get("source") == fingerprint(ref.path) else None
+    source = fingerprint(ref.path)
+    fitting = [graph for graph in graphs if read_record(graph.parent).get("source") == source]
+    return max(fitting, key=lambda graph: graph.stat().st_mtime_ns).parent if fitting else None
 
 
 def read_record(folder: Path) -> dict[str, object]:
     """The content of `export.json`; empty if it is missing or damaged."""
     try:
         record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
 

@@ -85,9 +85,7 @@ def prove(folder: Path, model: Transformer, tokenizer: Tokenizer, dtype: Dtype) 
     proof = Proof(
         dtype=dtype,
         logits={phase: _worst(step for step in steps if step.phase == phase) for phase in _phases(steps)},
-        logits_error=math.sqrt(
-            float(np.mean([step.squared_error for step in steps])) / float(np.mean([step.variance for step in steps]))
-        ),
+        logits_error=_relative_error(steps),
         prompts=[len(prompt) for prompt in prompts],
         greedy_tokens=len(steps),
         greedy_equal=sum(step.chosen == step.chosen_onnx for step in steps),
@@ -105,6 +103,15 @@ def prove(folder: Path, model: Transformer, tokenizer: Tokenizer, dtype: Dtype) 
         what = f"the exported graph does not compute what torch computes: {problem}; {where}"
         raise MmcliError(what, "nothing was kept; run the model with torch, and report this with its config.json")
     return proof
+
+
+def _relative_error(steps: Sequence[_Step]) -> float:
+    """Root mean square of the errors of logits, as a share of torch's standard deviation; flat logits have none."""
+    error = float(np.mean([step.squared_error for step in steps]))
+    spread = float(np.mean([step.variance for step in steps]))
+    if spread == 0.0:
+        return math.inf if error else 0.0
+    return math.sqrt(error / spread)
 
 
 def _problem(proof: Proof, limits: Limits) -> str | None:

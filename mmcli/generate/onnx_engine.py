@@ -23,8 +23,9 @@ from mmcli.generate.engine import check_copy, check_decode, check_prefill, check
 from mmcli.manifest import refuse_damaged
 from mmcli.model.config import ModelConfig
 from mmcli.model.formats.hf_config import read_model_config
+from mmcli.run import ONNX_GRAPH
 
-GRAPH_FILE = "model.onnx"
+GRAPH_FILE = ONNX_GRAPH
 PREFILL_CHUNK = 256  # tokens of a prompt that run at once: bounds the memory of their activations
 IDLE_SLOTS = 2  # so many idle slots between busy ones are computed along rather than run in another pass
 

@@ -5,6 +5,8 @@ Shapes: S slots, K key/value heads, M most tokens of a slot, d features of a hea
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,7 +33,8 @@ class KVCache:
         """Buffers for `slots` sequences of at most `max_len` tokens (None: the model's longest context).
 
         Raises:
-            UserError: `max_len` is past a learned position table, which has no place for more.
+            UserError: `max_len` is past a learned position table, which has no place for more, or the buffers are
+                larger than the memory.
         """
         self.max_len = max_len if max_len is not None else config.max_seq_len
         if config.position == "learned" and self.max_len > config.max_seq_len:
@@ -39,6 +42,10 @@ class KVCache:
             raise UserError(what, f"give {config.max_seq_len} or less")
         shape = (slots, config.n_kv_heads, self.max_len, config.d_head)
         self.device = torch.device(device)
+        needed = 2 * config.n_layers * math.prod(shape) * dtype.itemsize
+        if self.device.type == "cpu" and needed > (memory := _memory()):
+            what = f"keys and values of {slots:,} x {self.max_len:,} tokens take {needed:,} bytes, more than all memory"
+            raise UserError(f"{what} ({memory:,.0f})", "lower max_position_embeddings in config.json, or give max_len")
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layers)]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layers)]
         self.lengths = np.zeros(slots, dtype=np.int64)
@@ -82,6 +89,14 @@ class KVCache:
         for buffer in (*self.keys, *self.values):
             buffer[target, :, :n] = buffer[source, :, :n]
         self.lengths[target] = n
+
+
+def _memory() -> float:
+    """Bytes of memory that the machine has; infinity where that cannot be known."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):
+        return math.inf
 
 
 @dataclass(frozen=True)

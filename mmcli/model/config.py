@@ -7,6 +7,24 @@ from typing import Literal
 
 from mmcli.config import ConfigError, option
 
+# Beyond every model that there is: what is larger is a mistake or a damaged file, and would take all memory.
+MOST = {
+    "dim": 2**17,
+    "n_layers": 4096,
+    "n_heads": 2**14,
+    "n_kv_heads": 2**14,
+    "vocab_size": 2**22,
+    "hidden_dim": 2**20,
+    "multiple_of": 2**20,
+    "max_seq_len": 2**27,
+    "num_experts_per_tok": 4096,
+    "n_routed_experts": 4096,
+    "n_shared_experts": 4096,
+    "head_dim": 2**14,
+    "sliding_window": 2**27,
+    "rope_original_seq_len": 2**27,
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -77,6 +95,10 @@ class ModelConfig:
             raise ConfigError("num_experts_per_tok", what, "give 1 up to n_routed_experts")
 
     def _check_ranges(self) -> None:
+        for name, most in MOST.items():
+            value = getattr(self, name)
+            if value is not None and value > most:
+                raise ConfigError(name, f"model.{name} = {value:,} is above {most:,}", f"give {most:,} or less")
         least = {"rope_factor": 1.0, "n_shared_experts": 0, "aux_loss_alpha": 0.0, "head_dim": 1, "sliding_window": 1}
         for name, limit in least.items():
             value = getattr(self, name)

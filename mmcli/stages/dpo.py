@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from mmcli.data.encode.cache import TokenCache
 from mmcli.data.pack.batches import Batches
 from mmcli.data.pack.packing import Rows
-from mmcli.data.pack.pairs import make_pair_batch, pair_lengths, pair_rows
+from mmcli.data.pack.pairs import PairFit, fit_pairs, make_pair_batch, pair_lengths, pair_rows
 from mmcli.data.sources.sources import OpenedData, open_data
 from mmcli.errors import UserError
 from mmcli.files import atomic_folder
@@ -102,14 +102,24 @@ def _open_pairs(
 ) -> PairData:
     """The pairs to train on, and those held out."""
     train, seq_len = config.train, data.config.seq_len
-    cache, kept, val_cache, held = open_split(data, train.seed, start.tokenizer, context)
-    rows = pair_rows(cache, kept, seq_len)
-    val = pair_rows(val_cache, held, seq_len) if len(held) else None
+    fits: list[PairFit] = []
+
+    def usable(cache: TokenCache) -> np.ndarray:
+        fits.append(fit_pairs(cache, seq_len))
+        return fits[-1].usable_N
+
+    cache, kept, val_cache, held = open_split(data, train.seed, start.tokenizer, context, usable=usable)
+    fit = fits[0] if fits else fit_pairs(cache, seq_len)
+    rows = pair_rows(cache, kept, seq_len, fit)
+    equal = int(fit.equal_N[np.asarray(kept.documents)[::2] // 2].sum())
+    val = pair_rows(val_cache, held, seq_len, fit if val_cache is cache else None) if len(held) else None
     line = f"{len(rows):,} pairs"
     if rows.truncated:
         line += f", {rows.truncated:,} cut at {seq_len} tokens ({rows.truncated_tokens:,} tokens lost)"
-    if rows.dropped:
-        line += f", {rows.dropped:,} too long and left out"
+    if rows.dropped > equal:
+        line += f", {rows.dropped - equal:,} too long and left out"
+    if equal:
+        line += f", {equal:,} with the same chosen and rejected tokens once cut, left out"
     context.report.note(line + (f"; held out: {len(val):,}" if val else ""))
     micro_batch = choose_micro_batch(train, start.model.config, 2 * seq_len, accelerator, context)
 

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from mmcli.data.encode.cache import TOKEN_CACHES, TokenCache
 from mmcli.data.encode.prompts import mismatch_of_records
 from mmcli.data.pack.batches import Batches, evaluation_batches
-from mmcli.data.pack.packing import Rows, pack_cache
+from mmcli.data.pack.packing import Rows, pack_cache, trainable
 from mmcli.data.pack.selection import Selection, split_documents
 from mmcli.data.sources.sources import OpenedData, Sources
 from mmcli.evaluation.loss import model_losses, sum_losses
@@ -71,9 +72,19 @@ def open_cache(
 
 
 def open_split(
-    data: OpenedData, seed: int, tokenizer: Tokenizer, context: StageContext, part: str = "", **options: Any
+    data: OpenedData,
+    seed: int,
+    tokenizer: Tokenizer,
+    context: StageContext,
+    part: str = "",
+    *,
+    usable: Callable[[TokenCache], np.ndarray],
+    **options: Any,
 ) -> tuple[TokenCache, Selection, TokenCache, Selection]:
     """(cache, what is trained on, cache, what is held out): the files of `--val`, or a part of the data.
+
+    Args:
+        usable: [R] bool, the records of a cache that the stage can use; only such are held out.
 
     Raises:
         UserError: the data cannot be used (see `open_cache`).
@@ -84,7 +95,11 @@ def open_split(
         kept, held = Selection.whole(cache).mixed(cache, seed), Selection.whole(val_cache).mixed(val_cache, seed)
     else:
         val_cache, config = cache, data.config
-        kept, held = split_documents(cache, config.val_fraction, seed, max_tokens=config.val_tokens)
+        kept, held = split_documents(
+            cache, config.val_fraction, seed, max_tokens=config.val_tokens, usable_R=usable(cache)
+        )
+        if not len(held) and config.val_fraction > 0:
+            context.report.note("nothing is held out for validation: there are too few usable records")
     if line := kept.describe_mixture(cache):
         context.report.note(line)
     return cache, kept, val_cache, held
@@ -104,8 +119,13 @@ def open_rows(
     Raises:
         UserError: the data cannot be used (see `open_cache`), or nothing is left to train on.
     """
-    cache, kept, val_cache, held = open_split(data, train.seed, tokenizer, context, part, **options)
     seq_len = data.config.seq_len
+
+    def usable(cache: TokenCache) -> np.ndarray:
+        usable_RS = trainable(cache, Selection.whole(cache), seq_len).reshape(-1, cache.sequences_per_record)
+        return np.asarray(usable_RS.all(axis=1))
+
+    cache, kept, val_cache, held = open_split(data, train.seed, tokenizer, context, part, usable=usable, **options)
     rows = pack_cache(cache, seq_len, selection=kept, seed=train.seed)
     val = pack_cache(val_cache, seq_len, selection=held, seed=train.seed) if len(held) else None
     context.report.note(rows.describe() + (f"; held out: {held.tokens:,} tokens" if val else ""))

@@ -9,6 +9,11 @@ from mmcli.run import find_model, list_runs
 from mmcli.text.tokenizer import Tokenizer
 
 
+def has_tokenizer(runs_dir: Path) -> bool:
+    """True if a run has a tokenizer, damaged or not."""
+    return any((run.model / "tokenizer.json").is_file() for run in list_runs(runs_dir))
+
+
 def find_tokenizer(ref: str | None, runs_dir: Path) -> Tokenizer:
     """The tokenizer of a run, a folder or a tokenizer.json; None: of the newest run that has one.
 

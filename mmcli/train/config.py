@@ -37,10 +37,13 @@ class OptimConfig:
             value = getattr(self, name)
             if not 0.0 <= value <= 1.0:
                 raise ConfigError(name, f"optim.{name} = {value} is not in 0 to 1", "give a fraction such as 0.1")
-        for name in ("embedding_lr_factor", "head_lr_factor", "vector_lr_factor"):
+            if value == 1.0 and name in ("momentum", "beta1", "beta2"):
+                what = f"optim.{name} = {value} is 1: a moment that never changes"
+                raise ConfigError(name, what, "give a decay below 1, such as 0.9")
+        for name in ("embedding_lr_factor", "head_lr_factor", "vector_lr_factor", "weight_decay", "eps", "clip"):
             value = getattr(self, name)
             if value < 0.0:
-                raise ConfigError(name, f"optim.{name} = {value} is negative", "give a factor such as 1.0")
+                raise ConfigError(name, f"optim.{name} = {value} is negative", "give 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

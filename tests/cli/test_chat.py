@@ -89,6 +89,26 @@ def test_a_prompt_prints_the_reply_alone_on_stdout(runs_dir: Path) -> None:
     assert "tokens" in result.stderr.splitlines()[-1]
 
 
+@pytest.mark.parametrize("way", ["pipe", "file"])
+def test_text_on_stdin_goes_before_the_prompt(runs_dir: Path, tmp_path: Path, way: str) -> None:
+    (tmp_path / "text").write_text("The rain falls.\n")
+    command = [sys.executable, "-m", "mmcli", "chat", "--json", "--temperature", "0", "--max-new-tokens", "5"]
+    command += ["--device", "cpu", "--runs-dir", str(runs_dir), "--prompt", "What falls?"]
+
+    def reply(command: list[str], stdin: Any) -> dict[str, Any]:
+        done = subprocess.run(command, stdin=stdin, capture_output=True, text=True, check=True)
+        return {key: json.loads(done.stdout)[key] for key in ("reply", "prompt_tokens")}
+
+    with (tmp_path / "text").open() as text:
+        if way == "pipe":
+            with subprocess.Popen(["cat"], stdin=text, stdout=subprocess.PIPE) as cat:
+                joined = reply(command, cat.stdout)
+        else:
+            joined = reply(command, text)
+    assert joined == reply([*command[:-1], "The rain falls.\nWhat falls?"], subprocess.DEVNULL)
+    assert joined["prompt_tokens"] > reply(command, subprocess.DEVNULL)["prompt_tokens"]
+
+
 def test_json_is_one_document(runs_dir: Path) -> None:
     document = json.loads(replied(invoke(runs_dir, "--prompt", "你好", "--seed", "5", "--json")))
     assert {"reply", "tokens", "tokens_per_second", "backend", "model", "finish_reason", "mode", "seed"} <= set(

@@ -15,6 +15,7 @@ from rich.cells import cell_len
 from typer.testing import CliRunner, Result
 
 from mmcli.cli import data as data_command
+from mmcli.cli import run
 from mmcli.errors import UserError
 from mmcli.run import Run
 from mmcli.text.chat import encode_chat
@@ -308,3 +309,35 @@ def test_columns_parquet_and_weights(tmp_path: Path, runs_dir: Path) -> None:
     shown = invoke(runs_dir, "check", f"{texts}:0.5", f"{rows}:0.5", "--columns", "text=body")
     assert "tokens per epoch: " in shown.stdout and "(50.0%)" in shown.stdout
     assert "no field bodi" in refused(invoke(runs_dir, "check", texts, "--columns", "text=bodi")).what
+
+
+def test_check_works_before_there_is_a_tokenizer(tmp_path: Path) -> None:
+    name = write(tmp_path, "a.jsonl", {"text": "one"}, {"text": "two"}, {"text": "one"}, {"text": ""}, "no json")
+    done = CliRunner().invoke(data_command.app, ["check", name, "--runs-dir", str(tmp_path / "runs"), "--json"])
+    assert done.exit_code == 0, (done.stderr, done.exception)
+    found = json.loads(done.stdout)
+    assert (found["kept"], found["rejected"], found["duplicates"], found["kinds"]) == (3, 2, 1, {"text": 4})
+    assert (found["tokens"], found["text_bytes"]) == (None, 9)
+    assert "tokens are not counted" in done.stderr
+    shown = CliRunner().invoke(data_command.app, ["check", name, "--runs-dir", str(tmp_path / "runs")])
+    assert "1 kept records with exactly the texts of an earlier one" in " ".join(shown.stdout.split())
+    asked = ["check", name, "--runs-dir", str(tmp_path / "runs"), "--tokenizer", "none"]
+    assert isinstance(CliRunner().invoke(data_command.app, asked).exception, UserError)
+
+
+def test_check_without_a_tokenizer_rejects_what_training_would(tmp_path: Path) -> None:
+    name = write(tmp_path, "a.jsonl", PAIR, {**PAIR, "rejected": PAIR["chosen"]}, {"text": "x"}, PAIR)
+    done = CliRunner().invoke(data_command.app, ["check", name, "--runs-dir", str(tmp_path / "runs"), "--json"])
+    found = json.loads(done.stdout)
+    assert (found["stage"], found["kept"], found["rejected"], found["duplicates"]) == ("dpo", 2, 2, 1)
+
+
+def test_names_reach_the_terminal_without_control_characters(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = write(tmp_path, "a\x1b]0;title\x07\x1b[31m.jsonl", "no json", {"text": "fine"})
+    for argv in (["check", name], ["check", name + "x"]):
+        run(["data", *argv, "--runs-dir", str(tmp_path / "runs")])
+        said = capsys.readouterr()
+        assert "\x1b" not in said.out + said.err and "\x07" not in said.out + said.err
+        assert "\\x1b]0;title" in (said.out + said.err).replace("\n", "")

@@ -25,6 +25,7 @@ from mmcli.config import (
 )
 from mmcli.errors import UserError
 from mmcli.model.config import ModelConfig
+from mmcli.train.config import OptimConfig
 
 
 @dataclass(frozen=True)
@@ -264,3 +265,30 @@ def test_an_unknown_preset_gets_a_hint(presets: Path) -> None:
     (presets / "child.toml").write_text('extends = "smal"\n')
     with pytest.raises(UserError, match='no preset "smal"'):
         preset_chain("child")
+
+
+@pytest.mark.parametrize("text", ["1" * 5000, "[" * 100_000, "1e400", "nan", "99999999999999999999", "1e30"])
+def test_a_number_that_is_none_is_refused_and_never_an_error(text: str) -> None:
+    with pytest.raises(UserError, match=r"model\.n_layers = .* is not a whole number"):
+        resolve(_Bounded, [parse_set([f"model.n_layers={text}"])])
+
+
+@pytest.mark.parametrize(
+    "setting", ["beta1=1", "beta2=1.0", "eps=-1", "clip=-0.1", "weight_decay=-1", "lr=" + "9" * 400]
+)
+def test_optimizer_values_that_cannot_be_trained_with(setting: str) -> None:
+    with pytest.raises(UserError, match=rf"optim\.{setting.split('=')[0]} = "):
+        resolve(_Bounded, [parse_set([f"optim.{setting}"])])
+
+
+def test_a_file_nested_without_end_is_not_toml(tmp_path: Path) -> None:
+    for text in ("a = " + "[" * 100_000, "a = " + "1" * 5000):
+        (tmp_path / "a.toml").write_text(text)
+        with pytest.raises(UserError, match=r"a\.toml is "):
+            read_toml(tmp_path / "a.toml")
+
+
+@dataclass(frozen=True)
+class _Bounded:
+    model: ModelConfig = option(ModelConfig, "the model")
+    optim: OptimConfig = option(OptimConfig, "the optimizer")

@@ -1,12 +1,11 @@
-"""Data files: what a path, folder or glob names, how each file is read, and its records.
+"""Data files: how each file is read, and its records.
 
-Known endings: `.txt`, `.md`, `.jsonl`, `.json`, `.csv`, each also with `.gz` or `.zst`, and `.parquet`. Folders are
-read with all their folders, sorted by name, hidden names left out. JSON is told from JSONL by looking, not by the name.
+Known endings: see `find.py`. JSON is told from JSONL by looking, not by the name.
 """
 
 from __future__ import annotations
 
-import glob
+import functools
 import hashlib
 import json
 import os
@@ -15,8 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmcli.data.formats.find import TABLES, ending_of, find_files
 from mmcli.data.formats.lines import (
-    COMPRESSED,
     HEAD,
     MAX_LINE,
     DamagedError,
@@ -27,8 +26,8 @@ from mmcli.data.formats.lines import (
     read_lines,
     records_by_line,
 )
-from mmcli.data.formats.parquet import count_rows, records_of_parquet
 from mmcli.data.formats.structured import IsRecord, records_of_array, records_of_csv, records_of_object
+from mmcli.data.formats.tables import count_rows, records_of_table
 from mmcli.data.formats.text import (
     MAX_DOCUMENT,
     PARAGRAPHS_TARGET,
@@ -40,10 +39,6 @@ from mmcli.data.record import Record, Rejected, reject
 from mmcli.errors import UserError
 from mmcli.files import write_json
 
-ENDINGS = (".txt", ".md", ".jsonl", ".json", ".csv")
-PARQUET = ".parquet"
-SUPPORTED = f"demo, hf:OWNER/NAME, or files that end in {PARQUET}, {', '.join(ENDINGS)} (these also with .gz or .zst)"
-
 LARGE = 8 * 2**20  # bytes; what is smaller is read in no time
 SETTLED_NS = 2_000_000_000  # a file that changed a moment ago may change again within the same tick of its clock
 
@@ -53,8 +48,7 @@ HOW = {
     "jsonl": "a record a line",
     "array": "an array of records",
     "object": "one object",
-    "csv": "a record a row",
-    "parquet": "a record a row",
+    **dict.fromkeys(("csv", "tsv", "parquet", "arrow"), "a record a row"),
 }
 
 
@@ -86,51 +80,15 @@ class DataFile:
             raise UserError(f"{self.name} changed while it was read", "start again once nothing writes to it")
 
 
-def open_files(name: str) -> tuple[DataFile, ...]:
-    """The files that one argument names, in order.
+def open_files(name: str) -> tuple[tuple[DataFile, ...], dict[str, int]]:
+    """(the files that one argument names, in order; how many others were left out, by reason).
 
     Raises:
-        UserError: it names nothing; a file named by itself is empty or of an ending that is not known.
+        UserError: it names nothing; a file named by itself is empty, no file at all, or of an ending that is not
+            known.
     """
-    return tuple(_look(path, named) for path, named in _find(name))
-
-
-def _find(name: str) -> Iterator[tuple[Path, bool]]:
-    """(path, was it named itself) of what one argument names."""
-    path = Path(name).expanduser()
-    if path.is_dir():
-        inside = sorted(item for item in path.rglob("*") if _known(item) and not _hidden(item, path) and item.is_file())
-        if not inside:
-            raise UserError(f"the folder {name} has no data file in it", f"put data there: {SUPPORTED}")
-        yield from ((item, False) for item in inside)
-    elif path.exists():
-        if not _known(path):
-            raise UserError(f"{name} is of no known format", f"give {SUPPORTED}")
-        yield path, True
-    elif glob.has_magic(name):
-        matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
-        matches = [match for match in matches if match.is_file()]
-        if not any(_known(match) for match in matches):
-            count = f"{len(matches):,} files, none of a known format" if matches else "no file"
-            raise UserError(f"the pattern {name} matches {count}", f"give {SUPPORTED}")
-        yield from ((match, False) for match in matches if _known(match))
-    else:
-        raise UserError(f"there is no file or folder {name}", "give --data a path that exists, or demo")
-
-
-def _ending(path: Path) -> str:
-    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
-    if suffixes and suffixes[-1] in COMPRESSED:
-        suffixes.pop()
-    return suffixes[-1] if suffixes else ""
-
-
-def _known(path: Path) -> bool:
-    return _ending(path) in ENDINGS or path.suffix.lower() == PARQUET  # which compresses its own pages
-
-
-def _hidden(path: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+    found = find_files(name)
+    return tuple(_look(path, found.named) for path in found.paths), found.left_out
 
 
 def _look(path: Path, named: bool) -> DataFile:
@@ -146,29 +104,27 @@ def _look(path: Path, named: bool) -> DataFile:
 
 
 def _is_empty_and_how(path: Path) -> tuple[bool, str]:
-    ending = _ending(path)
-    if ending == PARQUET:
-        return not path.stat().st_size or count_rows(path) == 0, "parquet"
+    ending = ending_of(path)
+    if path.suffix.lower() in TABLES:
+        how = path.suffix.lower().removeprefix(".")
+        return not path.stat().st_size or count_rows(path) == 0, how
     head = _head(path)
     if ending == ".txt":
-        how: str = choose_cut(head)
+        how = choose_cut(head)
     elif ending == ".md":
         how = "paragraphs"
-    elif ending == ".csv":
-        how = "csv"
+    elif ending in (".csv", ".tsv"):
+        how = ending.removeprefix(".")
     else:
-        layout = choose_layout(head, named_lines=ending == ".jsonl")
+        layout = choose_layout(head, named_lines=ending in (".jsonl", ".ndjson"))
         how = "jsonl" if layout == "lines" else layout
     return not head.strip(), how
 
 
 def _head(path: Path) -> str:
     """The first million characters; fewer where the file is damaged, which reading will tell."""
-    try:
-        with open_text(path) as stream:
-            return next(read_chunks(stream, HEAD), "")
-    except DamagedError:
-        return "damaged"
+    with open_text(path) as stream:
+        return next(read_chunks(stream, HEAD), "") or stream.damage or ""
 
 
 def read_file(file: DataFile, is_record: IsRecord, on_bytes: OnBytes | None = None) -> Iterator[Record | Rejected]:
@@ -191,21 +147,22 @@ def read_file(file: DataFile, is_record: IsRecord, on_bytes: OnBytes | None = No
 
 
 def _items(file: DataFile, is_record: IsRecord, on_bytes: OnBytes | None) -> Iterator[Record | Rejected]:
-    if file.how == "parquet":
-        yield from records_of_parquet(file.name, file.path, file.size, on_bytes)
+    if file.how in ("parquet", "arrow"):
+        yield from records_of_table(file.name, file.path, file.size, on_bytes)
         return
     with open_text(file.path, on_bytes) as stream:
         if file.how == "array":
             yield from records_of_array(file.name, read_chunks(stream))
         elif file.how == "object":
-            text = stream.read(MAX_LINE)
-            if stream.read(1):
+            text = stream.take(stream.read, MAX_LINE)
+            if stream.take(stream.read, 1):
                 yield reject(file.name, 1, f"an object is too long: more than {MAX_LINE:,} characters", text)
             else:
                 yield from records_of_object(file.name, text, is_record)
         else:
             limit = MAX_DOCUMENT if file.how in ("lines", "paragraphs") else MAX_LINE
             yield from _LINE_READERS[file.how](file.name, read_lines(stream, limit))
+        stream.check_whole()
 
 
 _LINE_READERS: dict[str, Callable[..., Iterator[Record | Rejected]]] = {
@@ -213,6 +170,7 @@ _LINE_READERS: dict[str, Callable[..., Iterator[Record | Rejected]]] = {
     "paragraphs": documents_by_paragraph,
     "jsonl": records_by_line,
     "csv": records_of_csv,
+    "tsv": functools.partial(records_of_csv, delimiter="\t"),
 }
 
 

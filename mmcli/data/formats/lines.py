@@ -8,25 +8,24 @@ skipped and not counted.
 from __future__ import annotations
 
 import codecs
-import gzip
 import io
 import json
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
-import zstandard
-
-from mmcli.data.formats.compression import ZstdReader
+from mmcli.data.formats.compression import COMPRESSED, Decompressed
 from mmcli.data.record import Record, Rejected, reject, to_bytes
 
 MAX_LINE = 64 * 2**20  # characters; a longer line is not held in memory
 HEAD = 2**20  # characters that are looked at to choose how a file is cut
 CHUNK = 2**18  # characters read at once where lines do not matter
-COMPRESSED = (".gz", ".zst")
+MAX_DEPTH = 100  # arrays and objects inside each other
+MANY_VALUES = 4_000_000  # values of one record; a few bytes of JSON each, a hundred times that in memory
+
+TOO_DEEP = f"nested too deeply: more than {MAX_DEPTH} levels"
 
 Layout = Literal["lines", "array", "object"]
 OnBytes = Callable[[int], None]
@@ -34,6 +33,31 @@ OnBytes = Callable[[int], None]
 
 class DamagedError(Exception):
     """A compressed or UTF-16 file that ends or breaks in the middle."""
+
+
+class TextFile(io.TextIOWrapper):
+    """The text of a file, up to where it is damaged."""
+
+    unpacked: Decompressed | None = None
+    _broken: str | None = None
+
+    def take(self, read: Callable[[int], str], size: int) -> str:
+        """What `read`, a method of this, gives for `size`; nothing where the text cannot be decoded further."""
+        try:
+            return read(size)
+        except UnicodeDecodeError as error:
+            self._broken = f"the text is damaged: {error.reason}"
+            return ""
+
+    @property
+    def damage(self) -> str | None:
+        """Why the text ended before the file did, once all of it was read."""
+        return self._broken or (self.unpacked.damage if self.unpacked is not None else None)
+
+    def check_whole(self) -> None:
+        """Raise DamagedError if the text ended before the file did."""
+        if self.damage is not None:
+            raise DamagedError(self.damage)
 
 
 @dataclass(frozen=True)
@@ -64,21 +88,17 @@ class _Counting(io.RawIOBase):
 
 
 @contextmanager
-def open_text(path: Path, on_bytes: OnBytes | None = None) -> Iterator[io.TextIOWrapper]:
+def open_text(path: Path, on_bytes: OnBytes | None = None) -> Iterator[TextFile]:
     """The decompressed text of a file; `on_bytes` is called with counts of the file's own bytes as they are read."""
+    ending = path.suffix.lower()
     with path.open("rb") as file:
         raw: IO[bytes] = cast(IO[bytes], _Counting(file, on_bytes)) if on_bytes else file
-        stream: IO[bytes]
-        if path.suffix == ".gz":
-            stream = cast(IO[bytes], gzip.GzipFile(fileobj=raw))
-        elif path.suffix == ".zst":
-            stream = cast(IO[bytes], ZstdReader(raw))
-        else:
-            stream = raw
-        buffered = io.BufferedReader(cast(io.RawIOBase, stream), 2**18)
-        with _damage():
-            encoding, errors = _encoding(buffered.peek(4)[:4])
-        yield io.TextIOWrapper(buffered, encoding=encoding, errors=errors, newline="\n")
+        unpacked = Decompressed(raw, ending) if ending in COMPRESSED else None
+        buffered = io.BufferedReader(unpacked or cast(io.RawIOBase, raw), 2**18)
+        encoding, errors = _encoding(buffered.peek(4)[:4])
+        text = TextFile(buffered, encoding=encoding, errors=errors, newline="\n")
+        text.unpacked = unpacked
+        yield text
 
 
 def _encoding(head: bytes) -> tuple[str, str]:
@@ -88,31 +108,17 @@ def _encoding(head: bytes) -> tuple[str, str]:
     return "utf-8-sig", "surrogateescape"
 
 
-@contextmanager
-def _damage() -> Iterator[None]:
-    try:
-        yield
-    except (EOFError, OSError, zlib.error, zstandard.ZstdError) as error:
-        if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
-            raise
-        raise DamagedError(f"the compressed data is damaged: {error}") from None
-    except UnicodeDecodeError as error:
-        raise DamagedError(f"the text is damaged: {error.reason}") from None
-
-
-def read_lines(stream: io.TextIOWrapper, limit: int = MAX_LINE) -> Iterator[Line]:
+def read_lines(stream: TextFile, limit: int = MAX_LINE) -> Iterator[Line]:
     """The lines of a text, numbered from 1; one longer than `limit` characters comes in parts of one number.
 
-    Raises:
-        DamagedError: the stream cannot be read further.
+    Where the file is damaged they end with the last whole line, and `stream.damage` tells.
     """
     number, at_start = 1, True
     while True:
-        with _damage():
-            text = stream.readline(limit)
-        if not text:
-            return
+        text = stream.take(stream.readline, limit)
         ended = text.endswith("\n")
+        if not text or (stream.damage is not None and not ended and len(text) < limit):
+            return
         if ended:
             text = text[:-2] if text.endswith("\r\n") else text[:-1]
         if text or at_start:
@@ -121,17 +127,9 @@ def read_lines(stream: io.TextIOWrapper, limit: int = MAX_LINE) -> Iterator[Line
         number += ended
 
 
-def read_chunks(stream: io.TextIOWrapper, size: int = CHUNK) -> Iterator[str]:
-    """The text in pieces of `size` characters.
-
-    Raises:
-        DamagedError: the stream cannot be read further.
-    """
-    while True:
-        with _damage():
-            text = stream.read(size)
-        if not text:
-            return
+def read_chunks(stream: TextFile, size: int = CHUNK) -> Iterator[str]:
+    """The text in pieces of `size` characters; where the file is damaged they end, and `stream.damage` tells."""
+    while text := stream.take(stream.read, size):
         yield text
 
 
@@ -195,6 +193,8 @@ def parse_record(file: str, line: int, text: str) -> Record | Rejected:
     """The record that a JSON text holds."""
     if problem := fault(text):
         return reject(file, line, problem, text)
+    if len(text) > MANY_VALUES and sum(map(text.count, ",{[")) > MANY_VALUES:
+        return reject(file, line, f"a record is too large: more than {MANY_VALUES:,} values", text)
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
@@ -203,9 +203,26 @@ def parse_record(file: str, line: int, text: str) -> Record | Rejected:
         return reject(file, line, f"not JSON: {error}", text)
     if not isinstance(value, dict):
         return reject(file, line, f"not an object: a JSON {_name(value)}", text)
+    if text.count("[") + text.count("{") > MAX_DEPTH and is_deep(value):
+        return reject(file, line, TOO_DEEP, text)
     if "\\u" in text and (problem := _escaped_fault(value)):
         return reject(file, line, problem, text)
     return Record(file, line, value)
+
+
+def is_deep(value: Any) -> bool:
+    """True if arrays and objects are inside each other more than `MAX_DEPTH` deep."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            child
+            for each in level
+            for child in (each.values() if isinstance(each, dict) else each)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _escaped_fault(value: Any) -> str | None:

@@ -61,18 +61,21 @@ def _span(text: str, wanted: str) -> tuple[int, int]:
     return span
 
 
-def records_of_csv(file: str, lines: Iterable[Line]) -> Iterator[Record | Rejected]:
-    """Rows of a CSV file under the names of its first row; `,`, `;` or tab, whichever the first row has most of."""
+def records_of_csv(file: str, lines: Iterable[Line], delimiter: str | None = None) -> Iterator[Record | Rejected]:
+    """Rows of a CSV file under the names of its first row.
+
+    Args:
+        delimiter: None: `,`, `;` or tab, whichever the first row has most of.
+    """
     csv.field_size_limit(MAX_LINE)
     columns: list[str] = []
-    delimiter = ","
     for line, text, closed in _rows(lines):
         if problem := fault(text):
             yield reject(file, line, problem, text)
             continue
-        if not columns:
+        if not columns and delimiter is None:
             delimiter = max(",;\t", key=text.count)
-        cells = _cells(text, delimiter) if closed else None
+        cells = _cells(text, delimiter or ",") if closed else None
         if cells is None:
             yield reject(file, line, "a quote is never closed" if not closed else "not a CSV row", text)
         elif not columns:

@@ -95,11 +95,7 @@ def pack_cache(
     """
     selection = selection or Selection.whole(cache)
     split = not cache.masked if split is None else split
-    keep = np.ones(len(selection), dtype=bool)
-    if cache.masked and not split:
-        for i in np.flatnonzero(selection.lengths > seq_len + 1).tolist():
-            start = int(selection.starts[i])
-            keep[i] = cache.trained(int(selection.documents[i]), start + 1, start + seq_len + 1).any()
+    keep = np.ones(len(selection), dtype=bool) if split else trainable(cache, selection, seq_len)
     lengths = np.where(keep, selection.lengths, 0)
     rows = pack_rows(lengths, seq_len, split=split, seed=seed, window=window)
     if not len(rows):
@@ -117,6 +113,16 @@ def pack_cache(
         rows.truncated,
         rows.truncated_tokens,
     )
+
+
+def trainable(cache: TokenCache, selection: Selection, seq_len: int) -> np.ndarray:
+    """[N] bool, the sequences that have a token to train on before they are cut at `seq_len`."""
+    keep = np.ones(len(selection), dtype=bool)
+    if cache.masked:
+        for i in np.flatnonzero(selection.lengths > seq_len + 1).tolist():
+            start = int(selection.starts[i])
+            keep[i] = cache.trained(int(selection.documents[i]), start + 1, start + seq_len + 1).any()
+    return keep
 
 
 def pack_rows(lengths: np.ndarray, seq_len: int, *, split: bool, seed: int, window: int = WINDOW) -> Rows:

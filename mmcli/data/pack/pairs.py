@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,20 +16,49 @@ from mmcli.errors import UserError
 LENGTH_STEP = 64  # rows are as long as the longest of their micro-batch, rounded up: few shapes, little padding
 
 
-def pair_rows(cache: TokenCache, selection: Selection, seq_len: int) -> Rows:
+@dataclass(frozen=True)
+class PairFit:
+    """Which pairs of a cache can be trained on once both sides are cut at `seq_len` tokens.
+
+    Attributes:
+        usable_N: [N] bool, each side has a token left to train on, and the two differ.
+        equal_N: [N] bool, both sides are the same in all that is left of them: there is nothing to prefer.
+    """
+
+    usable_N: np.ndarray
+    equal_N: np.ndarray
+
+
+def fit_pairs(cache: TokenCache, seq_len: int) -> PairFit:
+    """How the pairs of a cache fit into `seq_len`."""
+    lengths_N2 = np.asarray(cache.lengths).reshape(-1, 2) - 1
+    usable_N, equal_N = np.ones(len(lengths_N2), dtype=bool), np.zeros(len(lengths_N2), dtype=bool)
+    for pair in np.flatnonzero((lengths_N2 > seq_len).any(axis=1)).tolist():
+        usable_N[pair] = all(cache.trained(side, 1, seq_len + 1).any() for side in (2 * pair, 2 * pair + 1))
+    cut_N2 = np.minimum(lengths_N2, seq_len)
+    for pair in np.flatnonzero(cut_N2[:, 0] == cut_N2[:, 1]).tolist():
+        end = int(cut_N2[pair, 0]) + 1
+        equal_N[pair] = np.array_equal(cache.ids(2 * pair)[:end], cache.ids(2 * pair + 1)[:end])
+    equal_N &= usable_N
+    return PairFit(usable_N & ~equal_N, equal_N)
+
+
+def pair_rows(cache: TokenCache, selection: Selection, seq_len: int, fit: PairFit | None = None) -> Rows:
     """One "row" for each pair, of two pieces: the chosen sequence, then the rejected one.
 
-    A sequence longer than `seq_len` loses its end; a pair of which a side then has no token left to train on is
-    dropped, and counted.
+    A sequence longer than `seq_len` loses its end; a pair of which a side then has no token left to train on, or of
+    which both sides are then the same, is dropped, and counted.
+
+    Args:
+        fit: of the cache and `seq_len`, where it is known already.
 
     Raises:
         UserError: no pair is left.
     """
+    fit = fit or fit_pairs(cache, seq_len)
     documents = np.asarray(selection.documents).reshape(-1, 2)
+    keep = fit.usable_N[documents[:, 0] // 2]
     pairs = np.asarray(cache.lengths)[documents] - 1
-    keep = np.ones(len(documents), dtype=bool)
-    for i in np.flatnonzero((pairs > seq_len).any(axis=1)).tolist():
-        keep[i] = all(cache.trained(int(document), 1, seq_len + 1).any() for document in documents[i])
     documents, lengths = documents[keep], np.minimum(pairs[keep], seq_len)
     if not len(documents):
         raise UserError(f"no preference pair fits into --seq-len {seq_len:,}", "give a longer --seq-len")

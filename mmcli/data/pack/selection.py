@@ -87,7 +87,12 @@ class Selection:
 
 
 def split_documents(
-    cache: TokenCache, fraction: float, seed: int, *, max_tokens: int = MAX_HELD_OUT
+    cache: TokenCache,
+    fraction: float,
+    seed: int,
+    *,
+    max_tokens: int = MAX_HELD_OUT,
+    usable_R: np.ndarray | None = None,
 ) -> tuple[Selection, Selection]:
     """(training part, held-out part).
 
@@ -96,30 +101,43 @@ def split_documents(
     A record is held out when a hash of its content and the seed falls below `fraction`: duplicates fall on the same
     side, and a record keeps its side when others are added. At least one record is held out, and no more than
     `max_tokens` tokens, whole records. Where texts are few (fewer than eight different ones) the end of the longest
-    is held out instead; few conversations are never cut: with one alone, nothing is held out.
+    is held out instead; few conversations are never cut: with one alone, nothing is held out, and neither is where a
+    source with a weight would have no other.
 
     Args:
         fraction: share of the records, 0 (nothing is held out) to below 1.
+        usable_R: [R] bool, records that can be evaluated and trained on; others are never held out. None: all.
     """
     everything = Selection.whole(cache)
+    nothing = Selection.whole(cache, np.zeros(0, dtype=np.int64))
     if fraction <= 0:
-        return everything.mixed(cache, seed), Selection.whole(cache, np.zeros(0, dtype=np.int64))
+        return everything.mixed(cache, seed), nothing
     hashes = scatter(np.asarray(cache.hashes[:: cache.sequences_per_record]), seed)  # [R] of the records
     distinct, group = np.unique(hashes, return_inverse=True)  # ascending; group[r]: where record r's hash is in it
     cuttable = not cache.masked and cache.sequences_per_record == 1
     if cuttable and len(distinct) < FEW:
         kept, held_out = _split_tail(cache, everything, group, fraction, max_tokens)
-        return kept.mixed(cache, seed), held_out
-    if len(distinct) < 2:
-        return everything.mixed(cache, seed), Selection.whole(cache, np.zeros(0, dtype=np.int64))
+        return _mixed_or_all(cache, seed, kept, held_out)
+    usable = np.arange(len(distinct)) if usable_R is None else np.unique(group[usable_R])
+    if len(usable) < 2:
+        return everything.mixed(cache, seed), nothing
     lengths = np.asarray(cache.lengths).reshape(-1, cache.sequences_per_record).sum(axis=1)
-    size = np.bincount(group, weights=lengths).astype(np.int64)  # tokens of each distinct record and its duplicates
-    below = int((distinct < np.uint64(fraction * 2.0**64)).sum())
+    size = np.bincount(group, weights=lengths).astype(np.int64)[usable]  # tokens of each with its duplicates
+    below = int((distinct[usable] < np.uint64(fraction * 2.0**64)).sum())
     fitting = int((np.cumsum(size) <= max_tokens).sum())
-    count = min(max(1, min(below, fitting)), len(distinct) - 1)
-    held = np.repeat(group < count, cache.sequences_per_record)
+    count = min(max(1, min(below, fitting)), len(usable) - 1)
+    is_held = np.zeros(len(distinct), dtype=bool)
+    is_held[usable[:count]] = True
+    held = np.repeat(is_held[group], cache.sequences_per_record)
     where = np.arange(len(cache), dtype=np.int64)
-    return Selection.whole(cache, where[~held]).mixed(cache, seed), Selection.whole(cache, where[held])
+    return _mixed_or_all(cache, seed, Selection.whole(cache, where[~held]), Selection.whole(cache, where[held]))
+
+
+def _mixed_or_all(cache: TokenCache, seed: int, kept: Selection, held_out: Selection) -> tuple[Selection, Selection]:
+    """Both parts, the first as the weights say; all and nothing where the second took all that a source has."""
+    if cache.mixture is not None and not all(kept.source_tokens(cache)):
+        return Selection.whole(cache).mixed(cache, seed), Selection.whole(cache, np.zeros(0, dtype=np.int64))
+    return kept.mixed(cache, seed), held_out
 
 
 def _split_tail(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from mmcli.data.formats.parquet import row_record
+from mmcli.data.formats.tables import row_record
 from mmcli.data.record import Record, Rejected
 from mmcli.errors import MmcliError, UserError
 

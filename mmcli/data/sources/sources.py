@@ -10,12 +10,13 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from mmcli.data.config import DataConfig
-from mmcli.data.formats.files import HOW, SUPPORTED, DataFile, hash_file, open_files, read_file
+from mmcli.data.formats.files import HOW, DataFile, hash_file, open_files, read_file
+from mmcli.data.formats.find import SUPPORTED, describe_left_out
 from mmcli.data.formats.lines import OnBytes
 from mmcli.data.record import Record, Rejected
 from mmcli.data.records.kinds import UNKNOWN, all_kinds, find_kind, is_known, kind_of
@@ -38,6 +39,7 @@ class Source:
     demo: bool = False
     hub: HubData | None = None
     files: tuple[DataFile, ...] = ()
+    left_out: dict[str, int] = field(default_factory=dict)  # files that its folder or glob has too, by reason
 
     def describe(self) -> str:
         """One line for the person: what is read, how large it is, and how it is cut."""
@@ -114,7 +116,11 @@ class Sources:
 
     @property
     def describe(self) -> str:
-        """One line for the person: what is read, how large it is, how it is cut, and its share."""
+        """One line for the person: what is read, how large it is, how it is cut, and its share; what is left out."""
+        left_out: Counter[str] = sum((Counter(each.left_out) for each in self.members), Counter())
+        return self._describe_read() + describe_left_out(left_out, "; left out: ")
+
+    def _describe_read(self) -> str:
         if self.mixture is not None:
             return ", ".join(
                 f"{each.describe()}: {share:.1%}" for each, (_, share) in zip(self.members, self.mixture, strict=True)
@@ -301,7 +307,8 @@ def _open_source(argument: str) -> Source:
         return Source(name, weight, demo=True)
     if is_hub(name):
         return Source(name, weight, hub=open_hub(name))
-    return Source(name, weight, files=open_files(name))
+    files, left_out = open_files(name)
+    return Source(name, weight, files=files, left_out=left_out)
 
 
 def split_weight(name: str) -> tuple[str, float | None]:

@@ -18,6 +18,7 @@ from mmcli.config import Layer, resolve
 from mmcli.errors import UserError
 from mmcli.model.config import ModelConfig
 from mmcli.model.formats.families import LLAMA_LAYOUT
+from mmcli.model.formats.gguf_bounds import check_counts
 from mmcli.model.formats.gguf_table import ARCHITECTURES, NAMES, OTHER_FILE, ROTARY_FACTORS, Metadata
 from mmcli.model.formats.parameters import build_model, to_halves
 from mmcli.model.formats.weights import Entry, Weights
@@ -43,6 +44,7 @@ def open_gguf(path: Path) -> GgufFile:
         import gguf
     except ImportError:
         raise UserError(f"reading {path} needs the package gguf", "install it: pip install 'mmcli[gguf]'") from None
+    check_counts(path)
     try:
         reader = gguf.GGUFReader(path)
         fields = {name: field.contents() for name, field in reader.fields.items()}

@@ -71,6 +71,9 @@ def build_model(
 
 def _refuse_oversize(weights: Weights, config: ModelConfig) -> None:
     """Sizes far beyond the file are refused before a model is made, which would take all memory or hours."""
+    if config.n_layers > len(weights.entries):
+        what = f"{weights.where} holds {len(weights.entries):,} tensors, and describes {config.n_layers:,} layers"
+        raise UserError(what, "restore it: the files are of different models, or n_layers in config.json is wrong")
     described = count_parameters(config).total
     held = sum(math.prod(entry.shape) for entry in weights.entries.values())
     if described > OVERSIZE * max(held, 1):

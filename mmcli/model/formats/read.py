@@ -55,6 +55,8 @@ def read_model(source: Path, *, tokenizer: Tokenizer | None = None, settings: La
 def _read(source: Path, tokenizer: Tokenizer | None, settings: Layer | None) -> Imported:
     if not source.exists():
         raise UserError(f"{source} does not exist", KINDS)
+    if not source.is_file() and not source.is_dir():
+        raise UserError(f"{source} is a pipe or a device, not a file", KINDS)
     if source.is_file() and source.suffix in PICKLED:
         if tokenizer is None:
             what = f"{source} holds weights alone, without a tokenizer"
@@ -111,7 +113,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     """A JSON table, empty if there is none (the readers of the model refuse a broken one)."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}
 

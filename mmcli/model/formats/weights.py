@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+import re
+import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -20,6 +22,8 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 SAFETENSORS_TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+FOREIGN = re.compile(r"GLOBAL ([\w.]+)")  # what a pickle asks for, in the words of torch
+MOST_RATIO = 4
 SHOWN = 5  # names in an error before "and N more"
 
 
@@ -113,6 +117,9 @@ def read_pickled(where: Path, paths: Iterable[Path]) -> Weights:
             if not isinstance(name, str) or not isinstance(tensor, Tensor):
                 what = f"{path}: its entry {name!r} is a {type(tensor).__name__}, not a tensor"
                 raise UserError(what, "give the bare weights: torch.save(model.state_dict(), ...)")
+            if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+                what = f"{path}: {name} claims {list(tensor.shape)} numbers, and holds fewer"
+                raise UserError(what, "download it again from where the model came from")
             entries[name] = _held(tensor)
     return Weights(str(where), entries)
 
@@ -124,11 +131,13 @@ def _held(tensor: Tensor) -> Entry:
 def _unpickle(path: Path) -> dict[Any, Any]:
     if not path.is_file():
         raise UserError(f"{path} does not exist", "download the model again: a part of it is missing")
+    _refuse_bomb(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).split("\n")[0].strip()
-        what = f"{path} holds more than tensors, or is damaged: {reason}"
+        found = FOREIGN.search(str(error))  # nothing else of it: torch advises to run the file's code
+        reason = f": it names {found[1]}" if found else ""
+        what = f"{path} holds more than tensors, or is damaged{reason}"
         fix = "give the bare weights: torch.save(model.state_dict(), ...); mmcli runs no code in files"
         raise UserError(what, fix) from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
@@ -138,6 +147,18 @@ def _unpickle(path: Path) -> dict[Any, Any]:
         what = f"{path} holds a {type(loaded).__name__}, not a state dict"
         raise UserError(what, "give the bare weights: torch.save(model.state_dict(), ...)")
     return loaded
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Raise UserError for a file whose parts, which torch.save does not compress, unpack to far more than its size."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(part.file_size for part in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # of the older format, or damaged, which reading will tell
+    if unpacked > MOST_RATIO * path.stat().st_size:
+        what = f"{path} unpacks to {unpacked:,} bytes, more than {MOST_RATIO} times its size"
+        raise UserError(what, "give the weights as torch.save writes them")
 
 
 def open_weights(folder: Path, *, pickled: bool = False) -> Weights:

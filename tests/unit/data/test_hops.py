@@ -25,8 +25,9 @@ from mmcli.text.tokenizer import Tokenizer
 from mmcli.train.config import TrainConfig
 
 PACKAGE = Path(mmcli.__file__).parent
-# Not on the way of the record: configuration and errors, the reporter, the run folder that counts are written to.
-BESIDE = {"config.py", "errors.py", "stage.py", "run.py", "data/config.py", "plugins.py"}
+# Not on the way of the record: configuration and errors, the reporter, the run folder that counts are written to, the
+# finding of files.
+BESIDE = {"config.py", "errors.py", "stage.py", "run.py", "data/config.py", "plugins.py", "data/formats/find.py"}
 MOST_FILES = 12
 
 

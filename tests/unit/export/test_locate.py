@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import onnx
 import pytest
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
+from mmcli.cli import chat
 from mmcli.errors import MmcliError, UserError
-from mmcli.evaluation.engines import load_engine
+from mmcli.evaluation.engines import choose_backend, load_engine
 from mmcli.export.locate import default_folder, find_export
 from mmcli.export.onnx_export import export_onnx
 from mmcli.generate.onnx_engine import OnnxEngine
@@ -99,3 +103,31 @@ def test_external_data_outside_of_the_folder_is_refused(
     (out / "model.onnx.data").rename(tmp_path / "model.onnx.data")
     with pytest.raises(MmcliError, match="does not take"):
         OnnxEngine.load(out)
+
+
+def test_the_newest_export_of_the_weights_is_taken(ref: ModelRef) -> None:
+    export_onnx(ref.path, default_folder(ref, "int8"), dtype="int8")
+    assert find_export(ref) == default_folder(ref, "int8") and find_export(ref, "fp32") is None
+    notes = Notes()
+    load_engine(ref, "onnx", report=notes)
+    assert len(notes.texts) == 1 and notes.texts[0].endswith("onnx-int8")
+    assert not default_folder(ref, "fp32").exists()
+
+
+def test_an_export_alone_is_a_model(ref: ModelRef, tmp_path: Path) -> None:
+    export_onnx(ref.path, default_folder(ref, "int8"), dtype="int8", stage="sft")
+    found = find_model(str(default_folder(ref, "int8")), tmp_path / "elsewhere")
+    assert choose_backend(found, "torch") == "onnx" and choose_backend(ref, "torch") == "torch"
+    assert isinstance(load_engine(found), OnnxEngine)
+    done = CliRunner().invoke(chat.app, [str(found.path), "--prompt", "Hello", "--max-new-tokens", "3", "--json"])
+    assert done.exit_code == 0, (done.stderr, done.exception)
+    assert json.loads(done.stdout)["backend"] == "onnx"
+
+
+def test_flat_logits_are_exported(save: Save, tmp_path: Path) -> None:
+    folder = save()
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        {name: each * 0 for name, each in weights.items()}, folder / "model.safetensors", metadata={"format": "pt"}
+    )
+    assert export_onnx(folder, tmp_path / "out").proof.logits_error == 0.0
