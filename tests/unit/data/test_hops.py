@@ -25,8 +25,8 @@ from mmcli.text.tokenizer import Tokenizer
 from mmcli.train.config import TrainConfig
 
 PACKAGE = Path(mmcli.__file__).parent
-# Not on the way of the record: configuration and errors, the reporter, the finding of files, and the run folder with what
-# is kept there of the inputs (their names and keys, which no record is part of).
+# Not on the way of the record: configuration and errors, the reporter, the finding of files, and the run folder with
+# what is kept there of the inputs (their names and keys, which no record is part of).
 BESIDE = {
     *("config.py", "errors.py", "stage.py", "data/config.py", "plugins.py", "data/formats/find.py"),
     *("run.py", "files.py", "manifest.py", "inputs.py", "stages/pins.py", "data/sources/pinning.py"),
