@@ -23,7 +23,7 @@ def default_folder(ref: ModelRef, dtype: Dtype) -> Path:
 
 def default_hf_folder(ref: ModelRef, dtype: str | None) -> Path:
     """`RUN/export/hf` or `hf-DTYPE`, or the same inside a model folder that is of no run."""
-    return (ref.run.path / "export" if ref.run else ref.path) / (f"hf-{dtype}" if dtype else "hf")
+    return (ref.run.exports if ref.run else ref.path) / (f"hf-{dtype}" if dtype else "hf")
 
 
 def find_export(ref: ModelRef, dtype: Dtype | None = None) -> Path | None:
