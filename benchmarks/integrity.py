@@ -1,7 +1,8 @@
 """What checking every file costs: processes that start on a model folder with a manifest, and on one without.
 
 Whole processes, in turn, medians of their processor time: each loads the preset `small` (103 MB in fp32) and reads a
-prompt of 1,024 tokens, which is less than what a training does before its first step. The last line is `integrity ratio=R goal=1.03`.
+prompt of 1,024 tokens, which is less than what a training does before its first step. The last line is
+`integrity ratio=R goal=1.03`.
 
     python benchmarks/integrity.py --check          # exit 1 if the goal is missed
 """
