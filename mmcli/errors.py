@@ -23,12 +23,26 @@ class UserError(MmcliError):
     exit_code = 2
 
 
-class Interrupted(MmcliError):
-    """A run that was stopped by a signal, after saving (exit code 128 + signal: 130 or 143)."""
+class Stopped(MmcliError):
+    """A run that cannot go on for now, such as with a full disk; it can be resumed (exit code 2)."""
+
+    exit_code = 2
+
+
+class Interrupted(Stopped):
+    """A run that was stopped by a signal, after saving (exit code 128 + signal: 129, 130 or 143)."""
 
     def __init__(self, what: str, fix: str, signal_number: int) -> None:
         super().__init__(what, fix)
         self.exit_code = 128 + signal_number
+
+
+class Terminated(BaseException):
+    """SIGTERM or SIGHUP, raised in the main thread, as SIGINT raises KeyboardInterrupt: `finally` blocks run."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.signal_number = signal_number
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mmcli.config import leaves, merge_layers
-from mmcli.errors import MmcliError, UserError
+from mmcli.errors import MmcliError, Terminated, UserError
 from mmcli.stage import API_VERSION, Adapter, Stage
 
 OUR_PACKAGE = "mmcli"
@@ -170,12 +170,12 @@ def contained(what: str, fix: str) -> Iterator[None]:
     """Turn whatever a plugin's code raises, even SystemExit, into one error; what it prints goes to stderr.
 
     Raises:
-        MmcliError: `what`, with the cause. Our own errors and Ctrl-C pass.
+        MmcliError: `what`, with the cause. Our own errors and signals pass.
     """
     try:
         with contextlib.redirect_stdout(sys.stderr):  # stdout may be a JSON document
             yield
-    except (MmcliError, KeyboardInterrupt):
+    except (MmcliError, KeyboardInterrupt, Terminated):
         raise
     except BaseException as error:
         raise MmcliError(f"{what}: {cause(error)}", fix) from error

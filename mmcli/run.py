@@ -187,6 +187,10 @@ class Run:
             self.write_config(chosen, RESOLVED)
         return chosen[key]
 
+    def record_choice(self, key: str, value: Any) -> None:
+        """Change what resolved.toml holds for `key`: what resumes from now on goes by it."""
+        self.write_config({**self.read_config(RESOLVED), key: value}, RESOLVED)
+
     def write_config(self, tables: Mapping[str, Any], name: str = "config.toml") -> None:
         """Write config.toml or resolved.toml; the latter ends in a digest of itself, as nobody edits it."""
         import tomli_w

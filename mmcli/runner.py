@@ -5,7 +5,9 @@ Nothing is printed here and no torch is imported: the command line and Python ca
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 import shutil
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +26,7 @@ from mmcli.config import (
     resolve,
     to_tables,
 )
-from mmcli.errors import Interrupted, MmcliError, UserError, did_you_mean
+from mmcli.errors import Interrupted, MmcliError, Stopped, Terminated, UserError, did_you_mean
 from mmcli.inputs import check_allowed, config_input, has_inputs, pin_inputs
 from mmcli.run import RESOLVED, References, Run
 from mmcli.stage import Reporter, Silent, Stage, StageContext
@@ -155,15 +157,18 @@ def start(
     return run
 
 
-def resume(run: Run, report: Reporter | None = None, *, allow: Sequence[str] = ()) -> Run:
+def resume(
+    run: Run, report: Reporter | None = None, *, allow: Sequence[str] = (), lr_scale: float | None = None
+) -> Run:
     """Continue a run from its stored configuration and its latest valid checkpoint, to its end.
 
     Args:
         allow: kinds of input that may have changed since the run began, such as `data` (see `mmcli.inputs`).
+        lr_scale: factor of every learning rate of its configuration, from now on; recorded in the run. None: as before.
 
     Raises:
         UserError: it is finished, or still running, has no stored configuration, one of its files is damaged, or what
-            it reads has changed.
+            it reads has changed; a factor that is not positive.
         Interrupted: it was stopped again.
         MmcliError: it failed.
     """
@@ -180,6 +185,8 @@ def resume(run: Run, report: Reporter | None = None, *, allow: Sequence[str] = (
             pin_inputs(StageContext(run, report, own, resume=True, allow=allowed), {"config": config_input(tables)})
         else:
             report.warn(f"{run.name} was started before runs kept what they read: a change since cannot be told")
+        if lr_scale is not None:
+            _scale_rate(run, lr_scale)
         stored: Resolved[Any] = resolve(stage.config, [Layer(str(run.path / "config.toml"), tables)])
         resolved = Resolved(stored.config, run.info().get("sources") or stored.sources)
         references = References(run.path.parent)
@@ -203,6 +210,17 @@ def _stored_config(run: Run) -> dict[str, Any]:
     return tables
 
 
+def _scale_rate(run: Run, factor: float) -> None:
+    """Record another learning rate: in resolved.toml, where the training finds it, and in run.json for people."""
+    if not (0.0 < factor < math.inf):
+        raise UserError(f"--lr-scale {factor} is not a positive number", "give a factor such as 0.5")
+    before = run.read_config(RESOLVED).get("lr_scale", 1.0)
+    run.record_choice("lr_scale", factor)
+    info = run.info()
+    change = {"after_step": info.get("steps_done", 0), "lr_scale": factor, "before": before}
+    run.update(changes=[*info.get("changes", []), change])
+
+
 def _work(stage: Stage, context: StageContext, held: bool) -> None:
     """Call the stage's function and keep the run's state true, whatever happens.
 
@@ -223,17 +241,23 @@ def _work(stage: Stage, context: StageContext, held: bool) -> None:
             config = dataclasses.replace(config, data=pin_data(data, run))
         context = dataclasses.replace(context, resolved=Resolved(config, context.resolved.sources))
         result = function(config, context) or {}
-    except Interrupted as stopped:
-        run.update(state="stopped", reason=stopped.what)
+    except Stopped as stopped:
+        _end(run, "stopped", stopped.what)
         raise
-    except KeyboardInterrupt:
-        what = f"stopped by SIGINT; {run.path} keeps what was saved"
-        run.update(state="stopped", reason=what)
-        raise Interrupted(what, f"resume it: mmcli resume {run.number}", signal.SIGINT) from None
+    except (KeyboardInterrupt, Terminated) as error:
+        number = error.signal_number if isinstance(error, Terminated) else signal.SIGINT
+        what = f"stopped by {signal.Signals(number).name}; {run.path} keeps what was saved"
+        _end(run, "stopped", what)
+        raise Interrupted(what, f"resume it: mmcli resume {run.number}", number) from None
     except BaseException as error:
-        reason = error.what if isinstance(error, MmcliError) else f"{type(error).__name__}: {error}"
-        run.update(state="failed", reason=reason)
+        _end(run, "failed", error.what if isinstance(error, MmcliError) else f"{type(error).__name__}: {error}")
         raise
     finally:
         report.close()
     run.update(**{"state": "finished", **result})
+
+
+def _end(run: Run, state: str, reason: str) -> None:
+    """Keep how a run ended. On a full disk it stays `running` without its lock, which reads as stopped."""
+    with contextlib.suppress(MmcliError, OSError):
+        run.update(state=state, reason=reason)

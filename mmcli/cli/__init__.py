@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from typer.core import TyperCommand
 
 from mmcli import __version__
 from mmcli.cli.help import App, Group
-from mmcli.errors import MmcliError
+from mmcli.errors import MmcliError, UserError
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Command:
     panel: str
 
 
+INTERRUPTED = 130  # 128 + SIGINT
+DISK_ERRORS = {errno.ENOSPC, errno.EROFS, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 TRAIN, USE, INSPECT = "Train", "Use", "Inspect"
 COMMANDS = {
     "demo": Command("mmcli.cli.demo", "Run the full pipeline on the built-in corpus, in minutes.", TRAIN),
@@ -73,7 +77,7 @@ class LazyGroup(Group):
         elif self.get_command(ctx, name) is not None:
             app = stage_app(name)
         else:
-            from mmcli.errors import UserError, did_you_mean
+            from mmcli.errors import did_you_mean
 
             raise UserError(f'there is no command "{name}"', did_you_mean(name, self.list_commands(ctx)))
         command = typer.main.get_command(app)
@@ -110,8 +114,13 @@ def root(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 2 the user's mistake, 1 ours, 130 and 143 for signals."""
-    sys.exit(run(sys.argv[1:] if argv is None else argv))
+    """Run the command line and exit: 0 done, 2 the user's mistake, 1 ours, 129, 130 and 143 for signals."""
+    from mmcli.cli.streams import open_standard_streams, release_standard_streams
+
+    open_standard_streams()
+    code = run(sys.argv[1:] if argv is None else argv)
+    release_standard_streams()
+    sys.exit(code)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -120,27 +129,43 @@ def run(argv: Sequence[str]) -> int:
     debug = "--debug" in argv[:cut] or bool(os.environ.get("MMCLI_DEBUG"))
     args = [arg for i, arg in enumerate(argv) if arg != "--debug" or i > cut]
     from mmcli.cli.console import print_error
+    from mmcli.cli.signals import raise_terminated
+    from mmcli.cli.streams import drop_stdout, stderr
+    from mmcli.errors import Terminated
 
     try:
-        result = typer.main.get_command(app).main(args, prog_name="mmcli", standalone_mode=False)
-        sys.stdout.flush()
-        return result if isinstance(result, int) else 0
+        with raise_terminated():
+            result = typer.main.get_command(app).main(args, prog_name="mmcli", standalone_mode=False)
+            sys.stdout.flush()
+        code = result if isinstance(result, int) else 0
+        if code == INTERRUPTED:  # what typer makes of Ctrl-C
+            stderr().write("\nstopped\n")
+        return code
     except MmcliError as error:
         if debug:
             raise
         print_error(error)
         return error.exit_code
+    except Terminated as error:
+        name = signal.Signals(error.signal_number).name
+        print_error(MmcliError(f"stopped by {name}", "run the command again"))
+        return 128 + error.signal_number
     except KeyboardInterrupt:
-        sys.stderr.write("\nstopped\n")
-        return 130
+        stderr().write("\nstopped\n")
+        return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_stdout()
+        return 0
+    except SystemExit as error:
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+        drop_stdout()  # typer's end of a command whose output nobody reads any more
         return 0
     except typer.Exit as error:
         return error.exit_code
-    except typer.Abort:  # what typer makes of Ctrl-C
-        sys.stderr.write("stopped\n")
-        return 130
+    except typer.Abort:
+        stderr().write("stopped\n")
+        return INTERRUPTED
     except Exception as error:
         return _report_unexpected(error, debug)
 
@@ -159,6 +184,22 @@ def _report_unexpected(error: Exception, debug: bool) -> int:
         return 2
     if debug:
         raise error
+    if (known := _of_the_machine(error)) is not None:
+        print_error(known)
+        return known.exit_code
     kind = type(error).__name__
     print_error(MmcliError(f"{kind}: {error}", "this is a bug in mmcli; run it again with --debug for the traceback"))
     return 1
+
+
+def _of_the_machine(error: Exception) -> UserError | None:
+    """Two lines for what neither mmcli nor its user did: no space, no permission, no memory."""
+    if isinstance(error, MemoryError):
+        return UserError("out of memory", "close other programs, or give smaller sizes")
+    number = getattr(error, "errno", None)
+    if "No space left on device" in str(error):  # also of libraries that are not Python's own
+        number = errno.ENOSPC
+    if number not in DISK_ERRORS:
+        return None
+    place = getattr(error, "filename", None) or "a file"
+    return UserError(f"cannot write {place}: {os.strerror(number)}", "free space, or write to another folder")

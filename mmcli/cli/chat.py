@@ -32,8 +32,8 @@ HELP = """\
 /save FILE     append the conversation to FILE as one JSONL record for training
 /help          show this list
 /exit          exit (also Ctrl-D)
-Ctrl-C stops a reply. To send a message that begins with a slash, put a space before it."""
-LEAVE = "press Ctrl-C again, Ctrl-D, or type /exit to exit"
+Ctrl-C stops a reply, or clears the line. To send a message that begins with a slash, put a space before it."""
+LEAVE = "Ctrl-D or /exit exits"
 COMMANDS = ["/reset", "/system", "/retry", "/save", "/help", "/exit"]
 
 
@@ -67,6 +67,7 @@ def chat(
     Example: mmcli chat; mmcli chat 7 --prompt "What is a cloud?"; mmcli chat latest:sft --temperature 0
     """
     from mmcli.cli.console import err, interactive, print_json
+    from mmcli.cli.streams import drop_stdout
     from mmcli.evaluation.engines import choose_backend
     from mmcli.generate.sampler import SamplingConfig
     from mmcli.run import find_language_model
@@ -106,7 +107,7 @@ def chat(
         try:
             _stream(conversation, conversation.reply(text))
         except BrokenPipeError:  # whoever read the reply has enough; the exit must not flush into the closed pipe
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            drop_stdout()
 
 
 def _answer(conversation: Conversation, text: str) -> dict[str, Any]:
@@ -257,27 +258,24 @@ class Terminal:
         self._ask = ask
 
     def run(self) -> None:
-        """Read and answer until the user exits: /exit, Ctrl-D, or Ctrl-C twice in a row."""
+        """Read and answer until the user exits: /exit or Ctrl-D. Ctrl-C stops a reply, or clears the line."""
         from mmcli.cli.console import print_error
 
-        interrupted = False
         while True:
             try:
                 line = self._ask(PROMPT)
-            except (EOFError, KeyboardInterrupt) as reason:
+            except EOFError:
                 sys.stderr.write("\n")
-                if interrupted or isinstance(reason, EOFError):
-                    return
-                interrupted = True
+                return
+            except KeyboardInterrupt:
+                sys.stderr.write("\n")
                 _note(LEAVE)
                 continue
             if line.strip() == "/exit":
                 return
             try:
-                interrupted = False
                 self._handle(line)
             except KeyboardInterrupt:
-                interrupted = True
                 _note("stopped; " + LEAVE)
             except MmcliError as error:
                 print_error(error)

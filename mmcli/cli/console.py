@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import os
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmcli.cli.progress import amount, is_milestone, one_line, step_line
+from mmcli.cli.streams import stderr
 from mmcli.errors import MmcliError
 
 if TYPE_CHECKING:
@@ -48,11 +50,14 @@ def out() -> Console:
 
 def err() -> Console:
     """The console of progress, notes and errors (stderr)."""
-    return _console_type()(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+    stream = stderr()
+    return _console_type()(file=stream, highlight=False, soft_wrap=not stream.isatty())
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout."""
+    """One JSON document on stdout, in UTF-8 whatever the locale."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
     sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
     sys.stdout.flush()
 
@@ -68,7 +73,7 @@ def print_error(error: MmcliError) -> None:
 
 def interactive() -> bool:
     """True if stderr is a terminal that can redraw a line, outside of CI."""
-    return sys.stderr.isatty() and not os.environ.get("CI") and os.environ.get("TERM") != "dumb"
+    return stderr().isatty() and not os.environ.get("CI") and os.environ.get("TERM") != "dumb"
 
 
 def reporter() -> Reporter:
@@ -96,8 +101,9 @@ class PlainReporter:
         return True
 
     def _line(self, text: str) -> None:
-        sys.stderr.write(escape_control(text) + "\n")
-        sys.stderr.flush()
+        stream = stderr()
+        stream.write(escape_control(text) + "\n")
+        stream.flush()
 
     def note(self, text: str) -> None:
         self._line(text)

@@ -17,6 +17,10 @@ app = App()
 def resume(
     run: Annotated[str | None, typer.Argument(help="Number, name or folder. Default: the newest unfinished.")] = None,
     allow_change: AllowChange = None,
+    lr_scale: Annotated[
+        float | None,
+        typer.Option(help="Multiply the learning rate from now on, such as 0.5 after a non-finite loss.", metavar="X"),
+    ] = None,
     runs_dir: RunsDir = Path("runs"),
     json: AsJson = False,
 ) -> None:
@@ -24,14 +28,16 @@ def resume(
 
     A run whose data or model was changed since it began is refused, unless --allow-change names what may differ.
 
-    Example: mmcli resume 7
+    Example: mmcli resume 7; mmcli resume 7 --lr-scale 0.5
     """
     from mmcli import runner
     from mmcli.cli.console import reporter
-    from mmcli.cli.training import print_run
+    from mmcli.cli.training import print_run, tell_ending
     from mmcli.run import find_run, find_unfinished
 
     found = find_unfinished(runs_dir) if run is None else find_run(run, runs_dir)
-    runner.resume(found, reporter(), allow=allow_change or [])
+    report = reporter()
+    runner.resume(found, report, allow=allow_change or [], lr_scale=lr_scale)
+    tell_ending(found, report)
     if json:
         print_run(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from mmcli.cli.console import print_json, reporter
 from mmcli.config import Layer, parse_set
 from mmcli.errors import UserError
 from mmcli.run import Run, find_unfinished
-from mmcli.stage import Stage
+from mmcli.stage import Reporter, Stage
+from mmcli.train.config import duration
 
 
 def run_stage(
@@ -27,22 +29,36 @@ def run_stage(
     preset: str | None = None,
 ) -> None:
     """Run a stage from the command line, or resume its newest unfinished run."""
+    report = reporter()
     if resume:
         given = [layer.name for layer in flags] + (["--set"] if set else []) + (["--config"] if config else [])
         if given or preset or name:
             what = f"--resume keeps the stored configuration; {(given or ['--preset/--name'])[0]} would change it"
             raise UserError(what, f"leave it out, or start a new run: mmcli {stage.name} --from latest ...")
         found = find_unfinished(runs_dir, stage.name)
-        run = runner.resume(found, reporter(), allow=allow_change or [])
+        run = runner.resume(found, report, allow=allow_change or [])
     else:
         if allow_change:
             raise UserError("--allow-change is of a run that is resumed", "add --resume, or leave it out")
         own = [parse_set(set or []), *flags]
-        run = runner.start(
-            stage, own, runs_dir=runs_dir, preset=preset, config_file=config, name=name, report=reporter()
-        )
+        run = runner.start(stage, own, runs_dir=runs_dir, preset=preset, config_file=config, name=name, report=report)
+    tell_ending(run, report)
     if json:
         print_run(run)
+
+
+def tell_ending(run: Run, report: Reporter) -> None:
+    """Say what a training leaves: the run, how long it took, the model, and the command that comes next."""
+    info = run.info()
+    took = f" after {duration(info['elapsed_seconds'])}" if info.get("elapsed_seconds") is not None else ""
+    model = f": {run.model}" if run.model.is_dir() else ""
+    report.note(f"{run.name} {info['state']}{took}{model}")
+    where = "" if run.path.parent == Path(os.environ.get("MMCLI_RUNS", "runs")) else f" --runs-dir {run.path.parent}"
+    if info["state"] != "finished":
+        report.note(f"next: mmcli resume {run.number}{where}")
+    elif model:
+        tune = f", or fine-tune it: mmcli sft --from {run.number}{where}" if run.stage == "pretrain" else ""
+        report.note(f"next: mmcli chat {run.number}{where}{tune}")
 
 
 def print_run(run: Run) -> None:

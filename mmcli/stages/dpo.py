@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,17 @@ from mmcli.model.formats.hf_folder import load_model
 from mmcli.run import RESOLVED, ModelRef, model_at
 from mmcli.stage import LossOutput, Metric, Reporter, StageContext
 from mmcli.stages import DpoConfig
-from mmcli.stages.start import Start, as_kept, choose_micro_batch, pin_model, prepare_start, save_into, tell_change
-from mmcli.stages.tokens import open_split
+from mmcli.stages.start import (
+    MicroBatch,
+    Start,
+    as_kept,
+    choose_micro_batch,
+    pin_model,
+    prepare_start,
+    save_into,
+    tell_change,
+)
+from mmcli.stages.tokens import name_records, open_split
 from mmcli.text.tokenizer import Tokenizer
 from mmcli.train.adapters import training_flops
 from mmcli.train.device import Accelerator, choose_accelerator, make_deterministic
@@ -49,14 +58,14 @@ HELD_OUT_METRICS = (Metric("val_dpo_loss", label="val"), Metric("val_accuracy", 
 class Pairs:
     """Preference pairs of one part of the data, with the reference's log-probabilities of them.
 
-    A pair always meets the model in a micro-batch of pairs of like length, at most `micro_batch` of them.
+    A pair always meets the model in a micro-batch of pairs of like length, at most `micro_batch.size` of them.
     """
 
     cache: TokenCache
     rows: Rows
     reference_N2: np.ndarray  # float32 log-probabilities of chosen and rejected; 0 until they are computed
     config: ModelConfig
-    micro_batch: int
+    micro_batch: MicroBatch
     pin: bool  # batches are put into page-locked memory
 
     def __len__(self) -> int:
@@ -65,7 +74,8 @@ class Pairs:
     def parts(self, which: np.ndarray) -> list[np.ndarray]:
         """The numbers of the pairs `which`, cut into micro-batches."""
         which = which[np.argsort(pair_lengths(self.rows)[which], kind="stable")]
-        return [which[first : first + self.micro_batch] for first in range(0, len(which), self.micro_batch)]
+        size = self.micro_batch.size
+        return [which[first : first + size] for first in range(0, len(which), size)]
 
     def batch(self, part: np.ndarray) -> PairBatch:
         """The micro-batch of the pairs `part`, on the host."""
@@ -127,7 +137,7 @@ def _open_pairs(
         reference_N2 = np.zeros((len(rows), 2), dtype=np.float32)
         return Pairs(cache, rows, reference_N2, start.model.config, micro_batch, accelerator.pins_memory)
 
-    steps = Batches(cache, rows, batch_size=train.batch_size, micro_batch=micro_batch, seed=train.seed)
+    steps = Batches(cache, rows, batch_size=train.batch_size, micro_batch=micro_batch.size, seed=train.seed)
     return PairData(pairs(cache, rows), pairs(val_cache, val) if val is not None else None, steps)
 
 
@@ -246,6 +256,10 @@ def _task(data: PairData, config: DpoConfig, start: Start, accelerator: Accelera
                 sums[name] = sums.get(name, 0.0) + float(term.sum)
         return {f"val_{name}": sums[name] / len(held_out) for name in ("dpo_loss", "accuracy", "margin")}
 
+    def describe(step: int, where: Sequence[int]) -> str:
+        parts = data.training.parts(data.steps.row_numbers(step))
+        return name_records(data.training.cache, data.training.rows, np.concatenate([parts[i] for i in where]))
+
     return Task(
         model=model,
         accelerator=accelerator,
@@ -257,4 +271,6 @@ def _task(data: PairData, config: DpoConfig, start: Start, accelerator: Accelera
         metrics=(*PREFERENCE_METRICS, *HELD_OUT_METRICS),
         evaluate=evaluate if held_out is not None else None,
         evaluation_tokens=held_out.rows.tokens if held_out is not None else 0,
+        halve=data.training.micro_batch.halve,
+        describe=describe,
     )

@@ -21,7 +21,7 @@ from mmcli.model.device import MICRO_BATCH_TOKENS
 from mmcli.model.formats.hf_config import read_model_config
 from mmcli.model.formats.hf_folder import load_model, save_model
 from mmcli.model.transformer import Transformer
-from mmcli.run import RESOLVED, ModelRef, model_at
+from mmcli.run import RESOLVED, ModelRef, Run, model_at
 from mmcli.stage import StageContext, Transform
 from mmcli.stages.pins import adapter_inputs, data_inputs, model_input
 from mmcli.text.find import find_tokenizer
@@ -237,21 +237,38 @@ def _check_agreement(model: ModelConfig, config: ModelConfig, parent: ModelRef, 
             raise UserError(what, "leave it out: the model keeps its shape; or train from zero without --from")
 
 
+class MicroBatch:
+    """Units (rows, pairs) of a forward pass. Where memory does not suffice they are halved, and stay so on resume."""
+
+    def __init__(self, size: int, run: Run) -> None:
+        self.size, self._run = size, run
+
+    def halve(self) -> int | None:
+        """Half as many from now on; None: it is a single one."""
+        if self.size == 1:
+            return None
+        self.size //= 2
+        self._run.record_choice("micro_batch", self.size)
+        return self.size
+
+
 def choose_micro_batch(
     train: TrainConfig, model: ModelConfig, row_tokens: int, accelerator: Accelerator, context: StageContext
-) -> int:
-    """Units (rows, pairs) at once: as asked, else about as many tokens as the device takes well; kept on resume.
+) -> MicroBatch:
+    """Units at once: as asked, else about as many tokens as the device takes well; kept on resume.
 
     Args:
         row_tokens: tokens of a unit.
     """
+    run = context.run
     if train.micro_batch is not None:
-        return min(train.micro_batch, train.batch_size)
+        halved = int(run.read_config("resolved.toml").get("micro_batch", train.micro_batch))
+        return MicroBatch(min(train.micro_batch, train.batch_size, halved), run)
     at_512 = MICRO_BATCH_TOKENS.get(accelerator.device.type, 1024)
     if accelerator.device.type == "cpu" and accelerator.precision == "bf16":
         at_512 *= 2  # a sixth less time a step at 640 wide, in the memory of half as many in fp32
     rows = max(1, max(at_512, at_512 * 512 // model.dim) // row_tokens)
-    return int(context.run.choose("micro_batch", lambda: min(rows, train.batch_size)))
+    return MicroBatch(int(run.choose("micro_batch", lambda: min(rows, train.batch_size))), run)
 
 
 def save_into(folder: Path, start: Start, context: StageContext) -> None:

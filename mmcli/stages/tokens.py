@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from mmcli.train.device import Accelerator
 from mmcli.train.lm import TokenBatch, language_model_loss, language_model_metrics
 from mmcli.train.task import Task
 
+RECORDS_SHOWN = 8
 HELD_OUT_METRICS = (Metric("val_loss", label="val"), Metric("val_bits_per_byte", label="bpb"))
 Sample = Callable[[nn.Module, int], list[tuple[str, str]]]
 
@@ -155,18 +156,27 @@ def token_task(
     """The task of predicting the tokens of packed rows."""
     config = start.model.config
     micro_batch = choose_micro_batch(train, config, rows.train.seq_len, accelerator, context)
-    batches = Batches(rows.cache, rows.train, batch_size=train.batch_size, micro_batch=micro_batch, seed=train.seed)
+    batches = Batches(
+        rows.cache, rows.train, batch_size=train.batch_size, micro_batch=micro_batch.size, seed=train.seed
+    )
     byte_lengths_V = start.tokenizer.byte_lengths()
 
     def step_batches(step: int) -> list[TokenBatch]:
-        pin = accelerator.pins_memory
-        return [TokenBatch.from_batch(batch, config, pin=pin) for batch in batches.micro_batches(step)]
+        pin, found = accelerator.pins_memory, batches.micro_batches(step, micro_batch.size)
+        return [TokenBatch.from_batch(batch, config, pin=pin) for batch in found]
 
     def evaluate(model: Any) -> dict[str, float]:
         assert rows.val is not None
-        found = evaluation_batches(rows.val_cache, rows.val, micro_batch)
+        found = evaluation_batches(rows.val_cache, rows.val, micro_batch.size)
         values = sum_losses(model_losses(model, found), byte_lengths_V)
-        return {"val_loss": values.loss, "val_bits_per_byte": values.bits_per_byte}
+        if not values.tokens:
+            return {}
+        per_byte = {"val_bits_per_byte": values.bits_per_byte} if values.bytes else {}  # control tokens have no bytes
+        return {"val_loss": values.loss, **per_byte}
+
+    def describe(step: int, where: Sequence[int]) -> str:
+        rows_N, size = batches.row_numbers(step), micro_batch.size
+        return name_records(rows.cache, rows.train, np.concatenate([rows_N[i * size : (i + 1) * size] for i in where]))
 
     return Task(
         model=start.model,
@@ -179,5 +189,16 @@ def token_task(
         metrics=(*language_model_metrics(config), *HELD_OUT_METRICS),
         evaluate=evaluate if rows.val is not None else None,
         evaluation_tokens=rows.val.tokens if rows.val is not None else 0,
+        halve=micro_batch.halve,
+        describe=describe,
         sample=sample,
     )
+
+
+def name_records(cache: TokenCache, rows: Rows, which: np.ndarray) -> str:
+    """The records in the rows `which`, in words: their numbers among those kept, from 1, in the order of the data."""
+    documents = {document for row in which.tolist() for document, _, _ in rows.pieces(row)}
+    records = sorted({document // cache.sequences_per_record + 1 for document in documents})
+    shown = ", ".join(f"{each:,}" for each in records[:RECORDS_SHOWN])
+    more = len(records) - RECORDS_SHOWN
+    return f"{'record' if len(records) == 1 else 'records'} {shown}" + (f" and {more:,} more" if more > 0 else "")

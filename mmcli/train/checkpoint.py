@@ -33,6 +33,13 @@ class Progress:
     step: int = 0  # updates done
     tokens: int = 0  # tokens seen, padding not counted
     elapsed_seconds: float = 0.0  # time in the loop, over all resumes
+    skipped: int = 0  # steps without an update, since their loss or gradient was not finite
+    held_out: float | None = None  # the newest held-out loss, of this step or one before
+
+    def stored(self) -> dict[str, Any]:
+        """As in progress.json: without what has not happened."""
+        values = asdict(self)
+        return {name: values[name] for name in values if name not in ("skipped", "held_out") or values[name]}
 
 
 def save_checkpoint(
@@ -49,7 +56,7 @@ def save_checkpoint(
     with atomic_folder(path) as beside:
         save_file(_trained(model), beside / WEIGHTS)
         save_file(_moments(model, optimizer), beside / MOMENTS)
-        (beside / PROGRESS).write_text(json.dumps(asdict(progress)), encoding="utf-8")
+        (beside / PROGRESS).write_text(json.dumps(progress.stored()), encoding="utf-8")
     for old in list_checkpoints(folder)[:-keep]:
         if old != path and checkpoint_step(old) != best:
             shutil.rmtree(old, ignore_errors=True)

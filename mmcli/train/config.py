@@ -71,6 +71,7 @@ class TrainConfig:
     )
     checkpoint_every: int | None = option(None, "checkpoint interval in steps; default: within 2 minutes, then every 5")
     keep_checkpoints: int = option(2, "number of latest checkpoints to keep")
+    keep_best: bool = option(True, "also keep the checkpoint with the lowest held-out loss")
     eval_every: int | None = option(None, "evaluation interval in steps; default: ten per run")
     sample_every: int | None = option(None, "interval of sample texts in steps; default: four per run")
 

@@ -48,6 +48,10 @@ class Feed:
             raise MmcliError(f"step {step} has no batch", "batches and rollouts must give one or more a step")
         return found
 
+    def forget(self) -> None:
+        """Make every batch anew: they are cut otherwise from now on."""
+        self._ahead = {}
+
     def _from_data(self, step: int, last: bool) -> Sequence[StepBatch]:
         make = self._task.batches
         if make is None:

@@ -9,86 +9,144 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from mmcli.errors import Interrupted, MmcliError
-from mmcli.files import atomic_folder
-from mmcli.stage import StageContext, Term
-from mmcli.train.checkpoint import Progress, load_newest, save_checkpoint
-from mmcli.train.config import OptimConfig, TrainConfig
-from mmcli.train.device import keep_freed_memory, measure_peak_flops, seed_step
+from mmcli.errors import Interrupted
+from mmcli.run import RESOLVED
+from mmcli.stage import StageContext
+from mmcli.train.checkpoint import Progress, checkpoint_step, list_checkpoints, load_newest
+from mmcli.train.config import OptimConfig, TrainConfig, duration
+from mmcli.train.device import keep_freed_memory, measure_peak_flops
 from mmcli.train.feed import Feed
+from mmcli.train.finite import Diverged, non_finite, too_many_skipped
 from mmcli.train.metrics import MetricsFile
-from mmcli.train.optim import build_optimizer, set_learning_rate, undone
+from mmcli.train.optim import build_optimizer, undone
 from mmcli.train.plan import Plan, make_plan
-from mmcli.train.schedule import learning_rate
+from mmcli.train.saving import Saver, lower_rate
 from mmcli.train.signals import StopSignals
-from mmcli.train.task import StepBatch, Task
+from mmcli.train.task import Task
+from mmcli.train.updates import StepResult, Updates
+
+LONG_VALIDATION_SECONDS = 3.0  # one that takes longer is announced
 
 
 def train(task: Task, optim: OptimConfig, config: TrainConfig, context: StageContext) -> dict[str, Any]:
     """Train `task` to its end, to the end of its budget, or until a signal; the totals of the run.
 
     Raises:
+        UserError: the disk has no room for what the run will keep.
         Interrupted: a signal came; everything is saved.
-        MmcliError: the loss became NaN or infinite, or a step has no batch.
+        Stopped: the disk is full; the last checkpoint is kept.
+        Diverged: the loss, the gradient or the weights became NaN or infinite; the last checkpoint is from before.
+        MmcliError: a step has no batch, or does not fit into memory.
     """
     return _Training(task, optim, config, context).run()
 
 
 class _Training:
     def __init__(self, task: Task, optim: OptimConfig, config: TrainConfig, context: StageContext) -> None:
-        self.task, self.optim, self.config = task, optim, config
+        self.task, self.config = task, config
         self.context, self.report, self.run_folder = context, context.report, context.run
-        self.model, self.device = task.model, task.accelerator.device
+        self.model = task.model
         dtype = torch.bfloat16 if task.accelerator.precision == "bf16" else torch.float32
         self.optimizer = build_optimizer(self.model, optim, dtype=dtype)
         self.feed = Feed(task, config.seed)
+        scale = float(context.run.read_config(RESOLVED).get("lr_scale", 1.0))
+        self.updates = Updates(task, optim, self.optimizer, self.feed, self.report, seed=config.seed, rate_scale=scale)
+        self.saver = Saver(context.run, task, self.optimizer, config, self.report)
         self.progress = Progress()
         self.last: dict[str, Any] = {}
+        self.held_out: dict[str, Any] = {}  # of the weights as they are; empty where that was not measured
         self.step_seconds: list[float] = []  # of the newest steps
         self.step_tokens: list[int] = []
-        self.saved_at: int | None = None
+        self.skipped: list[int] = []  # the newest steps, each skipped, up to now
+        self.wrong = ""  # what happened at the first of them
+        self.updated = False  # since the start, or the checkpoint that was loaded
 
     def run(self) -> dict[str, Any]:
         keep_freed_memory()
         if self.context.resume:
             self._load()
+        self.saver.check_room(resume=self.context.resume)
         self.run_folder.update(metrics=[dataclasses.asdict(metric) for metric in self.task.metrics])
         with self.feed:
-            plan = make_plan(self.task, self.config, self.context, self._probe)
-            self.forward = torch.compile(self.model, dynamic=False) if plan.compile else self.model
             self.peak_flops = measure_peak_flops(self.task.accelerator)
-            self.metrics = MetricsFile(self.run_folder.metrics, from_step=self.progress.step)
-            with contextlib.closing(self.metrics), StopSignals() as stop:
-                return self._loop(plan, stop)
+            plan = make_plan(self.task, self.config, self.context, self._probe)
+            self.updates.forward = torch.compile(self.model, dynamic=False) if plan.compile else self.model
+            with StopSignals() as stop:
+                while True:
+                    self.metrics = MetricsFile(self.run_folder.metrics, from_step=self.progress.step)
+                    try:
+                        with contextlib.closing(self.metrics):
+                            return self._loop(plan, stop)
+                    except Diverged:
+                        if not self._fall_back():
+                            raise
+
+    # Checkpoints
 
     def _load(self) -> None:
-        found = load_newest(self.run_folder.checkpoints, self.model, self.optimizer, self.report)
-        if found is None:
-            self.report.note("no checkpoint yet: starting from the first step")
-            return
-        self.progress = found
+        """The latest valid checkpoint whose numbers are finite."""
+        while True:
+            self.optimizer.state.clear()
+            found = load_newest(self.run_folder.checkpoints, self.model, self.optimizer, self.report)
+            if found is None:
+                self.report.note("no checkpoint yet: starting from the first step")
+                return
+            if (name := non_finite(self.model, self.optimizer)) is None:
+                break
+            self._drop(found, f"has a value that is NaN or infinite ({name})")
+        self.progress, self.updated, self.skipped = found, False, []
         self.report.note(f"resumed at step {found.step}")
+
+    def _drop(self, found: Progress, why: str) -> None:
+        """Remove a checkpoint that is whole and bad, so that the one before it is used.
+
+        Raises:
+            Diverged: there is none before it.
+        """
+        paths = list_checkpoints(self.run_folder.checkpoints)
+        bad = next(path for path in paths if checkpoint_step(path) == found.step)
+        if paths[0] == bad:
+            raise Diverged(f"{bad}, the only checkpoint, {why}", "start the run again with a lower --lr")
+        self.report.warn(f"{bad} {why}; going back to the one before it")
+        shutil.rmtree(bad)
+
+    def _fall_back(self) -> bool:
+        """Go back to the checkpoint before the one that was loaded, if no step from that one was finite."""
+        paths = list_checkpoints(self.run_folder.checkpoints)
+        if self.updated or not self.context.resume or len(paths) < 2:
+            return False
+        self._drop(Progress(step=checkpoint_step(paths[-1])), "leads to no finite loss")
+        self._load()
+        return True
+
+    def _save(self) -> None:
+        """A checkpoint and the model; after a step without a finite loss, with what is older kept."""
+        self.saver.save(self.progress, prune=not self.skipped)
+
+    # Steps
 
     def _probe(self) -> tuple[float, int]:
         """(seconds, tokens) of a step: its rollouts, a micro-batch's forward and backward scaled up, and the update.
 
         The update is measured and undone.
         """
+        return self.updates.fitting(self._measure)
+
+    def _measure(self) -> tuple[float, int]:
         started = time.perf_counter()
         batches = self.feed.batches(self.progress.step)
         rollout_seconds = time.perf_counter() - started if self.task.rollouts is not None else 0.0
-        backward_seconds = self._time(lambda: self._backward(self.model, batches[0], batches[0].counts))
+        backward_seconds = self._time(lambda: self.updates.backward(self.model, batches[0], batches[0].counts))
         with undone(self.optimizer):
-            update_seconds = self._time(lambda: (self._clip(), self.optimizer.step()))
+            update_seconds = self._time(lambda: (self.updates.clip(), self.optimizer.step()))
         self.optimizer.zero_grad(set_to_none=True)
         tokens = sum(batch.tokens for batch in batches)
         return rollout_seconds + backward_seconds * tokens / max(1, batches[0].tokens) + update_seconds, tokens
@@ -99,13 +157,9 @@ class _Training:
         for _ in range(3):
             started = time.perf_counter()
             work()
-            self._wait()
+            self.updates.wait()
             seconds.append(time.perf_counter() - started)
         return min(seconds[1:])
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
     def _loop(self, plan: Plan, stop: StopSignals) -> dict[str, Any]:
         started = last_save = time.perf_counter()
@@ -114,79 +168,87 @@ class _Training:
             now = time.perf_counter()
             if plan.budget_seconds is not None and now - started > plan.budget_seconds:
                 break
-            step_started = now
-            values = self._evaluate() if self.progress.step % plan.eval_every == 0 else {}
-            values |= self._step(plan.steps)
-            self._sample(plan)
+            self._validate(plan, stop)
+            if stop.received is not None:
+                break
+            values = {**self.held_out, **self._step(plan)}
+            self.held_out = {}
+            stop.interruptible(lambda: self._sample(plan))
             self._log(values, plan)
-            self.progress.elapsed_seconds += time.perf_counter() - step_started
+            self.progress.elapsed_seconds += time.perf_counter() - now
             waited = time.perf_counter() - last_save
-            if plan.checkpoint_due(self.progress.step, waited, first_save) and self.progress.step < plan.steps:
+            if self.skipped or self.progress.step >= plan.steps or stop.received is not None:
+                continue  # the end saves; a step that was skipped says nothing for the weights
+            if plan.checkpoint_due(self.progress.step, waited, first_save):
+                self._validate(plan, stop)
                 self._save()
                 last_save, first_save = time.perf_counter(), False
         return self._finish(plan, stop)
 
-    def _step(self, steps: int) -> dict[str, Any]:
-        """One optimizer step; the values logged of it, under the number of updates done before it."""
+    def _step(self, plan: Plan) -> dict[str, Any]:
+        """One optimizer step; the values logged of it, under the number of updates done before it.
+
+        Raises:
+            Diverged: too many steps were skipped.
+        """
         started = time.perf_counter()
         step = self.progress.step
-        rate = learning_rate(step, steps, self.optim)
-        set_learning_rate(self.optimizer, rate)
-        batches = self.feed.batches(step, last=step + 1 == steps)
-        seed_step(self.config.seed, step)
-        self.model.train()
-        totals: dict[str, float] = {}
-        for batch in batches:
-            for name, count in batch.counts.items():
-                totals[name] = totals.get(name, 0.0) + count
-        sums: dict[str, Tensor] = {}
-        counts: dict[str, float] = {}
-        for batch in batches:
-            for name, term in self._backward(self.forward, batch, totals).items():
-                value = term.sum.detach()
-                sums[name] = sums[name] + value if name in sums else value
-                counts[name] = counts.get(name, 0.0) + term.count
-        norm = self._clip()
-        means = {name: (value / max(1.0, counts[name])).tolist() for name, value in sums.items()}
-        wrong = [name for name, mean in means.items() if not np.isfinite(mean).all()]
-        if wrong or not math.isfinite(norm):
-            name = wrong[0] if wrong else "gradient"
-            raise MmcliError(
-                f"non-finite loss: the {name} became NaN or infinite at step {step} (learning rate {rate:.2g})",
-                "lower --lr, or raise the warm-up: --set optim.warmup_ratio=0.1",
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self._wait()
-        tokens = sum(batch.tokens for batch in batches)
+        result = self.updates.step(step, plan.steps)
         self.progress.step += 1
-        self.progress.tokens += tokens
+        self.progress.tokens += result.tokens
         self.step_seconds = [*self.step_seconds, time.perf_counter() - started][-20:]
-        self.step_tokens = [*self.step_tokens, tokens][-20:]
-        return {"step": step, "tokens": self.progress.tokens, **means, "lr": rate, "grad_norm": norm}
+        self.step_tokens = [*self.step_tokens, result.tokens][-20:]
+        values = {"step": step, "tokens": self.progress.tokens, **result.means}
+        values |= {"lr": result.rate, "grad_norm": result.norm}
+        if result.wrong is None:
+            self.skipped, self.updated = [], True
+            return values
+        self._skip(step, result, plan)
+        return {**values, "skipped": True}
 
-    def _backward(self, forward: Callable[..., Any], batch: StepBatch, totals: Mapping[str, float]) -> dict[str, Term]:
-        """Forward and backward of one micro-batch, as its share of a step that has `totals`; terms and metrics."""
-        with self.task.accelerator.autocast():
-            out = self.task.loss(forward, batch.to(self.device))
-        total: Tensor | None = None
-        for name, term in out.terms.items():
-            assert term.count == batch.counts[name], f"{name}: the loss counts {term.count}, the batch {batch.counts}"
-            share = term.coef * term.sum / max(1.0, totals[name])
-            total = share if total is None else total + share
-        assert total is not None
-        total.backward()
-        return {**out.terms, **out.metrics}
+    def _skip(self, step: int, result: StepResult, plan: Plan) -> None:
+        """Count and name a step that left the weights as they were."""
+        self.skipped.append(step)
+        self.progress.skipped += 1
+        self.run_folder.update(steps_skipped=self.progress.skipped)
+        what = f"step {step} skipped: the {result.wrong} became NaN or infinite"
+        if self.task.describe is not None:
+            what += f" ({self.task.describe(step, result.where)})"
+        self.report.warn(what)
+        if self.skipped == [step]:
+            self.wrong = f"the {result.wrong} became NaN or infinite at step {step} (learning rate {result.rate:.2g})"
+        if too_many_skipped(len(self.skipped), self.progress.skipped, plan.steps):
+            raise self._diverged()
 
-    def _clip(self) -> float:
-        """Clip the gradient; its norm before."""
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        limit = self.optim.clip if self.optim.clip > 0 else float("inf")
-        return float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+    def _diverged(self) -> Diverged:
+        count = f"; {self.progress.skipped} steps were skipped" if self.progress.skipped > 1 else ""
+        return Diverged(f"non-finite loss: {self.wrong}{count}", lower_rate(self.run_folder))
 
-    def _evaluate(self) -> dict[str, Any]:
+    # Validation, samples, metrics
+
+    def _validate(self, plan: Plan, stop: StopSignals) -> None:
+        """Measure the held-out data where that is due, and not done for these weights."""
+        if self.progress.step % plan.eval_every == 0 and not self.held_out and stop.received is None:
+            if self.progress.step == 0:
+                self._announce(plan)
+            self._evaluate(stop)
+
+    def _announce(self, plan: Plan) -> None:
+        if self.task.evaluate is not None and plan.evaluation_seconds > LONG_VALIDATION_SECONDS:
+            tokens, seconds = self.task.evaluation_tokens, plan.evaluation_seconds
+            self.report.note(f"validation: {tokens:,} tokens, about {duration(seconds)}")
+
+    def _evaluate(self, stop: StopSignals) -> None:
+        """Fill `held_out`; a signal leaves it empty."""
         if self.task.evaluate is None:
-            return {}
+            return
+        self.held_out = stop.interruptible(self._held_out_values) or {}
+        first = next((m.name for m in self.task.metrics if m.held_out and m.name in self.held_out), None)
+        if first is not None and math.isfinite(self.held_out[first]):
+            self.progress.held_out = float(self.held_out[first])
+
+    def _held_out_values(self) -> dict[str, Any]:
+        assert self.task.evaluate is not None
         self.model.eval()
         with torch.no_grad(), self.task.accelerator.autocast():
             return dict(self.task.evaluate(self.model))
@@ -203,31 +265,39 @@ class _Training:
         values["tokens_per_second"] = round(rate, 1)
         values["mfu"] = round(rate * self.task.flops_per_token / self.peak_flops, 4)
         values["elapsed_seconds"] = round(self.progress.elapsed_seconds, 3)
-        self.metrics.write(values)
-        self.last |= values
+        self._write(values)
         left = (plan.steps - self.progress.step) * sum(self.step_seconds) / len(self.step_seconds)
         where = {"step": self.progress.step, "steps": plan.steps, "eta_seconds": left}
         self.report.step({**values, **where}, self.task.metrics)
 
-    def _save(self) -> None:
-        """A checkpoint, and the model in Hugging Face format."""
-        if self.saved_at == self.progress.step:
-            return
-        save_checkpoint(
-            self.run_folder.checkpoints, self.model, self.optimizer, self.progress, self.config.keep_checkpoints
-        )
-        with atomic_folder(self.run_folder.model) as folder:
-            self.task.save_model(folder)
-        self.saved_at = self.progress.step
-        self.run_folder.update(steps_done=self.progress.step, tokens=self.progress.tokens)
+    def _write(self, values: Mapping[str, Any]) -> None:
+        """A line of metrics.jsonl. A full disk does not stop the training; it is met again by the next save."""
+        self.last |= values
+        problem = self.metrics.write(values)
+        if problem is not None:
+            self.report.warn(f"cannot write {self.run_folder.metrics}: {problem}")
+
+    # The end
 
     def _finish(self, plan: Plan, stop: StopSignals) -> dict[str, Any]:
+        """Save, then validate, then report.
+
+        Raises:
+            Diverged: the last step was skipped, or the held-out loss is not finite.
+            Interrupted: a signal came.
+        """
         step, steps = self.progress.step, plan.steps
-        values = self._evaluate()
-        if values:
-            self.metrics.write({"step": step, "tokens": self.progress.tokens, **values})
-            self.last |= values
+        if self.skipped and step == steps:
+            raise self._diverged()
+        started = time.perf_counter()
         self._save()
+        if not self.held_out and (stop.received is None or plan.evaluation_seconds <= LONG_VALIDATION_SECONDS):
+            self._announce(plan)
+            self._evaluate(stop)
+        values = self.held_out
+        if values:
+            self._write({"step": step, "tokens": self.progress.tokens, **values})
+        self.progress.elapsed_seconds += time.perf_counter() - started
         headline = self.task.metrics[0].name
         totals = {
             "steps_done": step,
@@ -236,11 +306,16 @@ class _Training:
             "elapsed_seconds": round(self.progress.elapsed_seconds, 1),
             **{key: self.last[key] for key in (headline, *values) if key in self.last},
         }
-        self.run_folder.update(**totals)
+        bad = [name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)]
+        self.run_folder.update(**{key: value for key, value in totals.items() if key not in bad})
         if stop.received is not None and step < steps:
             name = signal.Signals(stop.received).name
             what = f"stopped by {name} after step {step} of {steps}; everything is saved in {self.run_folder.path}"
             raise Interrupted(what, f"resume it: mmcli resume {self.run_folder.number}", stop.received)
+        if bad:
+            raise Diverged(
+                f"non-finite loss: {bad[0]} is {values[bad[0]]} after step {step}", lower_rate(self.run_folder)
+            )
         if step < steps:
             self.report.note(f"the budget of {self.config.budget} ended after step {step} of {steps}")
             return {**totals, "state": "stopped", "reason": "end of the budget"}

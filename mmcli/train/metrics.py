@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping
@@ -26,11 +27,20 @@ class MetricsFile:
                     continue
         write_atomic(path, b"".join(kept))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  held open for the whole training
+        self._failing = False
 
-    def write(self, values: Mapping[str, Any]) -> None:
+    def write(self, values: Mapping[str, Any]) -> str | None:
+        """Append a line; what is not finite is null. Why that failed, the first time; it stays in the file's buffer."""
         finite = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in values.items()}
-        self._file.write(json.dumps(finite) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(finite) + "\n")
+            self._file.flush()
+        except OSError as error:
+            known, self._failing = self._failing, True
+            return None if known else str(error.strerror)
+        self._failing = False
+        return None
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):
+            self._file.close()

@@ -18,6 +18,7 @@ COMPILE_PAYS_SECONDS = 900.0  # an eager training shorter than this ends before 
 FIRST_CHECKPOINT_SECONDS = 90.0
 CHECKPOINT_SECONDS = 300.0
 LONG_SECONDS = 2 * 3600.0
+DISK_BYTES_PER_SECOND = 2e8  # written, flushed and hashed
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Plan:
     sample_every: int
     checkpoint_every: int | None
     budget_seconds: float | None
+    evaluation_seconds: float = 0.0  # of one, as far as that is known before the first
 
     def checkpoint_due(self, step: int, waited_seconds: float, first: bool) -> bool:
         """True after `step` updates if a checkpoint is due; the newest is `waited_seconds` old."""
@@ -46,8 +48,11 @@ def make_plan(task: Task, config: TrainConfig, context: StageContext, probe: Cal
     steps = int(run.choose("steps", lambda: _choose_steps(task, config, step_seconds)))
     seconds = steps * step_seconds
     compiled = bool(run.choose("compile", lambda: _choose_compile(task, config, seconds, report)))
+    eval_every = int(run.choose("eval_every", lambda: _choose_eval_every(task, config, steps, step_tokens)))
     _compare_machine(task, context)
     epochs = steps / task.steps_per_epoch
+    evaluation_seconds = _evaluation_seconds(task, step_seconds, step_tokens)
+    seconds += evaluation_seconds * (math.ceil(steps / eval_every) + 1) + _saving_seconds(task, config, steps, seconds)
     about = f"about {duration(max(1.0, seconds))}" + (", compiled" if compiled else "")
     report.note(f"{steps:,} steps ({epochs:.2g} epochs), {about}")
     if seconds > LONG_SECONDS and config.budget is None:
@@ -55,10 +60,11 @@ def make_plan(task: Task, config: TrainConfig, context: StageContext, probe: Cal
     return Plan(
         steps=steps,
         compile=compiled,
-        eval_every=int(run.choose("eval_every", lambda: _choose_eval_every(task, config, steps, step_tokens))),
+        eval_every=eval_every,
         sample_every=config.sample_every or max(1, math.ceil(steps / 4)),
         checkpoint_every=config.checkpoint_every,
         budget_seconds=config.budget_seconds,
+        evaluation_seconds=evaluation_seconds,
     )
 
 
@@ -77,6 +83,18 @@ def _choose_eval_every(task: Task, config: TrainConfig, steps: int, step_tokens:
         return config.eval_every
     fitting = 0.1 * steps * step_tokens / max(1.0, task.evaluation_tokens / 3.0)
     return max(1, math.ceil(steps / max(1.0, min(10.0, fitting))))
+
+
+def _evaluation_seconds(task: Task, step_seconds: float, step_tokens: int) -> float:
+    """Of one evaluation: a forward pass takes a third of a step's time for as many tokens."""
+    return step_seconds * task.evaluation_tokens / max(1, step_tokens) / 3.0 if task.evaluate is not None else 0.0
+
+
+def _saving_seconds(task: Task, config: TrainConfig, steps: int, seconds: float) -> float:
+    """Of all checkpoints of a training whose steps take `seconds`: weights, two moments, and the model."""
+    count = steps // config.checkpoint_every if config.checkpoint_every else int(seconds / CHECKPOINT_SECONDS)
+    total = sum(p.numel() * p.element_size() for p in task.model.parameters())
+    return (count + 1) * 4 * total / DISK_BYTES_PER_SECOND
 
 
 def _choose_compile(task: Task, config: TrainConfig, seconds: float, report: Reporter) -> bool:

@@ -63,6 +63,9 @@ class Task:
         metrics: the values that are shown, the first being the headline of the run.
         evaluate: values on held-out data, in eval mode under autocast; their names begin with `val_`.
         evaluation_tokens: tokens that one evaluation reads.
+        halve: have half as many units in each micro-batch from now on, on resume too; how many these are, or None where
+            it is a single one. Without it, a step that does not fit into memory ends the training.
+        describe: what the micro-batches with these numbers hold in a step, in words: the records to look at.
         sample: (prompt, continuation) of texts to show, given the model and the number of updates done.
 
     Raises:
@@ -80,6 +83,8 @@ class Task:
     metrics: tuple[Metric, ...] = (Metric("loss"),)
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None
     evaluation_tokens: int = 0
+    halve: Callable[[], int | None] | None = None
+    describe: Callable[[int, Sequence[int]], str] | None = None
     sample: Callable[[nn.Module, int], list[tuple[str, str]]] | None = None
 
     def __post_init__(self) -> None:

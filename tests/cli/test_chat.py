@@ -256,9 +256,12 @@ def test_exit_leaves_at_once(by_hand: ByHand) -> None:
     assert by_hand.conversation.messages == []
 
 
-def test_two_ctrl_c_at_the_prompt_leave_one_does_not(by_hand: ByHand) -> None:
-    assert by_hand.type(KeyboardInterrupt, "Hello", KeyboardInterrupt, KeyboardInterrupt, "More") == ["More", EOFError]
-    assert len(by_hand.conversation.messages) == 2
+def test_ctrl_c_at_the_prompt_clears_the_line_and_never_leaves(
+    by_hand: ByHand, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert by_hand.type(KeyboardInterrupt, "Hello", KeyboardInterrupt, KeyboardInterrupt, "More") == []
+    assert len(by_hand.conversation.messages) == 4
+    assert "Ctrl-D or /exit exits" in capsys.readouterr().err
 
 
 def test_ctrl_c_in_a_reply_keeps_its_part_and_returns(
@@ -274,8 +277,8 @@ def test_ctrl_c_in_a_reply_keeps_its_part_and_returns(
         return decode(slots, ids)
 
     monkeypatch.setattr(engine, "decode", interrupted)
-    # One in each of two replies does not leave; one at the prompt after one in a reply does.
-    assert by_hand.type("Hello", "More", KeyboardInterrupt, "never") == ["never", EOFError]
+    # Neither one in each of two replies leaves, nor one while typing after that: Ctrl-D does.
+    assert by_hand.type("Hello", "More", KeyboardInterrupt, EOFError, "never") == ["never", EOFError]
     assert by_hand.conversation.stats is not None
     assert by_hand.conversation.stats.finish_reason == "interrupted"
     messages = by_hand.conversation.messages
@@ -424,7 +427,7 @@ def test_the_keyboard_for_real(runs_dir: Path) -> None:
         terminal.wait_for(r'did you mean "/system"\?.*\n.*> $')
         terminal.type("世界\x7f\x7f/rset" + "\x1b[D" * 3 + "e\n")  # wide characters taken back, a letter put in
         terminal.wait_for(r"conversation cleared[^\n]*\n.*> $")
-        terminal.interrupt(r"Ctrl-C again, [^\n]*\n.*> $")
+        terminal.interrupt(r"Ctrl-D or /exit exits[^\n]*\n.*> $")
         terminal.type("\x04")
         assert terminal.exit_code() == 0
     except BaseException:

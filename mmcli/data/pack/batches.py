@@ -128,9 +128,9 @@ class Batches:
         epochs, within = np.divmod(places, len(self._rows))
         return np.array([self._order(int(e))[w] for e, w in zip(epochs, within, strict=True)], dtype=np.int64)
 
-    def micro_batches(self, step: int) -> list[Batch]:
-        """This rank's share of step `step` (from 0), in micro-batches."""
-        return list(_in_parts(self._cache, self._rows, self.row_numbers(step), self._micro_batch))
+    def micro_batches(self, step: int, micro_batch: int | None = None) -> list[Batch]:
+        """This rank's share of step `step` (from 0), in micro-batches: of another size where one is given."""
+        return list(_in_parts(self._cache, self._rows, self.row_numbers(step), micro_batch or self._micro_batch))
 
 
 def evaluation_batches(cache: TokenCache, rows: Rows, micro_batch: int) -> Iterator[Batch]:

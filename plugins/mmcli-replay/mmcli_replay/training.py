@@ -69,11 +69,27 @@ def mixed(new: Task, old: Task) -> Task:
             values |= {f"val_old_{name.removeprefix('val_')}": each for name, each in old.evaluate(model).items()}
         return values
 
+    def halve() -> int | None:
+        sizes = [task.halve() for task in (new, old) if task.halve is not None]
+        return max((size for size in sizes if size is not None), default=None)
+
+    def describe(step: int, where: Sequence[int]) -> str:
+        count = len(batches_of_new(step))
+        parts = {"new": (new, [i for i in where if i < count]), "old": (old, [i - count for i in where if i >= count])}
+        said = [f"{name} {task.describe(step, own)}" for name, (task, own) in parts.items() if own and task.describe]
+        return ", ".join(said)
+
     held_out = new.evaluate is not None or old.evaluate is not None
     tokens = new.evaluation_tokens + old.evaluation_tokens
     metrics = (*new.metrics, Metric("val_old_loss", label="old"))
     return replace(
-        new, batches=batches, metrics=metrics, evaluate=evaluate if held_out else None, evaluation_tokens=tokens
+        new,
+        batches=batches,
+        metrics=metrics,
+        evaluate=evaluate if held_out else None,
+        evaluation_tokens=tokens,
+        halve=halve,
+        describe=describe,
     )
 
 

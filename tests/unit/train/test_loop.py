@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,14 +50,14 @@ def loss(model: nn.Module, batch: Rows) -> LossOutput:
     )
 
 
-def task(micro_batch: int, *, poison: int | None = None) -> Task:
+def task(micro_batch: int, *, poison: Collection[int] = ()) -> Task:
     torch.manual_seed(0)
     model = nn.Linear(4, 1)
 
     def batches(step: int) -> list[Rows]:
         generator = torch.Generator().manual_seed(step)
         x = torch.randn(12, 4, generator=generator)
-        if step == poison:
+        if step in poison:
             x[3] = float("nan")
         weights = torch.randint(1, 9, (12,), generator=generator)
         return [Rows.of(x[i : i + micro_batch], weights[i : i + micro_batch]) for i in range(0, 12, micro_batch)]
@@ -111,10 +111,12 @@ def test_the_loss_falls_and_is_logged_before_each_update(tmp_path: Path) -> None
 
 
 def test_a_non_finite_loss_stops_the_run_and_says_where(tmp_path: Path) -> None:
+    where = context(tmp_path)
     with pytest.raises(MmcliError) as caught:
-        train(task(12, poison=3), OptimConfig(), TrainConfig(steps=8), context(tmp_path))
+        train(task(12, poison=range(3, 8)), OptimConfig(), TrainConfig(steps=8), where)
     assert "the loss became NaN or infinite at step 3" in caught.value.what
     assert "--lr" in caught.value.fix
+    assert not where.run.model.exists()
 
 
 def test_checkpoints_are_kept_in_number(tmp_path: Path) -> None:

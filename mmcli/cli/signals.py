@@ -1,0 +1,37 @@
+"""SIGTERM and SIGHUP end a command as an exception does: `finally` blocks run, and nothing half-written stays."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+from mmcli.errors import Terminated
+
+
+@contextlib.contextmanager
+def raise_terminated() -> Iterator[None]:
+    """While entered, in the main thread, the first SIGTERM or SIGHUP raises `Terminated`; further ones do nothing.
+
+    One that is ignored (`nohup`) stays ignored. With a handler they also reach the first process of a container.
+    """
+    before: dict[int, Any] = {}
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        raise Terminated(number)
+
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                before[number] = signal.signal(number, terminate)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

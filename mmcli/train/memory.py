@@ -1,0 +1,20 @@
+"""Out of memory, as the many places that allocate say it."""
+
+from __future__ import annotations
+
+import torch
+
+PHRASES = ("can't allocate memory", "DefaultCPUAllocator", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "bad_alloc")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True of an error that a smaller micro-batch may avoid."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in PHRASES)
+
+
+def free_cached(device: torch.device) -> None:
+    """Give back what torch keeps of the device's memory."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,0 +1,178 @@
+"""What a training leaves on the disk: checkpoints and `model/`, only of finite numbers, and where there is room."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from mmcli.errors import MmcliError, Stopped, UserError
+from mmcli.files import atomic_folder
+from mmcli.run import Run
+from mmcli.stage import Reporter
+from mmcli.train.checkpoint import PROGRESS, Progress, checkpoint_step, list_checkpoints, save_checkpoint
+from mmcli.train.config import TrainConfig
+from mmcli.train.finite import Diverged, non_finite
+from mmcli.train.task import Task
+
+SLACK_BYTES = 1 << 20  # for what is small: JSON, the tokenizer, metrics
+DISK_ERRORS = {
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO", "EACCES", "EPERM")
+    if hasattr(errno, name)
+}
+
+
+class Saver:
+    """Saves a training into its run folder."""
+
+    def __init__(
+        self, run: Run, task: Task, optimizer: torch.optim.Optimizer, config: TrainConfig, report: Reporter
+    ) -> None:
+        self._run, self._task, self._optimizer, self._config, self._report = run, task, optimizer, config, report
+        self.saved_at: int | None = None
+        parameters = list(task.model.parameters())
+        trained = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
+        self.checkpoint_bytes = 3 * trained  # weights and two moments
+        self.model_bytes = sum(p.numel() * p.element_size() for p in parameters)
+
+    @property
+    def save_bytes(self) -> int:
+        """What a save needs, since what it replaces is removed only when it is there."""
+        return self.checkpoint_bytes + self.model_bytes + SLACK_BYTES
+
+    def check_room(self, *, resume: bool) -> None:
+        """Refuse to start where the disk cannot hold what the run will keep: checkpoints, one being written, models.
+
+        Args:
+            resume: only ask for room for one save; what is kept is there already, or can be removed.
+
+        Raises:
+            UserError: it cannot.
+            Stopped: it cannot, and the run is resumed.
+        """
+        needed, free = self.save_bytes, self._free()
+        if not resume:
+            kept = self._config.keep_checkpoints + self._config.keep_best
+            needed += kept * self.checkpoint_bytes + self.model_bytes
+        if free >= needed:
+            return
+        what = f"not enough disk space in {self._run.path}: {size(needed)} needed, {size(free)} free"
+        if resume:
+            raise Stopped(what, f"free space there, then: mmcli resume {self._run.number}")
+        raise UserError(what, "free space there, give another --runs-dir, or --set train.keep_checkpoints=1")
+
+    def save(self, progress: Progress, *, prune: bool = True) -> None:
+        """A checkpoint, then the model in Hugging Face format; older checkpoints that are not kept are removed.
+
+        Args:
+            prune: remove them; False while it is not known whether the new one is good.
+
+        Raises:
+            Diverged: a weight or a moment is not finite; nothing is saved.
+            Stopped: the disk is full, or cannot be written; what was saved before stays.
+        """
+        if self.saved_at == progress.step:
+            return
+        if (name := non_finite(self._task.model, self._optimizer)) is not None:
+            what = f"the weights became NaN or infinite ({name}) before step {progress.step}; they are not saved"
+            raise Diverged(what, lower_rate(self._run))
+        while self._free() < self.save_bytes and self._remove_oldest():
+            pass
+        free = self._free()
+        if free < self.save_bytes:
+            raise self._stopped(progress, f"{size(self.save_bytes)} needed, {size(free)} free")
+        try:
+            self._write(progress, prune)
+        except (OSError, MmcliError, SafetensorError) as error:
+            if not is_disk_error(error):
+                raise
+            self._report.warn(f"cannot save step {progress.step}: {_reason(error)}; trying once more")
+            self._remove_oldest()
+            self._write_again(progress, prune)
+        self.saved_at = progress.step
+
+    def _write(self, progress: Progress, prune: bool) -> None:
+        keep = self._config.keep_checkpoints if prune else len(list_checkpoints(self._run.checkpoints)) + 1
+        folder, best = self._run.checkpoints, self.best(progress)
+        save_checkpoint(folder, self._task.model, self._optimizer, progress, keep, best=best)
+        with atomic_folder(self._run.model) as beside:
+            self._task.save_model(beside)
+        self._run.update(steps_done=progress.step, tokens=progress.tokens)
+
+    def _write_again(self, progress: Progress, prune: bool) -> None:
+        try:
+            self._write(progress, prune)
+        except (OSError, MmcliError, SafetensorError) as error:
+            if not is_disk_error(error):
+                raise
+            needed = f"{size(self.save_bytes)} needed, {size(self._free())} free"
+            raise self._stopped(progress, f"{needed} ({_reason(error)})") from None
+
+    def best(self, now: Progress | None = None) -> int | None:
+        """The step of the checkpoint that is kept for its held-out loss, among those stored and `now`."""
+        if not self._config.keep_best:
+            return None
+        values = {}
+        for path in list_checkpoints(self._run.checkpoints):
+            try:
+                stored = json.loads((path / PROGRESS).read_text(encoding="utf-8"))
+                step, value = int(stored["step"]), stored.get("held_out")
+            except (OSError, ValueError, KeyError, TypeError):
+                continue  # damaged: loading names it
+            if value is not None:
+                values[step] = float(value)
+        if now is not None and now.held_out is not None:
+            values[now.step] = now.held_out
+        return min(values, key=lambda step: (values[step], step), default=None)
+
+    def _remove_oldest(self) -> bool:
+        """Remove the oldest checkpoint that is neither the newest nor the best; False if there is none."""
+        best = self.best()
+        for path in list_checkpoints(self._run.checkpoints)[:-1]:
+            if checkpoint_step(path) != best:
+                shutil.rmtree(path, ignore_errors=True)
+                self._report.warn(f"removed {path} to free space")
+                return True
+        return False
+
+    def _free(self) -> int:
+        return shutil.disk_usage(self._run.path).free
+
+    def _stopped(self, progress: Progress, why: str) -> Stopped:
+        saved = list_checkpoints(self._run.checkpoints)
+        kept = f"{saved[-1].name} is kept" if saved else "nothing was saved before"
+        what = f"cannot save step {progress.step} in {self._run.path}: {why}; {kept}"
+        return Stopped(what, f"free space there, then: mmcli resume {self._run.number}")
+
+
+def lower_rate(run: Run) -> str:
+    """Advice for a training that diverged."""
+    return f"resume at half the learning rate: mmcli resume {run.number} --lr-scale 0.5"
+
+
+def is_disk_error(error: BaseException | None) -> bool:
+    """True of an error that comes of a disk that is full or cannot be written, or of one raised while handling that."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            return True
+        if isinstance(error, SafetensorError) and "(os error" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _reason(error: Any) -> str:
+    return str(error.what if isinstance(error, MmcliError) else error)
+
+
+def size(count: int) -> str:
+    """Bytes in words: 3.1 MB."""
+    for limit, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if count >= limit:
+            return f"{count / limit:.1f} {unit}"
+    return f"{count} bytes"
