@@ -89,6 +89,11 @@ def _is_at(path: Path, descriptor: int) -> bool:
         return False
 
 
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # type: ignore[assignment]  # a module that is not there
+
 if sys.platform == "win32":
     import msvcrt
 
@@ -109,10 +114,11 @@ if sys.platform == "win32":
             path.unlink()
 
 else:
-    import fcntl
 
     def _try_lock(descriptor: int, *, shared: bool = False) -> bool:
         """Lock an open file without waiting; False if it is held."""
+        if fcntl is None:
+            raise OSError(errno.ENOSYS, "this system has no flock")
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError as error:
@@ -133,4 +139,5 @@ else:
                 os.close(descriptor)
         _held.clear()
 
-    os.register_at_fork(after_in_child=_forget)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_forget)

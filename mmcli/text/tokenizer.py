@@ -24,8 +24,8 @@ from mmcli.manifest import refuse_damaged
 from mmcli.text.bytelevel import is_control, plain_definition, token_table
 from mmcli.text.definition import CONFIG_FILE, FILES, MAKE_ONE, TOKENIZER_FILE, Definition, read_definition
 
-# A forked child has none of the encoder's threads: it must not wait for them.
-os.register_at_fork(after_in_child=lambda: os.environ.update(TOKENIZERS_PARALLELISM="false"))
+if hasattr(os, "register_at_fork"):  # a forked child has none of the encoder's threads: it must not wait for them
+    os.register_at_fork(after_in_child=lambda: os.environ.update(TOKENIZERS_PARALLELISM="false"))
 
 
 class Tokenizer:

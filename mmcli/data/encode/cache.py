@@ -338,7 +338,7 @@ def building(cache_dir: Path) -> Iterator[Path]:
     _sweep(cache_dir)
     name = f"building-{os.getpid()}-{secrets.token_hex(4)}"
     lock, folder = cache_dir / f"{name}.lock", cache_dir / name
-    with lock.open("w") as held:
+    with lock.open("wb") as held:
         if fcntl is not None:
             fcntl.flock(held, fcntl.LOCK_EX)
         try:
@@ -355,7 +355,7 @@ def _sweep(cache_dir: Path) -> None:
         return
     for lock in cache_dir.glob("building-*.lock"):
         try:
-            with lock.open("r") as held:
+            with lock.open("rb") as held:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
                 lock.unlink(missing_ok=True)

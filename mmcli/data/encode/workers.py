@@ -53,9 +53,8 @@ class EncoderPool:
         self._idle: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
         self._threads = ThreadPoolExecutor(self.workers, "encode")  # each waits at the pipes of one worker
         for _ in range(self.workers):
-            # In a session of its own, Ctrl-C reaches only the process that started it.
             process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, **_apart()
             )
             self._processes.append(process)
             _send(process, (kind, kinds, tokenizer.definition, dict(options)))
@@ -103,6 +102,13 @@ class EncoderPool:
                 assert pipe is not None
                 with suppress(BrokenPipeError):  # what was still to be sent has no reader any more
                     pipe.close()
+
+
+def _apart() -> dict[str, Any]:
+    """Options of a process that Ctrl-C in the terminal does not reach, only the one that started it."""
+    if sys.platform == "win32":
+        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    return {"start_new_session": True}
 
 
 def _send(process: subprocess.Popen[bytes], value: Any) -> None:

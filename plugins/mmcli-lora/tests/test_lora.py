@@ -224,7 +224,7 @@ def test_what_is_saved_gives_the_merged_weights_on_disk(tmp_path: Path, shape: s
     merged = disk_tensors(transform.merge(model).state_dict(), model.config, LLAMA_LAYOUT)
     saved, about = (
         load_file(tmp_path / "adapter_model.safetensors"),
-        json.loads((tmp_path / "adapter_config.json").read_text()),
+        json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8")),
     )
     assert (about["r"], about["lora_alpha"], about["peft_type"]) == (4, 6.0, "LORA")
     names = {name.removeprefix("base_model.model.").rpartition(".lora_")[0] for name in saved}
