@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from attack.rows import NOISE, VALUES, mutated, swapped
 
 from mmcli.data.encode.cache import TokenCache
 from mmcli.data.record import Record, RecordError, Rejected
@@ -18,57 +19,6 @@ from mmcli.data.sources.sources import open_sources
 from mmcli.errors import UserError
 from mmcli.text.tokenizer import Tokenizer
 from mmcli.text.train import train_tokenizer
-
-NOISE = [
-    b"\0",
-    b"\xff",
-    b"\xc0\xaf",
-    b'"',
-    b"\\",
-    b"\\ud800",
-    b"{",
-    b"}",
-    b"[",
-    b"]",
-    b",",
-    b":",
-    b"\r",
-    b"null",
-    b"1e999",
-    b"\xef\xbb\xbf",
-]
-Q = {"from": "human", "value": "q"}
-VALUES = [
-    {"text": 'A text with "quotes", a \\ and more.\nIn two lines, 中文 too.'},
-    {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
-    {"conversations": [Q, {"from": "gpt", "value": "a"}], "tools": '[{"name": "f"}]'},
-    {"instruction": "do", "input": "it", "output": "done", "history": [["a", "b"]]},
-    {"prompt": "q", "chosen": "good", "rejected": "bad"},
-    {"conversations": [Q], "chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}},
-]
-
-
-def mutated(line: bytes, pick: random.Random) -> bytes:
-    """One to three random edits: bytes cut, doubled, replaced, moved or mixed with noise; never a line end."""
-    for _ in range(pick.randrange(1, 4)):
-        a, b = sorted((pick.randrange(len(line) + 1), pick.randrange(len(line) + 1)))
-        b = min(b, a + 20)
-        middle = pick.choice([b"", line[a:b] * 2, pick.choice(NOISE), bytes([pick.randrange(256)]), line[a:b][::-1]])
-        line = line[:a] + middle + line[b:] or b"x"
-    return line.replace(b"\n", b" ")
-
-
-def swapped(value: object, pick: random.Random) -> object:
-    """A record of the right syntax in which one part has another type."""
-    if pick.random() < 0.25:
-        return pick.choice([None, 5, -1.5, True, "", " ", [], {}, ["x"], {"a": 1}, [[]], "assistant"])
-    if isinstance(value, dict) and value:
-        key = pick.choice(list(value))
-        return {**value, key: swapped(value[key], pick)}
-    if isinstance(value, list) and value:
-        at = pick.randrange(len(value))
-        return [*value[:at], swapped(value[at], pick), *value[at + 1 :]]
-    return value
 
 
 @pytest.fixture(scope="module")
