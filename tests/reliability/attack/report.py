@@ -53,6 +53,9 @@ def main(argv: list[str]) -> int:
             outcomes = ", ".join(f"{number} {outcome}" for outcome, number in sorted(counts.outcomes.items()))
             held = len(counts.trials) - len(counts.problems)
             seconds = time.perf_counter() - started
+            unsaid = sorted({trial.fault.split(":")[0] for trial in made if trial.outcome == "same bytes"})
+            if kind in ("flips", "truncations") and unsaid:
+                print(f"  {kind}: not said, same bytes: {', '.join(unsaid)}", flush=True)
             print(f"{kind}: {held} of {len(counts.trials)} held ({outcomes}); {seconds:.0f} s", flush=True)
     return int(any(counts.problems for counts in found))
 
