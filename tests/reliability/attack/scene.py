@@ -31,6 +31,7 @@ COMMANDS = {
 }
 CHAT = ["chat", "3", "--prompt", "Ada?", "--temperature", "0", "--max-new-tokens", "6"]
 READERS = {"model": CHAT, "export": [*CHAT, "--backend", "onnx"], "tokenizer": COMMANDS["pretrain"]}
+TRIAL = "trial"
 NUMBERS = {"pretrain": 2, "sft": 3, "dpo": 4}
 
 
@@ -52,8 +53,9 @@ class Scene:
     expected: dict[str, dict[str, Any]]
     answers: dict[str, str]
 
-    def copy(self, name: str, to: Path) -> Path:
-        """A trial's folder, whose work/ is a copy of `name`."""
+    def copy(self, name: str, to: Path | None = None) -> Path:
+        """A trial's folder, whose work/ is a copy of `name`. One place for all: runs know where their data is."""
+        to = to or self.folder / TRIAL
         shutil.rmtree(to, ignore_errors=True)
         to.mkdir(parents=True)
         shutil.copytree(self.folder / name, to / "work")
@@ -71,7 +73,7 @@ def make_scene(folder: Path, server: Server) -> Scene:
         shutil.copytree(work, folder / f"before-{stage}")
         done = _ok(server.run(folder, *COMMANDS[stage], fault={"kind": "kill", "at": 0}))
         events[stage], expected[stage] = done.events, fingerprint(run_folder(work, stage))
-        half = Scene(folder, server, events, expected, {}).copy(f"before-{stage}", folder / "half")
+        half = Scene(folder, server, events, expected, {}).copy(f"before-{stage}")
         after = [i for i, event in enumerate(done.events, 1) if event == "step"][4]
         assert server.run(half, *COMMANDS[stage], fault={"kind": "kill", "at": after}).code == 137
         shutil.move(half / "work", folder / f"half-{stage}")

@@ -83,7 +83,7 @@ def kills(scene: Scene, count: int, seed: int = 0) -> Iterator[Trial]:
         share = count // 3 + (index < count % 3)
         for number, at in enumerate(_spread(share, len(scene.events[stage]), pick)):
             kind = "torn" if pick.random() < 0.5 else "kill"
-            trial = scene.copy(f"before-{stage}", scene.folder / "trial")
+            trial = scene.copy(f"before-{stage}")
             first = scene.server.run(trial, *COMMANDS[stage], fault={"kind": kind, "at": at})
             name = f"{stage} {kind} at {at} ({_event(scene, stage, at)})"
             if first.code != KILLED:
@@ -119,7 +119,7 @@ def signals(scene: Scene, count: int, seed: int = 0) -> Iterator[Trial]:
         number, phase = SIGNALS[index % len(SIGNALS)], index // len(SIGNALS) % 4
         at = pick.choice(_phases(scene.events[stage])[phase])
         name = f"{number.name} to {stage} at {at} ({_event(scene, stage, at)})"
-        trial = scene.copy(f"before-{stage}", scene.folder / "trial")
+        trial = scene.copy(f"before-{stage}")
         fault = {"kind": "signal", "at": at, "signal": int(number)}
         done = scene.server.run(trial, *COMMANDS[stage], fault=fault)
         problem = None
@@ -208,7 +208,7 @@ def _damage(
     pick.shuffle(files)
     for index in range(count):
         kind, path = files[index % len(files)]
-        trial = scene.copy(f"half-{kind}" if kind in STAGES else _base(kind), scene.folder / "trial")
+        trial = scene.copy(f"half-{kind}" if kind in STAGES else _base(kind))
         target = trial / "work" / path
         what = damage(target, pick)
         name = f"{path}: {what} (read by {kind})"
