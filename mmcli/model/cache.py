@@ -93,9 +93,11 @@ class KVCache:
 
 def _memory() -> float:
     """Bytes of memory that the machine has; infinity where that cannot be known."""
+    if not hasattr(os, "sysconf"):
+        return math.inf
     try:
         return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (AttributeError, ValueError, OSError):
+    except (ValueError, OSError):
         return math.inf
 
 

@@ -26,7 +26,7 @@ ERRORS = (EOFError, OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
 class _Codec:
     """One way to compress: a decompressor of one frame (member, stream), and how it is given bytes."""
 
-    open: Callable[[], Any]
+    new_frame: Callable[[], Any]
     bounded: bool  # decompress(data, most) returns no more than `most` bytes
     feed: int = FEED
 
@@ -49,7 +49,7 @@ class Decompressed(io.RawIOBase):
 
     def __init__(self, file: IO[bytes], ending: str) -> None:
         self._file, self._codec = file, CODECS[ending]
-        self._frame = self._codec.open()
+        self._frame = self._codec.new_frame()
         self._open = True  # inside a frame, or before the first
         self._started = False  # a byte of this frame was given
         self._waiting = b""  # bytes of the file that are not unpacked yet
@@ -97,7 +97,7 @@ class Decompressed(io.RawIOBase):
             self._waiting = self._waiting.lstrip(b"\0")  # padding between frames
             if not self._waiting:
                 return b""
-            self._frame, self._open = codec.open(), True
+            self._frame, self._open = codec.new_frame(), True
         self._started = True
         limit = (most,) if codec.bounded else ()
         data: bytes = self._frame.decompress(self._waiting, *limit)

@@ -275,8 +275,9 @@ def disks(scene: Scene, count: int) -> Iterator[Trial]:
             outcome = "finished" if done.code == 0 else "two lines, resumed to the same bytes"
             wider = ["mount", "-o", "remount,size=64m", str(trial / "work")]
             subprocess.run(wider, check=True)
-            problem = problem or _finish(scene, trial, "sft") or _left_over(trial / "work", "sft")
-        yield Trial(f"a disk of {size} KiB", outcome if problem is None else "lost", problem)
+            lost = _finish(scene, trial, "sft") or _left_over(trial / "work", "sft")
+            outcome = "lost" if lost else "resumed to the same bytes, told badly" if problem else outcome
+        yield Trial(f"a disk of {size} KiB", outcome, lost or problem)
 
 
 def can_mount(folder: Path) -> bool:
