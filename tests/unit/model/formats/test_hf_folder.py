@@ -226,23 +226,27 @@ def test_shards_in_a_folder_below_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "name", "size"),
+    ("key", "name", "size", "says"),
     [
-        ("n_layers", "num_hidden_layers", 10**9),
-        ("vocab_size", "vocab_size", 10**30),
-        ("hidden_dim", "intermediate_size", 10**12),
-        ("n_routed_experts", "n_routed_experts", 10**9),
+        ("n_layers", "num_hidden_layers", 10**9, r"n_layers = [\d,]{13,} is above"),
+        ("vocab_size", "vocab_size", 10**30, r"vocab_size = 10+ is not a whole number"),
+        ("hidden_dim", "intermediate_size", 10**12, r"hidden_dim = [\d,]{17,} is above"),
+        ("n_routed_experts", "n_routed_experts", 10**9, r"n_routed_experts = [\d,]{13,} is above"),
+        ("n_layers", "num_hidden_layers", 4096, r"holds [\d,]+ tensors, and describes 4,096 layers"),
+        ("vocab_size", "vocab_size", 4 * 10**6, r"holds [\d,]+ numbers, .* describes [\d,]{10,}"),
+        ("hidden_dim", "intermediate_size", 10**6, r"holds [\d,]+ numbers, .* describes [\d,]{10,}"),
+        ("n_routed_experts", "n_routed_experts", 4096, r"holds [\d,]+ numbers, .* describes [\d,]{9,}"),
     ],
 )
 def test_absurd_sizes_are_refused_before_a_model_is_made(
-    key: str, name: str, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    key: str, name: str, size: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved(tmp_path, use_moe=True)
     document = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     document["mmcli"][key] = document[name] = size
     (tmp_path / "config.json").write_text(json.dumps(document), encoding="utf-8")
     monkeypatch.setattr(parameters, "Transformer", None)  # making one would take all memory
-    with pytest.raises(UserError, match=r"holds [\d,]+ numbers, .* describes [\d,]{13,}"):
+    with pytest.raises(UserError, match=says):
         load_model(tmp_path)
 
 
