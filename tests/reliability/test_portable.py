@@ -19,6 +19,7 @@ SOURCES = sorted([*(ROOT / "mmcli").rglob("*.py"), *(ROOT / "plugins").rglob("*.
 TINY = ["model.dim=16", "model.n_layers=1", "model.n_heads=2", "model.vocab_size=320", "train.checkpoint_every=2"]
 SETS = [word for setting in TINY for word in ("--set", setting)]
 SHAPE = ["--seq-len", "32", "--batch-size", "2", "--steps", "3"]
+BINARY_OPEN = ("os", "bz2", "gzip", "lzma", "codec")  # whose `open` gives bytes unless it is asked for text
 LOCALES = {
     "C": {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
     "cp1252": {"PYTHONUTF8": "0", "PYTHONIOENCODING": "cp1252"},
@@ -113,12 +114,13 @@ def _without_encoding(path: Path) -> list[int]:
         if not isinstance(node, ast.Call):
             continue
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        owner = getattr(getattr(node.func, "value", None), "id", "")
+        value = getattr(node.func, "value", None)
+        owner = getattr(value, "id", getattr(value, "attr", "")).lstrip("_")
         given = {keyword.arg for keyword in node.keywords}
         texts = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
         texts += [k.value.value for k in node.keywords if k.arg == "mode" and isinstance(k.value, ast.Constant)]
         binary = any("b" in text and len(text) <= 3 for text in texts)
-        is_open = name == "open" and owner not in ("os", "webbrowser") and not binary
+        is_open = name == "open" and owner not in BINARY_OPEN and not binary
         is_text = name in ("read_text", "write_text") and owner not in ("distribution", "formatter")
         is_process = owner == "subprocess" and bool({"text", "universal_newlines"} & given)
         if (is_open or is_text or is_process) and "encoding" not in given:
@@ -160,7 +162,7 @@ def _bare(path: Path) -> list[str]:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             module, name = node.value.id, node.attr
-            asked = f'hasattr({module}, "{name}")' in text or "sys.platform" in text or "os.name" in text
+            asked = f'hasattr({module}, "{name}")' in text or "sys.platform" in text or "AttributeError" in text
             if name in GUARDED.get(module, ()) and not asked:
                 found.append(f"{module}.{name}")
     return found
