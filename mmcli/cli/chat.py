@@ -151,8 +151,13 @@ def _read_stdin() -> str | None:
 
 
 def _checked(text: str, where: str) -> str:
-    """`text` if it is valid Unicode: a terminal or shell with another encoding gives lone surrogates."""
+    """A text of the command line as Unicode: where the locale is not UTF-8, its bytes came as lone surrogates.
+
+    Raises:
+        UserError: its bytes are not UTF-8 either.
+    """
     try:
+        text = os.fsencode(text).decode("utf-8", "surrogateescape")
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise UserError(f"{where} is not valid Unicode (character {error.start})", "use a UTF-8 terminal") from None

@@ -15,7 +15,7 @@ from typing import Any
 MODULES = ("fcntl", "resource", "termios", "tty", "pty", "pwd", "grp", "syslog")
 CALLS = (
     *("fork", "forkpty", "register_at_fork", "sched_getaffinity", "sched_setaffinity", "geteuid", "getuid", "getpgid"),
-    *("setsid", "killpg", "mkfifo", "statvfs", "uname", "nice", "getloadavg", "wait3", "wait4", "chown", "fchmod"),
+    *("setsid", "killpg", "mkfifo", "uname", "nice", "getloadavg", "wait3", "wait4", "chown", "fchmod"),
     *("O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK", "pread", "pwrite", "sendfile", "posix_fadvise"),
     *("posix_fallocate", "sysconf", "WNOHANG", "getgid", "getegid"),
 )
