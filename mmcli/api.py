@@ -257,12 +257,18 @@ def run_stage(
 
 
 def resume_run(
-    run: str | _Run, *, allow: Sequence[str] = (), runs_dir: str | Path = "runs", report: _Reporter | None = None
+    run: str | _Run,
+    *,
+    allow: Sequence[str] = (),
+    lr_scale: float | None = None,
+    runs_dir: str | Path = "runs",
+    report: _Reporter | None = None,
 ) -> _Run:
     """Continue a run from its latest valid checkpoint, as `mmcli resume` does.
 
     Args:
         allow: inputs that may have changed since the run began, such as "data"; it is then no longer bit-exact.
+        lr_scale: factor of the learning rate from now on, such as 0.5 after a non-finite loss; kept in the run.
 
     Raises:
         UserError: there is no such run, it is finished or still running, or what it reads has changed.
@@ -272,7 +278,8 @@ def resume_run(
     from mmcli import runner
     from mmcli.run import find_run
 
-    return runner.resume(run if isinstance(run, _Run) else find_run(run, Path(runs_dir)), report, allow=allow)
+    found = run if isinstance(run, _Run) else find_run(run, Path(runs_dir))
+    return runner.resume(found, report, allow=allow, lr_scale=lr_scale)
 
 
 def load(

@@ -92,7 +92,15 @@ def test_a_cache_made_by_workers_is_the_same(
         one, other = ((cache.folder / file).read_bytes() for cache in made)
         if file == "rejected.jsonl":  # unreadable lines are met while earlier records are still encoded
             one, other = (b"".join(sorted(content.splitlines(True))) for content in (one, other))
+        if file == "meta.json":  # it has a checksum of those lines, and one of itself
+            one, other = (json.dumps(without_checksums(json.loads(content))).encode() for content in (one, other))
         assert one == other, file
+
+
+def without_checksums(meta: dict[str, Any]) -> dict[str, Any]:
+    """A cache's description without the checksums that depend on the order of rejected lines."""
+    del meta["checksums"]["rejected.jsonl"], meta["checksum"]
+    return meta
 
 
 HOLDER = """
