@@ -37,8 +37,9 @@ def write_atomic(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(beside, path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise MmcliError(f"cannot write {path}: {error.strerror}", "free space or choose another --runs-dir") from None
+    finally:  # also where a signal ends the process: the file is whole in its place, or not there
+        beside.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -31,7 +31,15 @@ class Lines(Silent):
         self.warnings.append(text)
 
 
-def planned(root: Path, step_seconds: float, *, evaluation_tokens: int = 0, resume: bool = False, **config: Any) -> Any:
+def planned(
+    root: Path,
+    step_seconds: float,
+    *,
+    evaluation_tokens: int = 0,
+    validates: bool = False,
+    resume: bool = False,
+    **config: Any,
+) -> Any:
     """(plan, what was said) of a task with 50 steps an epoch, 1000 tokens each."""
     task = Task(
         model=nn.Linear(1, 1),
@@ -41,6 +49,7 @@ def planned(root: Path, step_seconds: float, *, evaluation_tokens: int = 0, resu
         steps_per_epoch=50.0,
         flops_per_token=1.0,
         save_model=lambda folder: None,
+        evaluate=(lambda model: {}) if validates else None,
         evaluation_tokens=evaluation_tokens,
     )
     run = Run(root / "0001-pretrain-test") if resume else Run.create(root, "pretrain", "test")
@@ -79,6 +88,13 @@ def test_the_time_is_told_at_once_and_a_budget_where_it_is_long(tmp_path: Path) 
     _, lines = planned(tmp_path, 200.0, compile="off")
     assert lines.notes == ["50 steps (1 epochs), about 2h46m", "to train for a fixed time: --budget 20m"]
     assert len(planned(tmp_path, 200.0, compile="off", budget="3h")[1].notes) == 1
+
+
+def test_the_time_told_counts_the_validations(tmp_path: Path) -> None:
+    """50 steps of 0.1 s; a validation of 150,000 tokens is 150 steps' forward passes: 5 s, before, and at the end."""
+    plan, lines = planned(tmp_path, 0.1, evaluation_tokens=150_000, validates=True)
+    assert plan.evaluation_seconds == pytest.approx(5.0)
+    assert lines.notes[0] == "50 steps (1 epochs), about 15s"
 
 
 @pytest.mark.parametrize(
