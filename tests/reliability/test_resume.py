@@ -56,7 +56,8 @@ EXTRA = {
     "muon": ["--optimizer", "muon", "--set", "model.use_moe=true", "--set", "model.dropout=0.1"],
     "compiled": ["--compile", "on", "--set", "model.dropout=0.1"],
 }
-CASES = [name if name != "compiled" else pytest.param(name, marks=pytest.mark.slow) for name in EXTRA]
+SLOW = ("muon", "compiled")
+CASES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in EXTRA]
 
 
 @pytest.fixture(scope="module", params=CASES)
