@@ -60,21 +60,21 @@ class LazyGroup(Group):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """A placeholder with the summary, enough for help and completion; None if there is no such command."""
-        from mmcli.cli.stages import stage_summary
-
         if cmd_name in COMMANDS:
             command = COMMANDS[cmd_name]
             return TyperCommand(cmd_name, help=command.summary, rich_help_panel=command.panel)
+        from mmcli.cli.stages import stage_summary
+
         summary = stage_summary(cmd_name)
         return None if summary is None else TyperCommand(cmd_name, help=summary, rich_help_panel=TRAIN)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        from mmcli.cli.stages import stage_app
-
         name = args[0]
         if name in COMMANDS:
             app = importlib.import_module(COMMANDS[name].module).app
         elif self.get_command(ctx, name) is not None:
+            from mmcli.cli.stages import stage_app
+
             app = stage_app(name)
         else:
             from mmcli.errors import did_you_mean

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mmcli.stage import Metric
+if TYPE_CHECKING:
+    from mmcli.stage import Metric
 
 LINE_COLUMNS = 80
 
