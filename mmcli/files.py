@@ -95,7 +95,7 @@ def _seal(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file() and path.stat().st_mode != mode:
             path.chmod(mode)
-    _sync_directory(folder)
+    sync_directory(folder)
 
 
 def _put_in_place(beside: Path, path: Path) -> None:
@@ -107,7 +107,7 @@ def _put_in_place(beside: Path, path: Path) -> None:
         os.replace(beside, path)
     elif not path.exists():
         os.replace(beside, path)
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
     shutil.rmtree(previous(path), ignore_errors=True)
 
 
@@ -130,7 +130,8 @@ def _renameat2() -> Callable[[bytes, bytes], int] | None:
     return lambda one, other: int(function(_AT_FDCWD, one, _AT_FDCWD, other, _RENAME_EXCHANGE))
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Flush a folder's entries to the disk, where the system can."""
     if not hasattr(os, "O_DIRECTORY"):  # Windows opens no folders
         return
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

@@ -32,6 +32,7 @@ from mmcli.data.formats.files import FileHashes
 from mmcli.data.records.account import RecordAccount, Tally, refused_by_strict
 from mmcli.data.records.kinds import Encode, find_kind
 from mmcli.data.sources.sources import Sources
+from mmcli.files import sync_directory
 from mmcli.manifest import describe_blocks, of_blocks
 from mmcli.stage import Reporter, Silent
 from mmcli.text.tokenizer import Tokenizer
@@ -365,23 +366,12 @@ def _sweep(cache_dir: Path) -> None:
 
 def publish(folder: Path, place: Path) -> bool:
     """Rename a finished folder to its place; False if another process was first."""
-    _sync(folder)
+    sync_directory(folder)
     try:
         folder.rename(place)
     except OSError:
         if place.is_dir():
             return False
         raise
-    _sync(place.parent)
+    sync_directory(place.parent)
     return True
-
-
-def _sync(folder: Path) -> None:
-    """Flush a folder's entries to the disk, where the system can."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
