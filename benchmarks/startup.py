@@ -1,8 +1,8 @@
 """How long the command line takes to start, against importing the libraries it shows itself with.
 
 Whole processes, in turn, medians. Last line: `startup ratio=R goal=G`: the time of the slower of `mmcli --help` and
-`mmcli params count` over that of `python -c "import typer, rich"`. (The parser of typer 0.29 imports pydantic, which
-is about a third of `params count`.)
+`mmcli params count` over that of `python -c "import typer, rich"`. (typer is kept below 0.29, whose parser imports
+pydantic: a third of `params count`.)
 """
 
 from __future__ import annotations

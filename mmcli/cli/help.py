@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import typer
@@ -15,7 +14,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 HELP = {"help_option_names": ["-h", "--help"]}
 NAMES = 28  # widest column of names; a longer name has a line of its own
 NO_BREAK = "\xa0"  # inside [default: ...], so that it is not wrapped
-METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}  # how a value is named where the option does not say
+# How a value is named where the option does not say.
+METAVARS = {
+    "int": "N",
+    "float": "X",
+    "str": "TEXT",
+    "path": "PATH",
+}
 
 
 class _Page:
@@ -118,7 +123,7 @@ def first_paragraph(text: str) -> str:
 
 def argument_name(param: TyperArgument) -> str:
     """The name of a positional argument: MODEL."""
-    return param.metavar or param.name.upper()
+    return param.metavar or str(param.name).upper()
 
 
 def option_names(param: Any) -> str:
@@ -132,14 +137,10 @@ def option_names(param: Any) -> str:
 def _metavar(param: Any) -> str:
     if param.metavar:
         return str(param.metavar)
-    descriptor = param.type_descriptor
-    if descriptor.is_choice:
-        return "|".join(map(str, descriptor.choices))
-    if descriptor.is_path:
-        return "PATH"
-    kind = descriptor.annotation
-    kind = (getattr(kind, "__args__", None) or (kind,))[0]  # list[str] takes one text at a time
-    return METAVARS.get(kind, "TEXT")
+    choices = getattr(param.type, "choices", None)
+    if choices:
+        return "|".join(map(str, choices))
+    return METAVARS.get(param.type.name.partition(" ")[0], "TEXT")
 
 
 def _explained(param: Any, ctx: Any) -> str:

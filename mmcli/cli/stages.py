@@ -91,7 +91,7 @@ def options_app(stage: Stage, help_text: str, action: Callable[..., None], *, wi
             values = _parsed(self, ctx, self.arguments)
             shown = _shown_values(stage, flag_layers(values), values)
             for parameter in self.params:
-                parameter.help += shown.get(parameter.name, "")  # type: ignore[attr-defined]  # an option
+                parameter.help += shown.get(str(parameter.name), "")  # type: ignore[attr-defined]  # an option
             super().format_help(ctx, formatter)
 
     command.__signature__ = inspect.Signature([*parameters, *common])  # type: ignore[attr-defined]  # typer reads it

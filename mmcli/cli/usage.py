@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from typing import Any
 
 from mmcli.cli.help import argument_name
 from mmcli.errors import UserError, did_you_mean
 
-NUMBERS = {"int": "a whole number", "float": "a number"}  # by the first part of pydantic's error types
-LIMITS = {"ge": ("below", "or more"), "le": ("above", "or less"), "gt": ("not above", ""), "lt": ("not below", "")}
+NUMBERS = {"int": "a whole number", "float": "a number"}
 
 
 def usage_error(error: Any) -> UserError:
@@ -54,18 +55,20 @@ def _nearest_option(error: Any, see: str) -> str:
 
 
 def _wrong_value(error: Any, param: Any, see: str) -> UserError:
-    """A value of another type, or out of its range; the details are pydantic's, where typer kept them."""
-    name, cause = _name(param), error.__cause__
-    details = cause.errors()[0] if hasattr(cause, "errors") else {}
-    value, choices = details.get("input"), param.type_descriptor.choices
+    """A value of another type, or out of its range; the value itself is only in the parser's message."""
+    name, message, kind = _name(param), " ".join(str(error.message).split()), param.type
+    found = re.match(r"(.*) is not (?:a valid|one of|in the range) ", message)
+    if found is None:
+        return UserError(f"{name}: {message.rstrip('.')}", see)
+    value = found[1]
+    if value[0] in "'\"":
+        value = str(ast.literal_eval(value))
+    choices = [str(choice) for choice in getattr(kind, "choices", ())]
     if choices:
-        known = ", ".join(map(str, choices))
-        return UserError(f'{name} "{value}" is not one of {known}', did_you_mean(str(value), list(map(str, choices))))
-    for key, (relation, direction) in LIMITS.items():
-        if key in details.get("ctx", {}):
-            limit = details["ctx"][key]
-            return UserError(f"{name} {value} is {relation} {limit}", f"give {limit} {direction}".strip())
-    wanted = NUMBERS.get(str(details.get("type", "")).partition("_")[0])
-    if wanted:
+        return UserError(f'{name} "{value}" is not one of {", ".join(choices)}', did_you_mean(value, choices))
+    wanted = NUMBERS.get(kind.name.partition(" ")[0], f"a {kind.name}")
+    if "is not a valid" in message:
         return UserError(f'{name} "{value}" is not {wanted}', f"give {name} {wanted}")
-    return UserError(f"{name}: {' '.join(str(error.message).split()).rstrip('.')}", see)
+    low = kind.min is not None and float(value) <= kind.min
+    relation, limit, direction = ("below", kind.min, "or more") if low else ("above", kind.max, "or less")
+    return UserError(f"{name} {value} is {relation} {limit}", f"give {limit} {direction}")
