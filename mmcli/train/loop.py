@@ -27,7 +27,7 @@ from mmcli.train.feed import Feed
 from mmcli.train.finite import Diverged, non_finite, too_many_skipped
 from mmcli.train.metrics import MetricsFile
 from mmcli.train.optim import build_optimizer, undone
-from mmcli.train.plan import Plan, make_plan
+from mmcli.train.plan import Plan, make_plan, read_horizon, record_fit
 from mmcli.train.saving import Saver, lower_rate
 from mmcli.train.signals import StopSignals
 from mmcli.train.task import Task
@@ -81,6 +81,7 @@ class _Training:
             self.updates.forward = torch.compile(self.model, dynamic=False) if plan.compile else self.model
             with StopSignals() as stop:
                 while True:
+                    self._start_clock(plan)
                     self.metrics = MetricsFile(self.run_folder.metrics, from_step=self.progress.step)
                     try:
                         with contextlib.closing(self.metrics):
@@ -162,22 +163,19 @@ class _Training:
         return min(seconds[1:])
 
     def _loop(self, plan: Plan, stop: StopSignals) -> dict[str, Any]:
-        started = last_save = time.perf_counter()
-        first_save = True
-        while self.progress.step < plan.steps and stop.received is None:
-            now = time.perf_counter()
-            if plan.budget_seconds is not None and now - started > plan.budget_seconds:
-                break
+        last_save, first_save = time.perf_counter(), True
+        while self.progress.step < self.horizon.steps and stop.received is None:
             self._validate(plan, stop)
             if stop.received is not None:
                 break
-            values = {**self.held_out, **self._step(plan)}
+            values = {**self.held_out, **self._step()}
             self.held_out = {}
             stop.interruptible(lambda: self._sample(plan))
-            self._log(values, plan)
-            self.progress.elapsed_seconds += time.perf_counter() - now
+            self._log(values)
+            self.progress.elapsed_seconds = time.perf_counter() - self.clock
+            self._fit(plan)
             waited = time.perf_counter() - last_save
-            if self.skipped or self.progress.step >= plan.steps or stop.received is not None:
+            if self.skipped or self.progress.step >= self.horizon.steps or stop.received is not None:
                 continue  # the end saves; a step that was skipped says nothing for the weights
             if plan.checkpoint_due(self.progress.step, waited, first_save):
                 self._validate(plan, stop)
@@ -185,7 +183,31 @@ class _Training:
                 last_save, first_save = time.perf_counter(), False
         return self._finish(plan, stop)
 
-    def _step(self, plan: Plan) -> dict[str, Any]:
+    def _start_clock(self, plan: Plan) -> None:
+        self.clock = time.perf_counter() - self.progress.elapsed_seconds
+        self.horizon = read_horizon(self.run_folder, plan.steps)
+        self.fitted = (self.progress.step, self.progress.elapsed_seconds)  # when the horizon was looked at last
+
+    def _fit(self, plan: Plan) -> None:
+        """Fit the steps that are left to the time that is left, each time that half of it has passed.
+
+        The horizon is recorded before it is used, so that a resumed run goes by the same.
+        """
+        if plan.budget_seconds is None:
+            return
+        step, elapsed = self.progress.step, self.progress.elapsed_seconds
+        (at, then), left = self.fitted, plan.budget_seconds - elapsed
+        if left > 0.5 * (plan.budget_seconds - then) or step <= max(at, self.horizon.fitted_at):
+            return
+        self.fitted = (step, elapsed)
+        fitting = (left - plan.evaluation_seconds) * (step - at) / (elapsed - then)
+        steps = step + max(1, int(fitting))
+        if self.config.steps is not None:
+            steps = min(steps, max(step, self.config.steps))
+        if steps != self.horizon.steps and step < self.horizon.steps:
+            self.horizon = record_fit(self.run_folder, self.horizon, step, steps)
+
+    def _step(self) -> dict[str, Any]:
         """One optimizer step; the values logged of it, under the number of updates done before it.
 
         Raises:
@@ -193,7 +215,7 @@ class _Training:
         """
         started = time.perf_counter()
         step = self.progress.step
-        result = self.updates.step(step, plan.steps)
+        result = self.updates.step(step, self.horizon)
         self.progress.step += 1
         self.progress.tokens += result.tokens
         self.step_seconds = [*self.step_seconds, time.perf_counter() - started][-20:]
@@ -203,10 +225,10 @@ class _Training:
         if result.wrong is None:
             self.skipped, self.updated = [], True
             return values
-        self._skip(step, result, plan)
+        self._skip(step, result)
         return {**values, "skipped": True}
 
-    def _skip(self, step: int, result: StepResult, plan: Plan) -> None:
+    def _skip(self, step: int, result: StepResult) -> None:
         """Count and name a step that left the weights as they were."""
         self.skipped.append(step)
         self.progress.skipped += 1
@@ -217,7 +239,7 @@ class _Training:
         self.report.warn(what)
         if self.skipped == [step]:
             self.wrong = f"the {result.wrong} became NaN or infinite at step {step} (learning rate {result.rate:.2g})"
-        if too_many_skipped(len(self.skipped), self.progress.skipped, plan.steps):
+        if too_many_skipped(len(self.skipped), self.progress.skipped, self.horizon.steps):
             raise self._diverged()
 
     def _diverged(self) -> Diverged:
@@ -260,14 +282,15 @@ class _Training:
         for prompt, text in self.task.sample(self.model, self.progress.step):
             self.report.sample(prompt, text)
 
-    def _log(self, values: dict[str, Any], plan: Plan) -> None:
+    def _log(self, values: dict[str, Any]) -> None:
         rate = sum(self.step_tokens) / sum(self.step_seconds)
         values["tokens_per_second"] = round(rate, 1)
         values["mfu"] = round(rate * self.task.flops_per_token / self.peak_flops, 4)
         values["elapsed_seconds"] = round(self.progress.elapsed_seconds, 3)
         self._write(values)
-        left = (plan.steps - self.progress.step) * sum(self.step_seconds) / len(self.step_seconds)
-        where = {"step": self.progress.step, "steps": plan.steps, "eta_seconds": left}
+        steps = self.horizon.steps
+        left = (steps - self.progress.step) * sum(self.step_seconds) / len(self.step_seconds)
+        where = {"step": self.progress.step, "steps": steps, "eta_seconds": left}
         self.report.step({**values, **where}, self.task.metrics)
 
     def _write(self, values: Mapping[str, Any]) -> None:
@@ -286,10 +309,9 @@ class _Training:
             Diverged: the last step was skipped, or the held-out loss is not finite.
             Interrupted: a signal came.
         """
-        step, steps = self.progress.step, plan.steps
+        step, steps = self.progress.step, self.horizon.steps
         if self.skipped and step == steps:
             raise self._diverged()
-        started = time.perf_counter()
         self._save()
         if not self.held_out and (stop.received is None or plan.evaluation_seconds <= LONG_VALIDATION_SECONDS):
             self._announce(plan)
@@ -297,7 +319,7 @@ class _Training:
         values = self.held_out
         if values:
             self._write({"step": step, "tokens": self.progress.tokens, **values})
-        self.progress.elapsed_seconds += time.perf_counter() - started
+        self.progress.elapsed_seconds = time.perf_counter() - self.clock
         headline = self.task.metrics[0].name
         totals = {
             "steps_done": step,
@@ -316,9 +338,6 @@ class _Training:
             raise Diverged(
                 f"non-finite loss: {bad[0]} is {values[bad[0]]} after step {step}", lower_rate(self.run_folder)
             )
-        if step < steps:
-            self.report.note(f"the budget of {self.config.budget} ended after step {step} of {steps}")
-            return {**totals, "state": "stopped", "reason": "end of the budget"}
         held_out = [metric for metric in self.task.metrics if metric.held_out and metric.name in values]
         if held_out:
             shown = (f"{metric.title} {metric.number(values[metric.name])}" for metric in held_out)

@@ -9,15 +9,18 @@ from dataclasses import dataclass
 
 import torch
 
+from mmcli.run import RESOLVED, Run
 from mmcli.stage import Reporter, StageContext
 from mmcli.train.config import TrainConfig, duration
 from mmcli.train.device import can_compile, describe_device
+from mmcli.train.schedule import Horizon
 from mmcli.train.task import Task
 
 COMPILE_PAYS_SECONDS = 900.0  # an eager training shorter than this ends before compiling has paid
 FIRST_CHECKPOINT_SECONDS = 90.0
 CHECKPOINT_SECONDS = 300.0
 LONG_SECONDS = 2 * 3600.0
+FITS = "fits"  # in resolved.toml: [step, steps] of each later fit
 DISK_BYTES_PER_SECOND = 2e8  # written, flushed and hashed
 
 
@@ -66,6 +69,20 @@ def make_plan(task: Task, config: TrainConfig, context: StageContext, probe: Cal
         budget_seconds=config.budget_seconds,
         evaluation_seconds=evaluation_seconds,
     )
+
+
+def read_horizon(run: Run, steps: int) -> Horizon:
+    """`steps`, and what a budget has made of them since."""
+    return Horizon(
+        ((0, steps), *((int(step), int(fitted)) for step, fitted in run.read_config(RESOLVED).get(FITS, [])))
+    )
+
+
+def record_fit(run: Run, horizon: Horizon, step: int, steps: int) -> Horizon:
+    """The horizon with one more fit, which the run keeps."""
+    fits = (*horizon.fits, (step, steps))
+    run.record_choice(FITS, [list(fit) for fit in fits[1:]])
+    return Horizon(fits)
 
 
 def _choose_steps(task: Task, config: TrainConfig, step_seconds: float) -> int:

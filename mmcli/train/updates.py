@@ -18,7 +18,7 @@ from mmcli.train.device import seed_step
 from mmcli.train.feed import Feed
 from mmcli.train.memory import free_cached, is_out_of_memory
 from mmcli.train.optim import set_learning_rate
-from mmcli.train.schedule import learning_rate
+from mmcli.train.schedule import Horizon, learning_rate
 from mmcli.train.task import StepBatch, Task
 
 T = TypeVar("T")
@@ -67,15 +67,15 @@ class Updates:
         self._seed, self._rate_scale = seed, rate_scale
         self.forward: Any = task.model  # or its compiled form
 
-    def step(self, step: int, steps: int) -> StepResult:
-        """Step number `step` of `steps`. Where its loss or its gradient is not finite, the weights stay as they were.
+    def step(self, step: int, horizon: Horizon) -> StepResult:
+        """Step number `step`. Where its loss or its gradient is not finite, the weights stay as they were.
 
         Raises:
             MmcliError: the step has no batch, or memory does not suffice for a single unit.
         """
-        rate = learning_rate(step, steps, self._optim) * self._rate_scale
+        rate = learning_rate(horizon.position(step), horizon.fits[0][1], self._optim) * self._rate_scale
         set_learning_rate(self._optimizer, rate)
-        result = self.fitting(lambda: self._gradient(step, rate, last=step + 1 == steps))
+        result = self.fitting(lambda: self._gradient(step, rate, last=step + 1 == horizon.steps))
         if result.wrong is None:
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)

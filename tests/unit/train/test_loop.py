@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Collection, Mapping
@@ -154,9 +155,50 @@ def test_the_measured_step_has_one_update_and_changes_nothing(tmp_path: Path, mo
     assert saved.read_bytes() == expected.read_bytes()
 
 
-def test_a_budget_sets_the_steps(tmp_path: Path) -> None:
-    where = context(tmp_path)
-    totals = train(task(12), OptimConfig(), TrainConfig(budget="1s"), where)
-    chosen = where.run.read_config("resolved.toml")
-    assert chosen["steps"] == pytest.approx(0.95 / chosen["measured"]["step_seconds"], abs=1)
-    assert totals["steps_done"] <= chosen["steps"]
+class Clock:
+    """Stands in for `time` in the loop."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+def in_time(root: Path, monkeypatch: pytest.MonkeyPatch, seconds: Any, **config: Any) -> tuple[Clock, StageContext]:
+    """A training whose steps take `seconds(clock)`, where the first measurement says 1 s."""
+    clock, where, made = Clock(), context(root), task(12)
+    where.run.choose("measured", lambda: {"step_seconds": 1.0, "step_tokens": 1})
+    measured = replace(
+        made, loss=lambda model, batch: (setattr(clock, "now", clock.now + seconds(clock)), loss(model, batch))[1]
+    )
+    monkeypatch.setattr(loop, "time", clock)
+    optim = OptimConfig(lr=0.01, schedule="linear", min_lr_ratio=0.0)
+    train(measured, optim, TrainConfig(eval_every=1000, **config), where)
+    return clock, where
+
+
+def rates(where: StageContext) -> list[float]:
+    return [json.loads(line)["lr"] for line in where.run.metrics.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("later", [0.5, 1.0, 3.0])
+def test_a_budget_ends_in_time_and_at_the_end_of_its_schedule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, later: float
+) -> None:
+    clock, where = in_time(
+        tmp_path, monkeypatch, lambda clock: 1.0 if clock.now < 20 else later, budget="100s", checkpoint_every=1000
+    )
+    assert clock.now == pytest.approx(100, abs=2 * later + 1)
+    found = rates(where)
+    assert len(found) == pytest.approx(20 + 80 / later, rel=0.05)
+    falls = [one - other for one, other in itertools.pairwise(found[2:])]
+    assert min(falls) > 0 and max(falls) < 0.01 / 10  # it goes on from where it was, after each fit
+    assert found[-1] < 0.01 / 10
+    fits = where.run.read_config("resolved.toml").get("fits", [])
+    assert (later == 1.0) == (len(fits) <= 1)
+
+
+def test_a_budget_takes_no_more_steps_than_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, where = in_time(tmp_path, monkeypatch, lambda clock: 0.1, budget="100s", steps=60)
+    assert len(rates(where)) == 60 and clock.now == pytest.approx(6)
