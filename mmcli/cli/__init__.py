@@ -116,8 +116,10 @@ def root(
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 2 the user's mistake, 1 ours, 129, 130 and 143 for signals."""
     from mmcli.cli.streams import open_standard_streams, release_standard_streams
+    from mmcli.threads import prepare_openmp
 
     open_standard_streams()
+    prepare_openmp()
     code = run(sys.argv[1:] if argv is None else argv)
     release_standard_streams()
     sys.exit(code)
