@@ -37,7 +37,7 @@ class Pace:
         if now - self._looked > LOOK_EVERY_SECONDS:
             self._load, self._looked = describe_load(), time.monotonic()
         load = f" ({self._load})" if self._load else ""
-        return f"the machine is busy: steps take {ratio:.1f} times as long as usual{load}"
+        return f"the machine is busy: steps take {ratio:.1f}x as long{load}"
 
     def _ratio(self, seconds: float, tokens: int) -> float:
         """The median seconds per token of the newest steps over the usual ones; 1 until there is a usual pace."""
@@ -59,7 +59,7 @@ class Pace:
 
 
 def describe_load() -> str:
-    """`load 3.9 on 2 cores, python3 takes 98% of one`: the load average and the busiest process."""
+    """`load 3.9 on 2 cores, python3 98%`: the load average and the busiest process."""
     try:
         average, cores = os.getloadavg()[0], os.cpu_count() or 1
     except (OSError, AttributeError):
@@ -77,7 +77,7 @@ def _busiest_process() -> str:
     pid = max(used, key=lambda each: used[each], default=None)
     if pid is None or used[pid] < 0.1 * elapsed:
         return ""
-    return f"{after[pid][0]} takes {used[pid] / elapsed:.0%} of one"
+    return f"{after[pid][0]} {used[pid] / elapsed:.0%}"
 
 
 def _cpu_seconds() -> dict[str, tuple[str, float]]:

@@ -17,7 +17,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def look() -> str:
         found.append(1)
-        return "load 3.9 on 2 cores, python3 takes 98% of one"
+        return "load 3.9 on 2 cores, python3 98%"
 
     monkeypatch.setattr(mmcli.train.pace, "describe_load", look)
     return found
@@ -27,9 +27,7 @@ def test_slow_steps_are_said_with_the_load_and_no_longer_than_they_last(looks: l
     pace = Pace()
     assert {pace.add(0.5, 2048) for _ in range(50)} == {""}
     said = [pace.add(2.5, 2048) for _ in range(5)]
-    assert said[-1] == (
-        "the machine is busy: steps take 5.0 times as long as usual (load 3.9 on 2 cores, python3 takes 98% of one)"
-    )
+    assert said[-1] == "the machine is busy: steps take 5.0x as long (load 3.9 on 2 cores, python3 98%)"
     assert [pace.add(0.5, 2048) for _ in range(8)][-1] == ""
     assert len(looks) == 1
 
@@ -50,7 +48,7 @@ def test_the_usual_pace_is_of_the_whole_training(looks: list[int]) -> None:
         pace.add(0.01, 64)
     assert len(pace._paces) < 256
     said = [pace.add(0.05, 64) for _ in range(2_000)]
-    assert said[-1].startswith("the machine is busy: steps take 5.0 times")
+    assert said[-1].startswith("the machine is busy: steps take 5.0x")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
