@@ -75,11 +75,24 @@ def reporter(past: Path | None = None) -> Reporter:
     Args:
         past: metrics.jsonl of the run that is resumed, the beginning of its curve.
     """
+    made: Reporter
     if interactive():
         from mmcli.cli.live import LiveReporter
 
-        return LiveReporter(err(), past)
-    return PlainReporter()
+        made = LiveReporter(err(), past)
+    else:
+        made = PlainReporter()
+    _reporters.append(made)
+    return made
+
+
+def close_reporters() -> None:
+    """End what any reporter is still redrawing, so that an error is printed below it and the cursor is back."""
+    while _reporters:
+        _reporters.pop().close()
+
+
+_reporters: list[Reporter] = []
 
 
 class PlainReporter:

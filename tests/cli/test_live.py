@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from mmcli.cli import run
 from mmcli.cli.console import PlainReporter
 from mmcli.cli.curve import BLOCKS, Curve, bars, sparkline
 from mmcli.cli.live import LiveReporter, _Region
@@ -206,3 +208,12 @@ def test_a_busy_machine_is_one_plain_line_every_few_minutes(capsys: pytest.Captu
     for step in range(1, 20):
         reporter.step(values(step, busy=BUSY), METRICS)
     assert capsys.readouterr().err.splitlines().count(BUSY) == 1
+
+
+def test_an_error_ends_what_is_redrawn_before_it_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(PlainReporter, "close", lambda self: print("closed", file=sys.stderr))
+    assert run(["tokenizer", "train", "--data", "/no/such/file"]) == 2
+    first, second, *_ = capsys.readouterr().err.splitlines()
+    assert first == "closed" and second.startswith("error:")
