@@ -152,9 +152,10 @@ class Reporter(Protocol):
         """How far a long job is; `done == total` ends it."""
 
     def step(self, values: Mapping[str, Any], metrics: Sequence[Metric]) -> None:
-        """One training step: step, steps, tokens_per_second, mfu, eta_seconds, and values of which `metrics` are shown.
+        """One training step: step, steps, lr, tokens_per_second, mfu, elapsed_seconds, eta_seconds, metrics and others.
 
-        A metric without a value in this step, or with None, is left out.
+        `busy` says in words that steps take several times their usual time. Of the rest `metrics` are shown; one
+        without a value in this step, or with None, is left out.
         """
 
     def sample(self, prompt: str, text: str) -> None:

@@ -116,8 +116,10 @@ def root(
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 2 the user's mistake, 1 ours, 129, 130 and 143 for signals."""
     from mmcli.cli.streams import open_standard_streams, release_standard_streams
+    from mmcli.threads import prepare_openmp
 
     open_standard_streams()
+    prepare_openmp()
     code = run(sys.argv[1:] if argv is None else argv)
     release_standard_streams()
     sys.exit(code)
@@ -128,14 +130,17 @@ def run(argv: Sequence[str]) -> int:
     cut = list(argv).index("--") if "--" in argv else len(argv)
     debug = "--debug" in argv[:cut] or bool(os.environ.get("MMCLI_DEBUG"))
     args = [arg for i, arg in enumerate(argv) if arg != "--debug" or i > cut]
-    from mmcli.cli.console import print_error
+    from mmcli.cli.console import close_reporters, print_error
     from mmcli.cli.signals import raise_terminated
     from mmcli.cli.streams import drop_stdout, stderr
     from mmcli.errors import Terminated
 
     try:
         with raise_terminated():
-            result = typer.main.get_command(app).main(args, prog_name="mmcli", standalone_mode=False)
+            try:
+                result = typer.main.get_command(app).main(args, prog_name="mmcli", standalone_mode=False)
+            finally:
+                close_reporters()
             sys.stdout.flush()
         code = result if isinstance(result, int) else 0
         if code == INTERRUPTED:  # what typer makes of Ctrl-C

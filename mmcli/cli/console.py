@@ -11,23 +11,16 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mmcli.cli.progress import amount, is_milestone, one_line, step_line
+from mmcli.cli.progress import amount, escape_control, is_milestone, one_line, step_line
 from mmcli.cli.streams import stderr
 from mmcli.errors import MmcliError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
 
     from mmcli.stage import Metric, Reporter
-
-
-# Control characters in names and texts must not reach the terminal: they are spelled out.
-_CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), 127, *range(128, 160)) if chr(code) not in "\n\t"}
-
-
-def escape_control(text: str) -> str:
-    """`text` with what could steer a terminal spelled out, as in `\\x1b`."""
-    return text.translate(_CONTROL) if not text.isprintable() else text
 
 
 @functools.cache
@@ -72,30 +65,48 @@ def print_error(error: MmcliError) -> None:
 
 
 def interactive() -> bool:
-    """True if stderr is a terminal that can redraw a line, outside of CI."""
+    """True if stderr is a terminal that can redraw lines, outside of CI."""
     return stderr().isatty() and not os.environ.get("CI") and os.environ.get("TERM") != "dumb"
 
 
-def reporter() -> Reporter:
-    """The reporter for this terminal: a live line, or plain lines if piped or in CI."""
+def reporter(past: Path | None = None) -> Reporter:
+    """The reporter for this terminal: lines redrawn in place, or plain lines if piped or in CI.
+
+    Args:
+        past: metrics.jsonl of the run that is resumed, the beginning of its curve.
+    """
+    made: Reporter
     if interactive():
         from mmcli.cli.live import LiveReporter
 
-        return LiveReporter(err())
-    return PlainReporter()
+        made = LiveReporter(err(), past)
+    else:
+        made = PlainReporter()
+    _reporters.append(made)
+    return made
+
+
+def close_reporters() -> None:
+    """End what any reporter is still redrawing, so that an error is printed below it and the cursor is back."""
+    while _reporters:
+        _reporters.pop().close()
+
+
+_reporters: list[Reporter] = []
 
 
 class PlainReporter:
     """A reporter without a live line: all notes, and a progress or step line every few seconds at most."""
 
     every_seconds = 5.0
+    busy_seconds = 300.0  # at least, from one word about a busy machine to the next
 
     def __init__(self) -> None:
         self._last: dict[str, float] = {}
 
-    def _due(self, key: str, final: bool) -> bool:
+    def _due(self, key: str, final: bool, every_seconds: float = every_seconds) -> bool:
         now = time.monotonic()
-        if not final and now - self._last.get(key, -self.every_seconds) < self.every_seconds:
+        if not final and now - self._last.get(key, -every_seconds) < every_seconds:
             return False
         self._last[key] = now
         return True
@@ -124,6 +135,8 @@ class PlainReporter:
     def step(self, values: Mapping[str, Any], metrics: Sequence[Metric]) -> None:
         if self._due("step", is_milestone(values, metrics) or values.get("step") == 1):
             self._line(step_line(values, metrics))
+        if values.get("busy") and self._due("busy", False, self.busy_seconds):
+            self._line(str(values["busy"]))
 
     def sample(self, prompt: str, text: str) -> None:
         self._line(f"sample: {one_line(prompt + text)}")

@@ -31,7 +31,8 @@ def print_text(text: str | Text, style: str = "") -> None:
     """Text within the width of the terminal (80 columns in a pipe), wide characters counted as two."""
     from rich.text import Text
 
-    from mmcli.cli.console import escape_control, out
+    from mmcli.cli.console import out
+    from mmcli.cli.progress import escape_control
 
     out().print(Text(escape_control(text), style) if isinstance(text, str) else text, soft_wrap=False, overflow="fold")
 

@@ -81,6 +81,7 @@ def _tokenizer(runs_dir: Path, report: Reporter) -> Run:
 def _stage(stage: str, steps: int, before: Mapping[str, Run], runs_dir: Path, report: Reporter) -> Run:
     """Run one stage of the demo, resume it, or take it as done."""
     from mmcli import runner
+    from mmcli.cli.console import reporter
     from mmcli.config import Layer
 
     number = len(before) + 1
@@ -90,7 +91,7 @@ def _stage(stage: str, steps: int, before: Mapping[str, Run], runs_dir: Path, re
         return run
     report.note(f"\n{number}. {stage}")
     if run is not None and (run.path / "config.toml").is_file():
-        return runner.resume(run, report)
+        return runner.resume(run, reporter(run.metrics))
     source = "data.tokenizer" if stage == "pretrain" else "train.start_from"
     own = [Layer("demo", {"train.steps": steps, source: list(before.values())[-1].name})]
     return runner.start(runner.load_stage(stage), own, runs_dir=runs_dir, name=LABEL, report=report)

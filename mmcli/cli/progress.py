@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from mmcli.stage import Metric
 
 LINE_COLUMNS = 80
+# Control characters in names and texts must not reach the terminal: they are spelled out.
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), 127, *range(128, 160)) if chr(code) not in "\n\t"}
 
 
 def amount(number: float) -> str:
@@ -56,3 +58,8 @@ def one_line(text: str, width: int = 200) -> str:
     """A text on one line, truncated to `width` characters."""
     flat = " ".join(text.split())
     return flat if len(flat) <= width else flat[: width - 1] + "…"
+
+
+def escape_control(text: str) -> str:
+    """`text` with what could steer a terminal spelled out, as in `\\x1b`."""
+    return text.translate(_CONTROL) if not text.isprintable() else text

@@ -36,7 +36,7 @@ def resume(
     from mmcli.run import find_run, find_unfinished
 
     found = find_unfinished(runs_dir) if run is None else find_run(run, runs_dir)
-    report = reporter()
+    report = reporter(found.metrics)
     runner.resume(found, report, allow=allow_change or [], lr_scale=lr_scale)
     tell_ending(found, report)
     if json:

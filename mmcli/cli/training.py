@@ -29,18 +29,18 @@ def run_stage(
     preset: str | None = None,
 ) -> None:
     """Run a stage from the command line, or resume its newest unfinished run."""
-    report = reporter()
     if resume:
         given = [layer.name for layer in flags] + (["--set"] if set else []) + (["--config"] if config else [])
         if given or preset or name:
             what = f"--resume keeps the stored configuration; {(given or ['--preset/--name'])[0]} would change it"
             raise UserError(what, f"leave it out, or start a new run: mmcli {stage.name} --from latest ...")
         found = find_unfinished(runs_dir, stage.name)
+        report = reporter(found.metrics)
         run = runner.resume(found, report, allow=allow_change or [])
     else:
         if allow_change:
             raise UserError("--allow-change is of a run that is resumed", "add --resume, or leave it out")
-        own = [parse_set(set or []), *flags]
+        own, report = [parse_set(set or []), *flags], reporter()
         run = runner.start(stage, own, runs_dir=runs_dir, preset=preset, config_file=config, name=name, report=report)
     tell_ending(run, report)
     if json:

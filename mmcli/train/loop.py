@@ -27,6 +27,7 @@ from mmcli.train.feed import Feed
 from mmcli.train.finite import Diverged, non_finite, too_many_skipped
 from mmcli.train.metrics import MetricsFile
 from mmcli.train.optim import build_optimizer, undone
+from mmcli.train.pace import Pace
 from mmcli.train.plan import Plan, make_plan, read_horizon, record_fit
 from mmcli.train.saving import Saver, lower_rate
 from mmcli.train.signals import StopSignals
@@ -65,6 +66,7 @@ class _Training:
         self.held_out: dict[str, Any] = {}  # of the weights as they are; empty where that was not measured
         self.step_seconds: list[float] = []  # of the newest steps
         self.step_tokens: list[int] = []
+        self.pace, self.busy = Pace(), ""
         self.skipped: list[int] = []  # the newest steps, each skipped, up to now
         self.wrong = ""  # what happened at the first of them
         self.updated = False  # since the start, or the checkpoint that was loaded
@@ -79,7 +81,7 @@ class _Training:
             self.peak_flops = measure_peak_flops(self.task.accelerator)
             plan = make_plan(self.task, self.config, self.context, self._probe)
             self.updates.forward = torch.compile(self.model, dynamic=False) if plan.compile else self.model
-            with StopSignals() as stop:
+            with StopSignals(self.report.note) as stop:
                 while True:
                     self._start_clock(plan)
                     self.metrics = MetricsFile(self.run_folder.metrics, from_step=self.progress.step)
@@ -219,6 +221,7 @@ class _Training:
         self.progress.step += 1
         self.progress.tokens += result.tokens
         self.step_seconds = [*self.step_seconds, time.perf_counter() - started][-20:]
+        self.busy = self.pace.add(self.step_seconds[-1], result.tokens)
         self.step_tokens = [*self.step_tokens, result.tokens][-20:]
         values = {"step": step, "tokens": self.progress.tokens, **result.means}
         values |= {"lr": result.rate, "grad_norm": result.norm}
@@ -290,7 +293,7 @@ class _Training:
         self._write(values)
         steps = self.horizon.steps
         left = (steps - self.progress.step) * sum(self.step_seconds) / len(self.step_seconds)
-        where = {"step": self.progress.step, "steps": steps, "eta_seconds": left}
+        where = {"step": self.progress.step, "steps": steps, "eta_seconds": left, "busy": self.busy}
         self.report.step({**values, **where}, self.task.metrics)
 
     def _write(self, values: Mapping[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import socket
 import threading
@@ -13,8 +12,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-SAYS = b"\nsaving; Ctrl-C again discards\n"
-STDERR = 2
+SAYS = "saving; Ctrl-C again discards"
 
 
 class StopSignals:
@@ -24,7 +22,12 @@ class StopSignals:
     woken by the C handler itself, tells the person at once. A signal that is ignored (`nohup`) stays ignored.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, say: Callable[[str], None]) -> None:
+        """
+        Args:
+            say: shows one line to the person; called from that thread.
+        """
+        self._say = say
         self.received: int | None = None
         self._interruptible = False
         self._before: dict[int, Any] = {}
@@ -32,7 +35,7 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            self._stack.enter_context(_telling())
+            self._stack.enter_context(_telling(self._say))
             for number in ENDING:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._note)
@@ -68,8 +71,8 @@ class _Ended(BaseException):
 
 
 @contextlib.contextmanager
-def _telling() -> Any:
-    """Say on stderr, within milliseconds of the first signal, that the training is being saved."""
+def _telling(say: Callable[[str], None]) -> Any:
+    """Say, within milliseconds of the first signal, that the training is being saved."""
     reader, writer = socket.socketpair()
     writer.setblocking(False)
 
@@ -77,8 +80,7 @@ def _telling() -> Any:
         while (woken := reader.recv(1)) and woken[0] not in ENDING:
             pass
         if woken:
-            with contextlib.suppress(OSError):
-                os.write(STDERR, SAYS)
+            say(SAYS)
 
     thread = threading.Thread(target=tell, name="signals", daemon=True)
     thread.start()

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parents[2] / "mmcli"
 LEVELS = {
     "errors": 0,
     "lock": 0,
+    "threads": 0,
     "manifest": 1,
     "files": 2,
     "config": 1,
@@ -41,7 +42,7 @@ INNER = {
     ],
     "evaluation": ["engines", "questions", "suites", "loss", "evaluate", "held_out"],
 }
-LIGHT_EVERYWHERE = {"errors", "lock", "manifest", "files", "config", "stage", "plugins", "run", "inputs"}
+LIGHT_EVERYWHERE = {"errors", "lock", "threads", "manifest", "files", "config", "stage", "plugins", "run", "inputs"}
 HEAVY = {"torch", "datasets", "onnx", "onnxruntime", "transformers", "rich"}
 
 

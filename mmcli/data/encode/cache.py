@@ -60,7 +60,6 @@ class TokenCache:
     """Sequences of token ids, read through memory maps.
 
     Attributes:
-        lengths: [N] int64, tokens of each sequence.
         hashes: [N] uint64, a hash of each sequence's ids: equal for duplicates.
         masked: some tokens are not trained (chat); else `trained` is all ones.
         sequences_per_record: sequences i*s to i*s+s-1 belong to record i.
@@ -95,12 +94,21 @@ class TokenCache:
         self._trained = np.memmap(folder / TRAINED, dtype=np.uint8, mode="r") if self.masked else None
         self._offsets = np.memmap(folder / OFFSETS, dtype=np.int64, mode="r")
         self.hashes: np.ndarray = np.memmap(folder / HASHES, dtype=np.uint64, mode="r")
-        self.lengths: np.ndarray = np.diff(self._offsets)
-        if self._offsets[0] != 0 or self._offsets[-1] != self.tokens or (self.lengths < 0).any():
+        offsets = self._offsets
+        if offsets[0] != 0 or offsets[-1] != self.tokens or (offsets[1:] < offsets[:-1]).any():
             raise DamagedCacheError(f"{folder / OFFSETS} does not cut {self.tokens:,} tokens into sequences")
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self._offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """[N] int64, tokens of each sequence, computed anew: nothing of the size of the data stays in memory."""
+        return np.diff(self._offsets)
+
+    def lengths_of(self, which_M: np.ndarray) -> np.ndarray:
+        """[M] int64, tokens of these sequences."""
+        return np.asarray(self._offsets[which_M + 1] - self._offsets[which_M])
 
     def ids(self, i: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Tokens `start` to `stop` of sequence `i`, as stored (uint16 or uint32)."""
@@ -114,7 +122,8 @@ class TokenCache:
         return self._trained[where]
 
     def _slice(self, i: int, start: int, stop: int | None) -> slice:
-        first, length = int(self._offsets[i]), int(self.lengths[i])
+        first = int(self._offsets[i])
+        length = int(self._offsets[i + 1]) - first
         stop = length if stop is None else min(stop, length)
         return slice(first + min(start, stop), first + stop)
 

@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from mmcli.data.encode.workers import EncoderPool, Results, usable_cores
+from mmcli.data.encode.workers import EncoderPool, Results
 from mmcli.data.record import EncodedRecord, Record, RecordError, Rejected, reject
 from mmcli.data.records.account import RecordAccount
 from mmcli.data.records.conversations import Message, as_chat, split_reasoning
@@ -26,6 +26,7 @@ from mmcli.errors import UserError
 from mmcli.stage import Reporter, Silent
 from mmcli.text.chat import Encoded, encode_chat, shows_reasoning
 from mmcli.text.tokenizer import Tokenizer
+from mmcli.threads import usable_cores
 
 BATCH_RECORDS = 1024  # records encoded together, or fewer once this many bytes of files were read:
 BATCH_BYTES = 4 * 2**20

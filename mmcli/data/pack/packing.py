@@ -11,6 +11,7 @@ where nothing fits, a document is cut to fill the row exactly, if possible into 
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
 
 import numpy as np
@@ -152,7 +153,7 @@ def pack_rows(lengths: np.ndarray, seq_len: int, *, split: bool, seed: int, wind
         packer.fill_rows(at_least=max(1, window // 2))
     packer.fill_rows(at_least=0)
     docs, starts, lens, ends = (
-        np.array(column, dtype=np.int64) for column in (packer.docs, packer.starts, packer.lens, packer.ends)
+        np.frombuffer(column, dtype=np.int64) for column in (packer.docs, packer.starts, packer.lens, packer.ends)
     )
     return Rows(docs, starts, lens, ends, seq_len, len(lengths) - len(used), truncated, lost)
 
@@ -173,10 +174,8 @@ class _Packer:
         self._count = 0
         self._pairs = 0
         self._within = [(1 << (size + 1)) - 1 for size in range(seq_len + 1)] if seq_len <= 4096 else None
-        self.docs: list[int] = []
-        self.starts: list[int] = []
-        self.lens: list[int] = []
-        self.ends: list[int] = [0]
+        # Eight bytes a number; in a list each would be an object of its own.
+        self.docs, self.starts, self.lens, self.ends = (array("q", first) for first in ((), (), (), (0,)))
 
     def add(self, document: int, pairs: int) -> None:
         """Put a document into the pool; what is longer than a row gives full rows at once."""

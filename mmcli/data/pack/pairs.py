@@ -58,7 +58,7 @@ def pair_rows(cache: TokenCache, selection: Selection, seq_len: int, fit: PairFi
     fit = fit or fit_pairs(cache, seq_len)
     documents = np.asarray(selection.documents).reshape(-1, 2)
     keep = fit.usable_N[documents[:, 0] // 2]
-    pairs = np.asarray(cache.lengths)[documents] - 1
+    pairs = cache.lengths_of(documents) - 1
     documents, lengths = documents[keep], np.minimum(pairs[keep], seq_len)
     if not len(documents):
         raise UserError(f"no preference pair fits into --seq-len {seq_len:,}", "give a longer --seq-len")

@@ -32,7 +32,7 @@ class Selection:
     def whole(cls, cache: TokenCache, documents: np.ndarray | None = None) -> Selection:
         """All of these sequences, of every sequence if none are given."""
         which = np.arange(len(cache), dtype=np.int64) if documents is None else np.asarray(documents, dtype=np.int64)
-        return cls(which, np.zeros(len(which), dtype=np.int64), np.asarray(cache.lengths)[which])
+        return cls(which, np.zeros(len(which), dtype=np.int64), cache.lengths_of(which))
 
     def source_tokens(self, cache: TokenCache) -> list[int]:
         """Tokens of each source of the cache in this selection."""

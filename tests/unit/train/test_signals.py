@@ -13,16 +13,18 @@ from mmcli.train.signals import StopSignals
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_is_noted_and_what_was_before_comes_back(number: signal.Signals) -> None:
     before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
-    with StopSignals() as stop:
-        assert stop.received is None
+    said: list[str] = []
+    with StopSignals(said.append) as stop:
+        assert stop.received is None and not said
         signal.raise_signal(number)
         assert stop.received == number
+    assert said == ["saving; Ctrl-C again discards"]
     assert {each: signal.getsignal(each) for each in before} == before
 
 
 def test_a_second_ctrl_c_stops_at_once() -> None:
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), StopSignals() as stop:
+    with pytest.raises(KeyboardInterrupt), StopSignals(print) as stop:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)  # a second SIGTERM does not
         assert stop.received == signal.SIGTERM
@@ -35,7 +37,7 @@ def test_outside_the_main_thread_nothing_is_touched() -> None:
     inside = []
 
     def work() -> None:
-        with StopSignals() as stop:
+        with StopSignals(print) as stop:
             inside.append((signal.getsignal(signal.SIGINT), stop.received))
 
     thread = threading.Thread(target=work)
