@@ -132,7 +132,7 @@ def run(argv: Sequence[str]) -> int:
     args = [arg for i, arg in enumerate(argv) if arg != "--debug" or i > cut]
     from mmcli.cli.console import close_reporters, print_error
     from mmcli.cli.signals import raise_terminated
-    from mmcli.cli.streams import drop_stdout, stderr
+    from mmcli.cli.streams import drop_stdout
     from mmcli.errors import Terminated
 
     try:
@@ -144,7 +144,7 @@ def run(argv: Sequence[str]) -> int:
             sys.stdout.flush()
         code = result if isinstance(result, int) else 0
         if code == INTERRUPTED:  # what typer makes of Ctrl-C
-            stderr().write("\nstopped\n")
+            return _interrupted()
         return code
     except MmcliError as error:
         if debug:
@@ -152,12 +152,9 @@ def run(argv: Sequence[str]) -> int:
         print_error(error)
         return error.exit_code
     except Terminated as error:
-        name = signal.Signals(error.signal_number).name
-        print_error(MmcliError(f"stopped by {name}", "run the command again"))
-        return 128 + error.signal_number
-    except KeyboardInterrupt:
-        stderr().write("\nstopped\n")
-        return INTERRUPTED
+        return _interrupted(error.signal_number)
+    except (KeyboardInterrupt, typer.Abort):
+        return _interrupted()
     except BrokenPipeError:
         drop_stdout()
         return 0
@@ -168,11 +165,15 @@ def run(argv: Sequence[str]) -> int:
         return 0
     except typer.Exit as error:
         return error.exit_code
-    except typer.Abort:
-        stderr().write("stopped\n")
-        return INTERRUPTED
     except Exception as error:
         return _report_unexpected(error, debug)
+
+
+def _interrupted(number: int = signal.SIGINT) -> int:
+    from mmcli.cli.console import print_error
+
+    print_error(MmcliError(f"stopped by {signal.Signals(number).name}", "run the command again"))
+    return 128 + number
 
 
 def _report_unexpected(error: Exception, debug: bool) -> int:
