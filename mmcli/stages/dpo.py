@@ -99,7 +99,7 @@ class PairData:
 def run(config: DpoConfig, context: StageContext) -> dict[str, Any]:
     """Train on preference pairs; the totals of the run."""
     make_deterministic()
-    accelerator = choose_accelerator(config.train.device, config.train.precision)
+    accelerator = choose_accelerator(config.train.device, config.train.precision, context)
     data = open_data("preference", config.data)  # refuse what is not there before anything is made
     start = prepare_start(None, data, config.train, context, accelerator.device)
     pairs = _open_pairs(data, config, start, accelerator, context)

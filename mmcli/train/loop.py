@@ -60,6 +60,7 @@ class _Training:
         scale = float(context.run.read_config(RESOLVED).get("lr_scale", 1.0))
         self.updates = Updates(task, optim, self.optimizer, self.feed, self.report, seed=config.seed, rate_scale=scale)
         self.saver = Saver(context.run, task, self.optimizer, config, self.report)
+        self.compiled: Any = None  # the compiled form of the model, once it was asked for
         self.progress = Progress()
         self.last: dict[str, Any] = {}
         self.held_out: dict[str, Any] = {}  # of the weights as they are; empty where that was not measured
@@ -78,7 +79,7 @@ class _Training:
         with self.feed:
             self.peak_flops = measure_peak_flops(self.task.accelerator)
             plan = make_plan(self.task, self.config, self.context, self._probe)
-            self.updates.forward = torch.compile(self.model, dynamic=False) if plan.compile else self.model
+            self._use(compiled=plan.compile)
             with StopSignals() as stop:
                 while True:
                     self.metrics = MetricsFile(self.run_folder.metrics, from_step=self.progress.step)
@@ -133,18 +134,27 @@ class _Training:
 
     # Steps
 
-    def _probe(self) -> tuple[float, int]:
+    def _use(self, *, compiled: bool) -> None:
+        """Let forward passes go through the model, or its compiled form, of which there is one."""
+        if compiled and self.compiled is None:
+            self.compiled = torch.compile(self.model, dynamic=False)
+        self.updates.forward = self.compiled if compiled else self.model
+
+    def _probe(self, compiled: bool) -> tuple[float, int]:
         """(seconds, tokens) of a step: its rollouts, a micro-batch's forward and backward scaled up, and the update.
 
         The update is measured and undone.
         """
+        self._use(compiled=compiled)
         return self.updates.fitting(self._measure)
 
     def _measure(self) -> tuple[float, int]:
         started = time.perf_counter()
         batches = self.feed.batches(self.progress.step)
         rollout_seconds = time.perf_counter() - started if self.task.rollouts is not None else 0.0
-        backward_seconds = self._time(lambda: self.updates.backward(self.model, batches[0], batches[0].counts))
+        backward_seconds = self._time(
+            lambda: self.updates.backward(self.updates.forward, batches[0], batches[0].counts)
+        )
         with undone(self.optimizer):
             update_seconds = self._time(lambda: (self.updates.clip(), self.optimizer.step()))
         self.optimizer.zero_grad(set_to_none=True)

@@ -19,6 +19,7 @@ from mmcli.train.feed import Feed
 from mmcli.train.memory import free_cached, is_out_of_memory
 from mmcli.train.optim import set_learning_rate
 from mmcli.train.schedule import learning_rate
+from mmcli.train.speed import synchronize
 from mmcli.train.task import StepBatch, Task
 
 T = TypeVar("T")
@@ -158,6 +159,4 @@ class Updates:
 
     def wait(self) -> None:
         """Until the device has done what it was given."""
-        device = self._task.accelerator.device
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(self._task.accelerator.device)
