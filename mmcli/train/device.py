@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import platform
 import shutil
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
+from mmcli.machine import cpu_name
 from mmcli.model.device import choose_device
 from mmcli.stage import StageContext
 from mmcli.train.speed import WIDTH, Rates, prefers_bf16, product_rates, synchronize
@@ -75,11 +74,7 @@ def describe_device(device: torch.device) -> str:
     """The name of the hardware behind a device, as its system gives it: `cpu AMD EPYC 7763 64-Core Processor`."""
     if device.type == "cuda":
         return f"cuda {torch.cuda.get_device_name(device)}"
-    model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):  # where there is no such file, Python's own words do
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
-    return f"{device.type} {model}".strip()
+    return f"{device.type} {cpu_name()}".strip()
 
 
 def make_deterministic() -> None:

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parents[2] / "mmcli"
 LEVELS = {
     "errors": 0,
     "lock": 0,
+    "machine": 0,
     "manifest": 1,
     "files": 2,
     "config": 1,
@@ -29,6 +30,7 @@ LEVELS = {
     "stages": 10,
     "runner": 11,
     "verify": 11,
+    "doctor": 11,
     "serve": 11,
     "cli": 12,
 }
@@ -41,7 +43,7 @@ INNER = {
     ],
     "evaluation": ["engines", "questions", "suites", "loss", "evaluate", "held_out"],
 }
-LIGHT_EVERYWHERE = {"errors", "lock", "manifest", "files", "config", "stage", "plugins", "run", "inputs"}
+LIGHT_EVERYWHERE = {"errors", "lock", "machine", "manifest", "files", "config", "stage", "plugins", "run", "inputs"}
 HEAVY = {"torch", "datasets", "onnx", "onnxruntime", "transformers", "rich"}
 
 

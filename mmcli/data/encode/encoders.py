@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from mmcli.data.encode.workers import EncoderPool, Results, usable_cores
+from mmcli.data.encode.workers import EncoderPool, Results
 from mmcli.data.record import EncodedRecord, Record, RecordError, Rejected, reject
 from mmcli.data.records.account import RecordAccount
 from mmcli.data.records.conversations import Message, as_chat, split_reasoning
@@ -23,6 +23,7 @@ from mmcli.data.records.kinds import Encode, as_text, dump_kinds, find_kind
 from mmcli.data.records.preferences import Preference, as_preference
 from mmcli.data.sources.sources import Sources
 from mmcli.errors import UserError
+from mmcli.machine import usable_cores
 from mmcli.stage import Reporter, Silent
 from mmcli.text.chat import Encoded, encode_chat, shows_reasoning
 from mmcli.text.tokenizer import Tokenizer

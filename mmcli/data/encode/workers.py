@@ -27,11 +27,6 @@ MOST_WORKERS = 16
 Results = list[EncodedRecord | RecordError]
 
 
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class EncoderPool:
     """Workers that encode batches at once. Close it, or use it in a `with`."""
 
