@@ -11,6 +11,7 @@ import dataclasses
 import math
 import shutil
 import signal
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,12 +20,13 @@ import torch
 
 from mmcli.errors import Interrupted
 from mmcli.run import RESOLVED
-from mmcli.stage import StageContext
+from mmcli.stage import StageContext, Trial
 from mmcli.train.checkpoint import Progress, checkpoint_step, list_checkpoints, load_newest
 from mmcli.train.config import OptimConfig, TrainConfig, duration
-from mmcli.train.device import keep_freed_memory, measure_peak_flops
+from mmcli.train.device import describe_device, keep_freed_memory, measure_peak_flops
 from mmcli.train.feed import Feed
 from mmcli.train.finite import Diverged, non_finite, too_many_skipped
+from mmcli.train.memory import peak_memory
 from mmcli.train.metrics import MetricsFile
 from mmcli.train.optim import build_optimizer, undone
 from mmcli.train.plan import Plan, make_plan
@@ -39,6 +41,8 @@ LONG_VALIDATION_SECONDS = 3.0  # one that takes longer is announced
 def train(task: Task, optim: OptimConfig, config: TrainConfig, context: StageContext) -> dict[str, Any]:
     """Train `task` to its end, to the end of its budget, or until a signal; the totals of the run.
 
+    In a trial (`StageContext.trial`) only a few steps are done, and the totals are what they and the rest would take.
+
     Raises:
         UserError: the disk has no room for what the run will keep.
         Interrupted: a signal came; everything is saved.
@@ -51,6 +55,9 @@ def train(task: Task, optim: OptimConfig, config: TrainConfig, context: StageCon
 
 class _Training:
     def __init__(self, task: Task, optim: OptimConfig, config: TrainConfig, context: StageContext) -> None:
+        if (trial := context.trial) is not None:
+            task = dataclasses.replace(task, steps_per_epoch=task.steps_per_epoch / trial.share)
+            config = dataclasses.replace(config, compile="off" if config.compile == "auto" else config.compile)
         self.task, self.config = task, config
         self.context, self.report, self.run_folder = context, context.report, context.run
         self.model = task.model
@@ -80,6 +87,8 @@ class _Training:
             self.peak_flops = measure_peak_flops(self.task.accelerator)
             plan = make_plan(self.task, self.config, self.context, self._probe)
             self._use(compiled=plan.compile)
+            if (trial := self.context.trial) is not None:
+                return self._try(plan, trial)
             with StopSignals() as stop:
                 while True:
                     self.metrics = MetricsFile(self.run_folder.metrics, from_step=self.progress.step)
@@ -170,6 +179,27 @@ class _Training:
             self.updates.wait()
             seconds.append(time.perf_counter() - started)
         return min(seconds[1:])
+
+    def _try(self, plan: Plan, trial: Trial) -> dict[str, Any]:
+        """What a few steps of the plan take, and what the whole of it would."""
+        seconds, tokens = [], 0
+        for step in range(min(trial.steps + 1, max(2, plan.steps))):
+            started = time.perf_counter()
+            tokens += self.updates.step(step, plan.steps).tokens
+            seconds.append(time.perf_counter() - started)
+        return {
+            "steps": plan.steps,
+            "steps_per_epoch": self.task.steps_per_epoch,
+            "step_seconds": statistics.median(seconds[1:]),
+            "step_tokens": tokens // len(seconds),
+            "other_seconds": plan.other_seconds,
+            "peak_memory_bytes": peak_memory(self.task.accelerator.device),
+            "halved": self.updates.halved,
+            "disk_bytes": self.saver.kept_bytes,
+            "disk_free_bytes": shutil.disk_usage(self.run_folder.path).free,
+            "device": describe_device(self.task.accelerator.device),
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+        }
 
     def _loop(self, plan: Plan, stop: StopSignals) -> dict[str, Any]:
         started = last_save = time.perf_counter()

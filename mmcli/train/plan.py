@@ -32,6 +32,7 @@ class Plan:
     checkpoint_every: int | None
     budget_seconds: float | None
     evaluation_seconds: float = 0.0  # of one, as far as that is known before the first
+    other_seconds: float = 0.0  # of all evaluations and checkpoints
 
     def checkpoint_due(self, step: int, waited_seconds: float, first: bool) -> bool:
         """True after `step` updates if a checkpoint is due; the newest is `waited_seconds` old."""
@@ -54,7 +55,9 @@ def make_plan(
     _compare_machine(task, context)
     epochs = steps / task.steps_per_epoch
     evaluation_seconds = _evaluation_seconds(task, step_seconds, step_tokens)
-    seconds += evaluation_seconds * (math.ceil(steps / eval_every) + 1) + _saving_seconds(task, config, steps, seconds)
+    other_seconds = evaluation_seconds * (math.ceil(steps / eval_every) + 1)
+    other_seconds += _saving_seconds(task, config, steps, seconds)
+    seconds += other_seconds
     about = f"about {duration(max(1.0, seconds))}" + (", compiled" if compiled else "")
     report.note(f"{steps:,} steps ({epochs:.2g} epochs), {about}")
     if seconds > LONG_SECONDS and config.budget is None:
@@ -67,6 +70,7 @@ def make_plan(
         checkpoint_every=config.checkpoint_every,
         budget_seconds=config.budget_seconds,
         evaluation_seconds=evaluation_seconds,
+        other_seconds=other_seconds,
     )
 
 

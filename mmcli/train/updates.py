@@ -67,6 +67,7 @@ class Updates:
         self._task, self._optim, self._optimizer, self._feed, self._report = task, optim, optimizer, feed, report
         self._seed, self._rate_scale = seed, rate_scale
         self.forward: Any = task.model  # or its compiled form
+        self.halved = False  # memory did not suffice for the micro-batch at first
 
     def step(self, step: int, steps: int) -> StepResult:
         """Step number `step` of `steps`. Where its loss or its gradient is not finite, the weights stay as they were.
@@ -154,6 +155,7 @@ class Updates:
             size = self._task.halve() if self._task.halve is not None else None
             if size is None:
                 raise MmcliError("out of memory in a training step", "give a shorter --seq-len, or a smaller model")
+            self.halved = True
             self._feed.forget()
             self._report.note(f"out of memory: --micro-batch {size} from now on, in steps of the same --batch-size")
 

@@ -32,7 +32,8 @@ LEVELS = {
     "verify": 11,
     "doctor": 11,
     "serve": 11,
-    "cli": 12,
+    "forecast": 12,
+    "cli": 13,
 }
 # Inside a package: what comes later may import what comes earlier. All that the package holds is named here.
 INNER = {
