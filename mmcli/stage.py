@@ -180,7 +180,7 @@ class Trial:
     """A few steps of a training that are measured, in place of all of it. Nothing of them is saved.
 
     Attributes:
-        steps: optimizer steps that are timed, after one to warm up.
+        steps: optimizer steps that are timed, after one to warm up; fewer where they are slow.
         share: part of the whole data that the stage is given, above 0 up to 1.
     """
 

@@ -18,7 +18,7 @@ import torch
 
 from mmcli.api import ModelConfig
 from mmcli.model.transformer import Transformer
-from mmcli.train.bench import _random_rows
+from mmcli.train.bench import random_rows
 from mmcli.train.config import OptimConfig
 from mmcli.train.device import Accelerator, make_deterministic
 from mmcli.train.lm import TokenBatch, language_model_loss
@@ -33,9 +33,10 @@ RESULTS = Path(__file__).parent / "results"
 
 def our_step(*, compiled: bool, optimizer: str) -> Callable[[], None]:
     """One update of our model."""
+    make_deterministic()  # as every training of ours
     model = Transformer(CONFIG, seed=0).to(GPU.device)
     update = build_optimizer(model, OptimConfig(optimizer=optimizer), dtype=torch.bfloat16)  # type: ignore[arg-type]
-    batch = TokenBatch.from_batch(_random_rows(CONFIG.vocab_size, ROWS, TOKENS), CONFIG, pin=True)
+    batch = TokenBatch.from_batch(random_rows(CONFIG.vocab_size, ROWS, TOKENS), CONFIG, pin=True)
     forward = torch.compile(model, dynamic=False) if compiled else model
 
     def step() -> None:
@@ -53,6 +54,7 @@ def llama_step(*, compiled: bool) -> Callable[[], None]:
     """One update of transformers' Llama."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    torch.use_deterministic_algorithms(False)
     shape = LlamaConfig(
         vocab_size=CONFIG.vocab_size,
         hidden_size=CONFIG.dim,
@@ -93,11 +95,7 @@ def seconds_of(step: Callable[[], None]) -> float:
 
 def main() -> None:
     if not torch.cuda.is_available():
-        sys.stderr.write(
-            "error: torch finds no CUDA GPU here\n  fix: run it on a machine with one; see: mmcli doctor\n"
-        )
-        sys.exit(1)
-    make_deterministic()
+        sys.exit("error: torch finds no CUDA GPU here\n  fix: run it on a machine with one; see: mmcli doctor")
     makers: dict[str, Callable[[], Callable[[], None]]] = {
         "mmcli, eager": lambda: our_step(compiled=False, optimizer="adamw"),
         "transformers, eager": lambda: llama_step(compiled=False),

@@ -35,6 +35,7 @@ from mmcli.train.signals import StopSignals
 from mmcli.train.task import Task
 from mmcli.train.updates import StepResult, Updates
 
+TRIAL_SECONDS = 20.0  # steps of a trial that take longer in all are enough with two
 LONG_VALIDATION_SECONDS = 3.0  # one that takes longer is announced
 
 
@@ -187,6 +188,8 @@ class _Training:
             started = time.perf_counter()
             tokens += self.updates.step(step, plan.steps).tokens
             seconds.append(time.perf_counter() - started)
+            if step and sum(seconds) > TRIAL_SECONDS:
+                break
         return {
             "steps": plan.steps,
             "steps_per_epoch": self.task.steps_per_epoch,
