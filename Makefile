@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # For PyTorch's own builds: make demo TORCH_INDEX=https://download.pytorch.org/whl/cu128
 TORCH_INDEX ?=
 
-.PHONY: demo setup dev test test-all lint types bench reference clean
+.PHONY: demo setup dev test test-all test-cuda lint types bench bench-cuda reference clean
 
 demo: setup
 	$(BIN)/mmcli demo
@@ -30,6 +30,14 @@ test: dev
 
 test-all: dev
 	$(BIN)/pytest
+
+# Parity of every kernel and a short run of each stage on a CUDA GPU; the figures go to benchmarks/cuda/results/.
+test-cuda: dev
+	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit('error: torch finds no CUDA GPU here\n  fix: run it on a machine with one; see: mmcli doctor')"
+	$(BIN)/pytest -m cuda tests/cuda
+
+bench-cuda: dev
+	$(BIN)/python benchmarks/cuda/step.py
 
 lint: dev
 	$(BIN)/ruff check .

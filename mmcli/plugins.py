@@ -28,7 +28,7 @@ UNREADABLE = "?"  # kind and name of what damaged metadata hide
 COMMANDS = frozenset(  # the commands that are no stages: no plugin can take their names
     {
         *("demo", "tokenizer", "resume", "import", "eval", "chat", "export"),
-        *("bench", "params", "presets", "config", "data", "plugins", "runs"),
+        *("bench", "params", "presets", "config", "data", "plugins", "runs", "doctor", "plan"),
     }
 )
 _NAME = re.compile(r"[a-z][a-z0-9_]*")  # a part of a run folder's name: no "-"

@@ -183,8 +183,8 @@ class Run:
         """What resolved.toml holds for `key`; else `choice()`, stored there: a resumed run never chooses again."""
         chosen = self.read_config(RESOLVED)
         if key not in chosen:
-            chosen[key] = choice()
-            self.write_config(chosen, RESOLVED)
+            chosen = {**chosen, key: choice()}
+            self.write_config({**self.read_config(RESOLVED), key: chosen[key]}, RESOLVED)  # it may have chosen, too
         return chosen[key]
 
     def record_choice(self, key: str, value: Any) -> None:

@@ -29,7 +29,7 @@ from mmcli.config import (
 from mmcli.errors import Interrupted, MmcliError, Stopped, Terminated, UserError, did_you_mean
 from mmcli.inputs import check_allowed, config_input, has_inputs, pin_inputs
 from mmcli.run import RESOLVED, References, Run
-from mmcli.stage import Reporter, Silent, Stage, StageContext
+from mmcli.stage import Reporter, Silent, Stage, StageContext, Trial
 
 DEFAULT_PRESET = "tiny"
 
@@ -155,6 +155,24 @@ def start(
             shutil.rmtree(run.path, ignore_errors=True)  # nothing was made: leave no empty run behind
         raise
     return run
+
+
+def measure(
+    stage: Stage, resolved: Resolved[Any], run: Run, *, runs_dir: Path, trial: Trial, report: Reporter | None = None
+) -> dict[str, Any]:
+    """Do a few steps of a stage in a run folder that nobody keeps; what they took, and what all of them would.
+
+    Args:
+        runs_dir: of the models and tokenizers that the stage may start from.
+
+    Raises:
+        MmcliError: as `start`.
+    """
+    context = StageContext(run, report or Silent(), resolved, references=References(runs_dir), trial=trial)
+    with run.lock() as held:
+        run.update(sources=dict(resolved.sources))
+        _work(stage, context, held)
+    return run.info()
 
 
 def resume(

@@ -177,6 +177,19 @@ class Silent:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """A few steps of a training that are measured, in place of all of it. Nothing of them is saved.
+
+    Attributes:
+        steps: optimizer steps that are timed, after one to warm up; fewer where they are slow.
+        share: part of the whole data that the stage is given, above 0 up to 1.
+    """
+
+    steps: int = 3
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
 class StageContext:
     """What a stage is given besides its config."""
 
@@ -186,6 +199,12 @@ class StageContext:
     resume: bool = False  # continue from the run's latest valid checkpoint
     allow: frozenset[str] = frozenset()  # kinds of input that may have changed since the run began (see mmcli.inputs)
     references: References | None = None  # models that are found already, so that each is found once
+    trial: Trial | None = None  # the training is only measured
+
+    @property
+    def runs_dir(self) -> Path:
+        """The folder of the runs that a person names."""
+        return self.references.runs_dir if self.references is not None else self.run.path.parent
 
     def find_model(self, ref: str) -> ModelRef:
         """The model that a person named; the same one whenever it is asked for in this run.

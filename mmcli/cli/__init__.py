@@ -45,6 +45,8 @@ COMMANDS = {
     "params": Command("mmcli.cli.params", "Count a model's parameters, memory and FLOPs exactly.", INSPECT),
     "presets": Command("mmcli.cli.presets", "List the built-in model shapes, or show one.", INSPECT),
     "config": Command("mmcli.cli.config", "Show a stage's configuration and where each value comes from.", INSPECT),
+    "plan": Command("mmcli.cli.plan", "Say what a training will take: time, memory, disk, cost.", INSPECT),
+    "doctor": Command("mmcli.cli.doctor", "Check this machine for training; say how to fix what is wrong.", INSPECT),
     "plugins": Command("mmcli.cli.plugins", "List the installed stages and adapters.", INSPECT),
 }
 

@@ -89,7 +89,7 @@ def train(
     repeats: Repeats = 3,
     device: Device = "auto",
     precision: Annotated[
-        Literal["auto", "fp32", "bf16"], typer.Option(help="auto: bf16 on GPUs that have it.")
+        Literal["auto", "fp32", "bf16"], typer.Option(help="auto: bf16 where it is measured to be quick.")
     ] = "auto",
     json: AsJson = False,
     runs_dir: RunsDir = Path("runs"),
@@ -109,7 +109,7 @@ def train(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    accelerator = choose_accelerator(device, precision)
+    accelerator = choose_accelerator(device, precision, width=made.config.dim)
     speed = bench_train(made, accelerator, batch_size=batch_size, seq_len=seq_len, repeats=repeats)
     where = {"device": str(accelerator.device), "precision": accelerator.precision, "threads": threads}
     asked = {**where, "batch_size": batch_size, "seq_len": seq_len}

@@ -62,15 +62,25 @@ def stage_app(name: str) -> typer.Typer:
     return options_app(stage, help_text, run_stage, with_run=True)
 
 
-def options_app(stage: Stage, help_text: str, action: Callable[..., None], *, with_run: bool) -> typer.Typer:
+def options_app(
+    stage: Stage,
+    help_text: str,
+    action: Callable[..., None],
+    *,
+    with_run: bool,
+    extra: Sequence[inspect.Parameter] = (),
+) -> typer.Typer:
     """A command that takes the options of `stage` and calls `action(stage, flags=..., common options)`.
+
+    Args:
+        extra: options that only this command has.
 
     Raises:
         MmcliError: two of its fields want one option, or one of those that every stage has.
     """
     flagged = [leaf for leaf in leaves(stage.config) if leaf.flag]
     parameters = [_parameter(leaf) for leaf in flagged]
-    common = _common_parameters(stage, with_run)
+    common = [*_common_parameters(stage, with_run), *extra]
     _check_flags(stage, flagged)
 
     def flag_layers(values: Mapping[str, Any]) -> list[Layer]:

@@ -99,7 +99,7 @@ class PairData:
 def run(config: DpoConfig, context: StageContext) -> dict[str, Any]:
     """Train on preference pairs; the totals of the run."""
     make_deterministic()
-    accelerator = choose_accelerator(config.train.device, config.train.precision)
+    accelerator = choose_accelerator(config.train.device, config.train.precision, context)
     data = open_data("preference", config.data)  # refuse what is not there before anything is made
     start = prepare_start(None, data, config.train, context, accelerator.device)
     pairs = _open_pairs(data, config, start, accelerator, context)
@@ -168,8 +168,11 @@ def _prepare_reference(
             f"--reference {config.reference} has another tokenizer than the model",
             "give one with the same tokenizer",
         )
-    chosen = [(data.training, data.steps.row_numbers(step)) for step in range(_reference_steps(data, config))]
-    if data.held_out is not None:
+    steps = _reference_steps(data, config)
+    if context.trial is not None:
+        steps = min(steps, context.trial.steps + 1)
+    chosen = [(data.training, data.steps.row_numbers(step)) for step in range(steps)]
+    if data.held_out is not None and context.trial is None:
         chosen.append((data.held_out, np.arange(len(data.held_out))))
     done, total = 0, sum(len(which) for _, which in chosen)
     adapter = start.adapter

@@ -19,7 +19,7 @@ PROMPT_TOKENS = 12
 def run(config: PretrainConfig, context: StageContext) -> dict[str, Any]:
     """Train on plain text; the totals of the run."""
     make_deterministic()
-    accelerator = choose_accelerator(config.train.device, config.train.precision)
+    accelerator = choose_accelerator(config.train.device, config.train.precision, context, width=config.model.dim)
     data = open_data("text", config.data)  # refuse what is not there before anything is made
     start = prepare_start(config.model, data, config.train, context, accelerator.device)
     rows = open_rows(data, config.train, start.tokenizer, context)

@@ -17,7 +17,7 @@ from mmcli.train.loop import train
 def run(config: SftConfig, context: StageContext) -> dict[str, Any]:
     """Train on conversations; the totals of the run."""
     make_deterministic()
-    accelerator = choose_accelerator(config.train.device, config.train.precision)
+    accelerator = choose_accelerator(config.train.device, config.train.precision, context)
     data = open_data("chat", config.data)  # refuse what is not there before anything is made
     start = prepare_start(None, data, config.train, context, accelerator.device)
     rows = open_rows(

@@ -192,7 +192,7 @@ def _describe(ref: ModelRef) -> str:
 
 def _choose_tokenizer(vocab_size: int, data: OpenedData, parent: ModelRef | None, context: StageContext) -> Tokenizer:
     """The tokenizer of the parent, the one named, the latest trained, or a new one for this data."""
-    runs_dir, report = context.run.path.parent, context.report
+    runs_dir, report = context.runs_dir, context.report
     wanted = data.config.tokenizer
     if parent is not None:
         tokenizer = Tokenizer.load(parent.path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,9 +59,12 @@ def open_cache(
     pin_inputs(context, part_inputs(sources, part, options, context))
     quarantine = context.run.path / (f"quarantine-{part}.jsonl" if part else "quarantine.jsonl")
     folder = context.run.path.parent / TOKEN_CACHES
+    started = time.perf_counter()
     cache = TokenCache.build_or_open(
         folder, sources, tokenizer, options=options, report=context.report, quarantine=quarantine
     )
+    if context.trial is not None:
+        context.run.update(encode_seconds=time.perf_counter() - started + context.run.info().get("encode_seconds", 0.0))
     for line in cache.tally.lines():
         context.report.warn(line)
     if cache.tally.rejected:

@@ -45,7 +45,7 @@ def bench_train(
         raise UserError(what, f"give 1 row or more, of 2 up to {longest} tokens")
     keep_freed_memory()
     model = model.to(accelerator.device).train()
-    rows = _random_rows(model.config.vocab_size, batch_size, seq_len)
+    rows = random_rows(model.config.vocab_size, batch_size, seq_len)
     tokens = TokenBatch.from_batch(rows, model.config).to(accelerator.device)
     seconds = []
     for _ in range(repeats + 1):
@@ -70,7 +70,7 @@ def bench_train(
     )
 
 
-def _random_rows(vocab_size: int, rows: int, seq_len: int) -> Batch:
+def random_rows(vocab_size: int, rows: int, seq_len: int) -> Batch:
     """Rows of one document each, every token trained."""
     tokens = np.random.default_rng(0).integers(0, vocab_size, (rows, seq_len + 1))
     positions_BT = np.tile(np.arange(seq_len), (rows, 1))

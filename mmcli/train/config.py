@@ -79,7 +79,7 @@ class TrainConfig:
     seed: int = option(0, "random seed of weights, data order and dropout", flag="--seed")
     device: str = option("auto", "device: auto, cpu, cuda, cuda:1 or mps", flag="--device")
     precision: Literal["auto", "fp32", "bf16"] = option(
-        "auto", "compute precision; auto: bf16 where the device is fast at it", flag="--precision"
+        "auto", "compute precision; auto: bf16 where it is measured to be quick", flag="--precision"
     )
     compile: Literal["auto", "on", "off"] = option("auto", "use torch.compile; auto: on long runs", flag="--compile")
     activation_checkpointing: bool = option(

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import platform
 import shutil
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 
+from mmcli.machine import cpu_name
 from mmcli.model.device import choose_device
+from mmcli.stage import StageContext
+from mmcli.train.speed import WIDTH, Rates, prefers_bf16, product_rates, synchronize
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
@@ -37,11 +36,37 @@ class Accelerator:
         return contextlib.nullcontext()
 
 
-def choose_accelerator(device_name: str, precision: str) -> Accelerator:
-    """The device, and bf16 where it is fast unless told otherwise."""
+def choose_accelerator(
+    device_name: str,
+    precision: str,
+    context: StageContext | None = None,
+    *,
+    width: int = WIDTH,
+    rates: Rates = product_rates,
+) -> Accelerator:
+    """The device and the precision; "auto" is bf16 where its matrix products are measured to be quick, else fp32.
+
+    Args:
+        context: of the run that keeps the choice; when it is resumed, nothing is measured.
+        width: features of a hidden layer, for the measurement.
+        rates: measures the FLOP/s of a product in "fp32" and "bf16".
+
+    Raises:
+        UserError: there is no such device here.
+    """
     device = choose_device(device_name)
+
+    def measure() -> str:
+        measured = rates(device, width)
+        if not prefers_bf16(measured):
+            return "fp32"
+        if context is not None:
+            times = measured["bf16"] / measured["fp32"]
+            context.report.note(f"precision: bf16, whose matrix products are {times:.1f} times as quick here")
+        return "bf16"
+
     if precision == "auto":
-        precision = "bf16" if has_fast_bf16(device) else "fp32"
+        precision = str(context.run.choose("precision", measure)) if context is not None else measure()
     return Accelerator(device, precision)
 
 
@@ -49,19 +74,7 @@ def describe_device(device: torch.device) -> str:
     """The name of the hardware behind a device, as its system gives it: `cpu AMD EPYC 7763 64-Core Processor`."""
     if device.type == "cuda":
         return f"cuda {torch.cuda.get_device_name(device)}"
-    model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):  # where there is no such file, Python's own words do
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
-    return f"{device.type} {model}".strip()
-
-
-def has_fast_bf16(device: torch.device) -> bool:
-    """True where bf16 products outrun fp32: CUDA GPUs that have them, CPUs with AMX (other CPUs are far slower)."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.11 does not tell
-    return device.type == "cpu" and bool(capabilities.get("amx_bf16", False))
+    return f"{device.type} {cpu_name()}".strip()
 
 
 def make_deterministic() -> None:
@@ -109,8 +122,7 @@ def measure_peak_flops(accelerator: Accelerator) -> float:
     for _ in range(20):
         started = time.perf_counter()
         a @ a
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(device)
         seconds.append(time.perf_counter() - started)
     return 2.0 * side**3 / min(seconds)
 

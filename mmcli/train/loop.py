@@ -11,6 +11,7 @@ import dataclasses
 import math
 import shutil
 import signal
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,26 +20,31 @@ import torch
 
 from mmcli.errors import Interrupted
 from mmcli.run import RESOLVED
-from mmcli.stage import StageContext
+from mmcli.stage import StageContext, Trial
 from mmcli.train.checkpoint import Progress, checkpoint_step, list_checkpoints, load_newest
 from mmcli.train.config import OptimConfig, TrainConfig, duration
-from mmcli.train.device import keep_freed_memory, measure_peak_flops
+from mmcli.train.device import describe_device, keep_freed_memory, measure_peak_flops
 from mmcli.train.feed import Feed
 from mmcli.train.finite import Diverged, non_finite, too_many_skipped
+from mmcli.train.memory import peak_memory
 from mmcli.train.metrics import MetricsFile
 from mmcli.train.optim import build_optimizer, undone
 from mmcli.train.pace import Pace
 from mmcli.train.plan import Plan, make_plan, read_horizon, record_fit
 from mmcli.train.saving import Saver, lower_rate
+from mmcli.train.schedule import Horizon
 from mmcli.train.signals import StopSignals
 from mmcli.train.task import Task
 from mmcli.train.updates import StepResult, Updates
 
+TRIAL_SECONDS = 20.0  # steps of a trial that take longer in all are enough with two
 LONG_VALIDATION_SECONDS = 3.0  # one that takes longer is announced
 
 
 def train(task: Task, optim: OptimConfig, config: TrainConfig, context: StageContext) -> dict[str, Any]:
     """Train `task` to its end, to the end of its budget, or until a signal; the totals of the run.
+
+    In a trial (`StageContext.trial`) only a few steps are done, and the totals are what they and the rest would take.
 
     Raises:
         UserError: the disk has no room for what the run will keep.
@@ -52,6 +58,9 @@ def train(task: Task, optim: OptimConfig, config: TrainConfig, context: StageCon
 
 class _Training:
     def __init__(self, task: Task, optim: OptimConfig, config: TrainConfig, context: StageContext) -> None:
+        if (trial := context.trial) is not None:
+            task = dataclasses.replace(task, steps_per_epoch=task.steps_per_epoch / trial.share)
+            config = dataclasses.replace(config, compile="off" if config.compile == "auto" else config.compile)
         self.task, self.config = task, config
         self.context, self.report, self.run_folder = context, context.report, context.run
         self.model = task.model
@@ -61,6 +70,7 @@ class _Training:
         scale = float(context.run.read_config(RESOLVED).get("lr_scale", 1.0))
         self.updates = Updates(task, optim, self.optimizer, self.feed, self.report, seed=config.seed, rate_scale=scale)
         self.saver = Saver(context.run, task, self.optimizer, config, self.report)
+        self.compiled: Any = None  # the compiled form of the model, once it was asked for
         self.progress = Progress()
         self.last: dict[str, Any] = {}
         self.held_out: dict[str, Any] = {}  # of the weights as they are; empty where that was not measured
@@ -80,7 +90,9 @@ class _Training:
         with self.feed:
             self.peak_flops = measure_peak_flops(self.task.accelerator)
             plan = make_plan(self.task, self.config, self.context, self._probe)
-            self.updates.forward = torch.compile(self.model, dynamic=False) if plan.compile else self.model
+            self._use(compiled=plan.compile)
+            if (trial := self.context.trial) is not None:
+                return self._try(plan, trial)
             with StopSignals(self.report.note) as stop:
                 while True:
                     self._start_clock(plan)
@@ -136,18 +148,27 @@ class _Training:
 
     # Steps
 
-    def _probe(self) -> tuple[float, int]:
+    def _use(self, *, compiled: bool) -> None:
+        """Let forward passes go through the model, or its compiled form, of which there is one."""
+        if compiled and self.compiled is None:
+            self.compiled = torch.compile(self.model, dynamic=False)
+        self.updates.forward = self.compiled if compiled else self.model
+
+    def _probe(self, compiled: bool) -> tuple[float, int]:
         """(seconds, tokens) of a step: its rollouts, a micro-batch's forward and backward scaled up, and the update.
 
         The update is measured and undone.
         """
+        self._use(compiled=compiled)
         return self.updates.fitting(self._measure)
 
     def _measure(self) -> tuple[float, int]:
         started = time.perf_counter()
         batches = self.feed.batches(self.progress.step)
         rollout_seconds = time.perf_counter() - started if self.task.rollouts is not None else 0.0
-        backward_seconds = self._time(lambda: self.updates.backward(self.model, batches[0], batches[0].counts))
+        backward_seconds = self._time(
+            lambda: self.updates.backward(self.updates.forward, batches[0], batches[0].counts)
+        )
         with undone(self.optimizer):
             update_seconds = self._time(lambda: (self.updates.clip(), self.optimizer.step()))
         self.optimizer.zero_grad(set_to_none=True)
@@ -163,6 +184,29 @@ class _Training:
             self.updates.wait()
             seconds.append(time.perf_counter() - started)
         return min(seconds[1:])
+
+    def _try(self, plan: Plan, trial: Trial) -> dict[str, Any]:
+        """What a few steps of the plan take, and what the whole of it would."""
+        seconds, tokens, horizon = [], 0, Horizon(((0, plan.steps),))
+        for step in range(min(trial.steps + 1, max(2, plan.steps))):
+            started = time.perf_counter()
+            tokens += self.updates.step(step, horizon).tokens
+            seconds.append(time.perf_counter() - started)
+            if step and sum(seconds) > TRIAL_SECONDS:
+                break
+        return {
+            "steps": plan.steps,
+            "steps_per_epoch": self.task.steps_per_epoch,
+            "step_seconds": statistics.median(seconds[1:]),
+            "step_tokens": tokens // len(seconds),
+            "other_seconds": plan.other_seconds,
+            "peak_memory_bytes": peak_memory(self.task.accelerator.device),
+            "halved": self.updates.halved,
+            "disk_bytes": self.saver.kept_bytes,
+            "disk_free_bytes": shutil.disk_usage(self.run_folder.path).free,
+            "device": describe_device(self.task.accelerator.device),
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+        }
 
     def _loop(self, plan: Plan, stop: StopSignals) -> dict[str, Any]:
         last_save, first_save = time.perf_counter(), True

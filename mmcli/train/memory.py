@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from mmcli.generate.bench import peak_memory_bytes
+
 PHRASES = ("can't allocate memory", "DefaultCPUAllocator", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "bad_alloc")
 
 
@@ -18,3 +20,8 @@ def free_cached(device: torch.device) -> None:
     """Give back what torch keeps of the device's memory."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """The most bytes held so far: of the GPU on CUDA, else of this process; None where the system does not say."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory_bytes()

@@ -6,7 +6,8 @@ import os
 import statistics
 import time
 from collections import deque
-from pathlib import Path
+
+from mmcli.machine import busy_processes, load_average
 
 SLOW = 3.0  # times the usual seconds per token
 LEAST_STEPS = 20  # before a pace is usual
@@ -60,38 +61,9 @@ class Pace:
 
 def describe_load() -> str:
     """`load 3.9 on 2 cores, python3 98%`: the load average and the busiest process."""
-    try:
-        average, cores = os.getloadavg()[0], os.cpu_count() or 1
-    except (OSError, AttributeError):
+    average, cores = load_average(), os.cpu_count() or 1
+    if average is None:
         return ""  # Windows
-    busiest = _busiest_process()
-    return f"load {average:.1f} on {cores} core{'s' if cores > 1 else ''}" + (f", {busiest}" if busiest else "")
-
-
-def _busiest_process() -> str:
-    """The other process that takes most CPU time, and its share of a core; empty where there is none, or no /proc."""
-    before, started = _cpu_seconds(), time.perf_counter()
-    time.sleep(SAMPLE_SECONDS)
-    after, elapsed = _cpu_seconds(), time.perf_counter() - started
-    used = {pid: seconds - before[pid][1] for pid, (_, seconds) in after.items() if pid in before}
-    pid = max(used, key=lambda each: used[each], default=None)
-    if pid is None or used[pid] < 0.1 * elapsed:
-        return ""
-    return f"{after[pid][0]} {used[pid] / elapsed:.0%}"
-
-
-def _cpu_seconds() -> dict[str, tuple[str, float]]:
-    """(name, CPU seconds) of every process that is not of this training, by its number."""
-    found = {}
-    own_group, own = os.getpgrp(), {str(os.getpid())} | ({str(os.getppid())} if "LOCAL_RANK" in os.environ else set())
-    ticks = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        pid = path.parent.name
-        try:
-            name, _, fields = path.read_text(encoding="utf-8", errors="replace").partition("(")[2].rpartition(")")
-        except OSError:
-            continue  # it has ended
-        _, parent, group, *rest = fields.split()
-        if not own & {pid, parent} and int(group) != own_group:  # neither this rank nor another one, nor a worker
-            found[pid] = (name, (int(rest[8]) + int(rest[9])) / ticks)
-    return found
+    busy = busy_processes(SAMPLE_SECONDS, least=0.1)
+    busiest = f", {busy[0].name} {busy[0].cores:.0%}" if busy else ""
+    return f"load {average:.1f} on {cores} core{'s' if cores > 1 else ''}" + busiest

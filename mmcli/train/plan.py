@@ -35,6 +35,7 @@ class Plan:
     checkpoint_every: int | None
     budget_seconds: float | None
     evaluation_seconds: float = 0.0  # of one, as far as that is known before the first
+    other_seconds: float = 0.0  # of all evaluations and checkpoints
 
     def checkpoint_due(self, step: int, waited_seconds: float, first: bool) -> bool:
         """True after `step` updates if a checkpoint is due; the newest is `waited_seconds` old."""
@@ -43,19 +44,23 @@ class Plan:
         return waited_seconds > (FIRST_CHECKPOINT_SECONDS if first else CHECKPOINT_SECONDS)
 
 
-def make_plan(task: Task, config: TrainConfig, context: StageContext, probe: Callable[[], tuple[float, int]]) -> Plan:
-    """The plan of a training, reported in one line; `probe` measures (seconds, tokens) of an eager step."""
+def make_plan(
+    task: Task, config: TrainConfig, context: StageContext, probe: Callable[[bool], tuple[float, int]]
+) -> Plan:
+    """The plan of a training, reported in one line; `probe` measures (seconds, tokens) of a step, compiled or not."""
     run, report = context.run, context.report
-    measured = run.choose("measured", lambda: dict(zip(("step_seconds", "step_tokens"), probe(), strict=True)))
+    measured = run.choose("measured", lambda: dict(zip(("step_seconds", "step_tokens"), probe(False), strict=True)))
     step_seconds, step_tokens = float(measured["step_seconds"]), int(measured["step_tokens"])
     steps = int(run.choose("steps", lambda: _choose_steps(task, config, step_seconds)))
     seconds = steps * step_seconds
-    compiled = bool(run.choose("compile", lambda: _choose_compile(task, config, seconds, report)))
+    compiled = bool(run.choose("compile", lambda: _choose_compile(task, config, steps, step_seconds, probe, report)))
     eval_every = int(run.choose("eval_every", lambda: _choose_eval_every(task, config, steps, step_tokens)))
     _compare_machine(task, context)
     epochs = steps / task.steps_per_epoch
     evaluation_seconds = _evaluation_seconds(task, step_seconds, step_tokens)
-    seconds += evaluation_seconds * (math.ceil(steps / eval_every) + 1) + _saving_seconds(task, config, steps, seconds)
+    other_seconds = evaluation_seconds * (math.ceil(steps / eval_every) + 1)
+    other_seconds += _saving_seconds(task, config, steps, seconds)
+    seconds += other_seconds
     about = f"about {duration(max(1.0, seconds))}" + (", compiled" if compiled else "")
     report.note(f"{steps:,} steps ({epochs:.2g} epochs), {about}")
     if seconds > LONG_SECONDS and config.budget is None:
@@ -68,6 +73,7 @@ def make_plan(task: Task, config: TrainConfig, context: StageContext, probe: Cal
         checkpoint_every=config.checkpoint_every,
         budget_seconds=config.budget_seconds,
         evaluation_seconds=evaluation_seconds,
+        other_seconds=other_seconds,
     )
 
 
@@ -114,15 +120,26 @@ def _saving_seconds(task: Task, config: TrainConfig, steps: int, seconds: float)
     return (count + 1) * 4 * total / DISK_BYTES_PER_SECOND
 
 
-def _choose_compile(task: Task, config: TrainConfig, seconds: float, report: Reporter) -> bool:
+def _choose_compile(
+    task: Task,
+    config: TrainConfig,
+    steps: int,
+    step_seconds: float,
+    probe: Callable[[bool], tuple[float, int]],
+    report: Reporter,
+) -> bool:
+    """As asked; else, where the training is long enough to make up for compiling, whichever step is quicker."""
     if config.compile != "auto":
         return config.compile == "on"
-    if seconds <= COMPILE_PAYS_SECONDS:
+    if steps * step_seconds <= COMPILE_PAYS_SECONDS:
         return False
     if not can_compile(task.accelerator.device):
         report.note("not compiled: torch.compile needs a C++ compiler (g++ or clang++) on the CPU, Triton on CUDA")
         return False
-    return True
+    report.note("compiling the model to compare the time of a step; this takes a minute or more")
+    times = probe(True)[0] / step_seconds
+    report.note(f"a compiled step takes {times:.2f} times as long as an eager one" + ("" if times < 1 else ": eager"))
+    return times < 1.0
 
 
 def _compare_machine(task: Task, context: StageContext) -> None:

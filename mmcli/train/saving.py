@@ -45,6 +45,12 @@ class Saver:
         """What a save needs, since what it replaces is removed only when it is there."""
         return self.checkpoint_bytes + self.model_bytes + SLACK_BYTES
 
+    @property
+    def kept_bytes(self) -> int:
+        """The most that a run takes: what it keeps, and a save that is being written."""
+        kept = self._config.keep_checkpoints + self._config.keep_best
+        return self.save_bytes + kept * self.checkpoint_bytes + self.model_bytes
+
     def check_room(self, *, resume: bool) -> None:
         """Refuse to start where the disk cannot hold what the run will keep: checkpoints, one being written, models.
 
@@ -55,10 +61,7 @@ class Saver:
             UserError: it cannot.
             Stopped: it cannot, and the run is resumed.
         """
-        needed, free = self.save_bytes, self._free()
-        if not resume:
-            kept = self._config.keep_checkpoints + self._config.keep_best
-            needed += kept * self.checkpoint_bytes + self.model_bytes
+        needed, free = self.save_bytes if resume else self.kept_bytes, self._free()
         if free >= needed:
             return
         what = f"not enough disk space in {self._run.path}: {size(needed)} needed, {size(free)} free"

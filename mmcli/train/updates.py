@@ -19,6 +19,7 @@ from mmcli.train.feed import Feed
 from mmcli.train.memory import free_cached, is_out_of_memory
 from mmcli.train.optim import set_learning_rate
 from mmcli.train.schedule import Horizon, learning_rate
+from mmcli.train.speed import synchronize
 from mmcli.train.task import StepBatch, Task
 
 T = TypeVar("T")
@@ -66,6 +67,7 @@ class Updates:
         self._task, self._optim, self._optimizer, self._feed, self._report = task, optim, optimizer, feed, report
         self._seed, self._rate_scale = seed, rate_scale
         self.forward: Any = task.model  # or its compiled form
+        self.halved = False  # memory did not suffice for the micro-batch at first
 
     def step(self, step: int, horizon: Horizon) -> StepResult:
         """Step number `step`. Where its loss or its gradient is not finite, the weights stay as they were.
@@ -153,11 +155,10 @@ class Updates:
             size = self._task.halve() if self._task.halve is not None else None
             if size is None:
                 raise MmcliError("out of memory in a training step", "give a shorter --seq-len, or a smaller model")
+            self.halved = True
             self._feed.forget()
             self._report.note(f"out of memory: --micro-batch {size} from now on, in steps of the same --batch-size")
 
     def wait(self) -> None:
         """Until the device has done what it was given."""
-        device = self._task.accelerator.device
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(self._task.accelerator.device)

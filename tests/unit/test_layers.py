@@ -13,6 +13,7 @@ LEVELS = {
     "errors": 0,
     "lock": 0,
     "threads": 0,
+    "machine": 0,
     "manifest": 1,
     "files": 2,
     "config": 1,
@@ -30,8 +31,10 @@ LEVELS = {
     "stages": 10,
     "runner": 11,
     "verify": 11,
+    "doctor": 11,
     "serve": 11,
-    "cli": 12,
+    "forecast": 12,
+    "cli": 13,
 }
 # Inside a package: what comes later may import what comes earlier. All that the package holds is named here.
 INNER = {
@@ -42,7 +45,9 @@ INNER = {
     ],
     "evaluation": ["engines", "questions", "suites", "loss", "evaluate", "held_out"],
 }
-LIGHT_EVERYWHERE = {"errors", "lock", "threads", "manifest", "files", "config", "stage", "plugins", "run", "inputs"}
+LIGHT_EVERYWHERE = {
+    *("errors", "lock", "threads", "machine", "manifest", "files", "config", "stage", "plugins", "run", "inputs")
+}
 HEAVY = {"torch", "datasets", "onnx", "onnxruntime", "transformers", "rich"}
 
 

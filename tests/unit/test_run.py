@@ -190,3 +190,16 @@ def test_a_model_that_was_moved_aside_is_found_again(tmp_path: Path) -> None:
     for ref in ("1", "latest:pretrain"):
         assert (find_model(ref, tmp_path).path / "tokenizer.json").is_file()
         run.model.rename(old)
+
+
+def test_what_is_chosen_while_something_is_chosen_is_kept(tmp_path: Path) -> None:
+    """Measuring a step may find that the micro-batch has to be halved."""
+    run = Run.create(tmp_path, "pretrain", "test")
+    assert run.choose("micro_batch", lambda: 4) == 4
+
+    def measure() -> float:
+        run.record_choice("micro_batch", 2)
+        return 0.5
+
+    assert run.choose("seconds", measure) == 0.5
+    assert run.read_config("resolved.toml") == {"micro_batch": 2, "seconds": 0.5}

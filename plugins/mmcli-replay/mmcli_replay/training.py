@@ -41,7 +41,7 @@ def run(config: ContinueConfig, context: StageContext) -> dict[str, Any]:
         UserError: data or model cannot be used, or no run tells what the old text was.
     """
     make_deterministic()
-    accelerator = choose_accelerator(config.train.device, config.train.precision)
+    accelerator = choose_accelerator(config.train.device, config.train.precision, context)
     opened = open_data("text", config.data)  # refuse what is not there before anything is made
     start = prepare_start(None, opened, config.train, context, accelerator.device)
     old_rows = _open_old(config, start, context)

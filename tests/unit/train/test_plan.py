@@ -38,6 +38,7 @@ def planned(
     evaluation_tokens: int = 0,
     validates: bool = False,
     resume: bool = False,
+    compiled_seconds: float | None = None,
     **config: Any,
 ) -> Any:
     """(plan, what was said) of a task with 50 steps an epoch, 1000 tokens each."""
@@ -56,9 +57,10 @@ def planned(
     lines = Lines()
     where = StageContext(run, lines, resolve(TrainConfig, []), resume)
 
-    def probe() -> tuple[float, int]:
+    def probe(compiled: bool) -> tuple[float, int]:
         assert not resume, "a resumed run does not measure again"
-        return step_seconds, 1000
+        assert not compiled or compiled_seconds is not None, "too short to compile"
+        return (compiled_seconds or 0.0) if compiled else step_seconds, 1000
 
     return make_plan(task, TrainConfig(**config), where, probe), lines
 
@@ -116,12 +118,22 @@ def test_evaluations_take_at_most_a_tenth_of_the_time(
 def test_it_compiles_where_that_pays_and_can_be_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "can_compile", lambda device: True)
     assert not planned(tmp_path, 17.9)[0].compile  # 895 seconds
-    plan, lines = planned(tmp_path, 18.1)
-    assert plan.compile and lines.notes[0].endswith(", compiled")
+    plan, lines = planned(tmp_path, 18.1, compiled_seconds=17.0)
+    assert plan.compile and lines.notes[-1].endswith(", compiled")
+    assert "a compiled step takes 0.94 times as long as an eager one" in lines.notes
     assert planned(tmp_path, 0.1, compile="on")[0].compile and not planned(tmp_path, 99.0, compile="off")[0].compile
     monkeypatch.setattr(planning, "can_compile", lambda device: False)
     plan, lines = planned(tmp_path, 18.1)
     assert not plan.compile and "needs a C++ compiler" in lines.notes[0]
+
+
+def test_a_compiled_step_that_is_not_quicker_is_left_and_never_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "can_compile", lambda device: True)
+    plan, lines = planned(tmp_path, 18.1, compiled_seconds=18.2)
+    assert not plan.compile and lines.notes[1].endswith("1.01 times as long as an eager one: eager")
+    assert not planned(tmp_path, 18.1, resume=True)[0].compile
 
 
 def first_device(root: Path) -> str:
