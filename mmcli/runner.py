@@ -27,8 +27,9 @@ from mmcli.config import (
     to_tables,
 )
 from mmcli.errors import Interrupted, MmcliError, Stopped, Terminated, UserError, did_you_mean
+from mmcli.find import References
 from mmcli.inputs import check_allowed, config_input, has_inputs, pin_inputs
-from mmcli.run import RESOLVED, References, Run
+from mmcli.run import RESOLVED, Run
 from mmcli.stage import Reporter, Silent, Stage, StageContext
 
 DEFAULT_PRESET = "tiny"

@@ -92,7 +92,7 @@ def show(
 ) -> None:
     """Show one run: state, totals, what was chosen for you. Example: mmcli runs show 7"""
     from mmcli.cli.console import out, print_json
-    from mmcli.run import find_run
+    from mmcli.find import find_run
 
     found = find_run(run, runs_dir)
     info = {"run": found.name, "path": str(found.path), **found.info()}
@@ -135,7 +135,8 @@ def verify(
     """
     from mmcli.cli.console import print_error, print_json
     from mmcli.errors import MmcliError
-    from mmcli.run import find_run, list_runs
+    from mmcli.find import find_run
+    from mmcli.run import list_runs
     from mmcli.verify import list_caches, verify_cache, verify_run
 
     named = [find_run(ref, runs_dir) for ref in runs or []]

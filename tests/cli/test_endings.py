@@ -63,7 +63,7 @@ def test_a_full_disk_and_little_memory_are_no_bug(
     def fail(*arguments: Any, **options: Any) -> None:
         raise error
 
-    monkeypatch.setattr("mmcli.run.list_runs", fail)
+    monkeypatch.setattr("mmcli.find.list_runs", fail)
     assert run(["runs", "show", "1", "--runs-dir", str(tmp_path)]) == 2
     said = capsys.readouterr().err
     assert "bug" not in said and len(said.strip().splitlines()) == 2
