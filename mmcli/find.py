@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from mmcli.errors import UserError, did_you_mean
-from mmcli.run import ONNX_GRAPH, RUN_NAME, ModelRef, Run, list_runs, model_at
+from mmcli.run import ONNX_GRAPH, RUN_NAME, ModelRef, Run, formerly, list_runs, model_at, where_now
 
 
 class References:
@@ -28,7 +28,7 @@ class References:
 
 
 def find_run(ref: str, runs_dir: Path) -> Run:
-    """A run by number, name, the name that it was given, folder, `latest` or `latest:STAGE`.
+    """A run by number, name (also a former one), the name that it was given, folder, `latest` or `latest:STAGE`.
 
     Raises:
         UserError: there is none.
@@ -52,6 +52,8 @@ def find_run(ref: str, runs_dir: Path) -> Run:
         raise UserError(f'"{ref}" is the name of {len(named)} runs: {names}', "give the number of one of them")
     if named:
         return named[0]
+    if RUN_NAME.match(ref) and (former := formerly(ref, runs_dir)) is not None:
+        return former
     if Path(ref).is_dir():
         return _run_at(ref)
     if not runs:
@@ -70,7 +72,7 @@ def _run_at(ref: str) -> Run:
     Raises:
         UserError: there is no such folder, or it is not one of a run.
     """
-    folder = Path(ref).expanduser()
+    folder = where_now(Path(ref).expanduser())
     if not folder.is_dir():
         raise UserError(f"there is no folder {ref}", "see the runs with: mmcli runs list")
     folder = folder if RUN_NAME.match(folder.name) else folder.resolve()
@@ -98,7 +100,7 @@ def find_model(ref: str, runs_dir: Path) -> ModelRef:
             kind = f'run of stage "{of_stage}" with a model' if of_stage else "trained model yet"
             raise UserError(f"there is no {kind} in {runs_dir}", _how_to_get(of_stage, runs_dir))
         return ModelRef(chosen[-1].model, chosen[-1])
-    folder = Path(ref).expanduser()
+    folder = where_now(Path(ref).expanduser())
     if _is_model(folder):
         return model_at(folder)
     if _is_path(ref) and folder.is_dir() and not RUN_NAME.match(folder.resolve().name):

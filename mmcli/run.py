@@ -58,6 +58,12 @@ class Run:
         return "-".join(self.name.split("-")[2:])
 
     @property
+    def former_names(self) -> list[str]:
+        """Names of its folder before it was renamed, the oldest first."""
+        names = self._stored().get("former_names")
+        return [each for each in names if isinstance(each, str)] if isinstance(names, list) else []
+
+    @property
     def model(self) -> Path:
         """The Hugging Face style folder of the newest saved model."""
         return self.path / "model"
@@ -202,7 +208,7 @@ class Run:
     def started_from(self) -> Path | None:
         """The model folder that it started from. One beside it is found beside it, also after both were moved."""
         stored = self.read_config(RESOLVED).get("start_from")
-        return None if stored is None else self.path.parent / str(stored)
+        return None if stored is None else where_now(self.path.parent / str(stored))
 
     @property
     def parent(self) -> Run | None:
@@ -271,6 +277,21 @@ class ModelRef:
     @property
     def label(self) -> str:
         return self.run.name if self.run else str(self.path)
+
+
+def where_now(path: Path) -> Path:
+    """Where a run's folder, or what lies in it, is now: the run may have been renamed since this path was kept."""
+    if path.exists():
+        return path
+    for folder in (path, *path.parents):
+        if RUN_NAME.match(folder.name) and (run := formerly(folder.name, folder.parent)) is not None:
+            return run.path / path.relative_to(folder)
+    return path
+
+
+def formerly(name: str, runs_dir: Path) -> Run | None:
+    """The run whose folder had this name before it was renamed; the newest, should there be several."""
+    return next((run for run in reversed(list_runs(runs_dir)) if name in run.former_names), None)
 
 
 def model_at(folder: Path) -> ModelRef:

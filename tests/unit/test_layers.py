@@ -29,6 +29,8 @@ LEVELS = {
     "export": 9,
     "stages": 10,
     "runner": 11,
+    "housekeeping": 4,
+    "report": 5,
     "verify": 11,
     "serve": 11,
     "cli": 12,
@@ -40,9 +42,22 @@ INNER = {
         *("config", "device", "grouped", "logps", "cache", "count", "ffn", "init", "rotary"),
         *("attention", "moe", "transformer", "formats"),
     ],
+    "report": ["curves", "scale", "svg", "png", "terminal", "overview"],
     "evaluation": ["engines", "questions", "suites", "loss", "evaluate", "held_out"],
 }
-LIGHT_EVERYWHERE = {"errors", "lock", "manifest", "files", "config", "stage", "plugins", "run", "find", "inputs"}
+LIGHT_EVERYWHERE = {
+    "errors",
+    "lock",
+    "manifest",
+    "files",
+    "config",
+    "stage",
+    "plugins",
+    "run",
+    "find",
+    "inputs",
+    "housekeeping",
+}
 HEAVY = {"torch", "datasets", "onnx", "onnxruntime", "transformers", "rich"}
 
 
