@@ -139,6 +139,7 @@ def start(
     references = References(runs_dir)
     layers, preset = _layers(stage, own, references, preset, config_file)
     resolved: Resolved[Any] = resolve(stage.config, layers)
+    _check_loggers(resolved.config)
     _function(stage)  # a plugin that cannot be imported leaves no run behind
     run = Run.create(runs_dir, stage.name, name or preset or "run")
     try:
@@ -156,6 +157,21 @@ def start(
             shutil.rmtree(run.path, ignore_errors=True)  # nothing was made: leave no empty run behind
         raise
     return run
+
+
+def _check_loggers(config: Any) -> None:
+    """Refuse a `--log` whose package is not installed.
+
+    Raises:
+        UserError: it is not.
+    """
+    from mmcli.train.config import TrainConfig
+
+    train = getattr(config, "train", None)
+    if isinstance(train, TrainConfig) and train.loggers:
+        from mmcli.train.loggers import check_loggers
+
+        check_loggers(train.loggers)
 
 
 def resume(
