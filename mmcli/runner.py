@@ -259,22 +259,37 @@ def _work(stage: Stage, context: StageContext, held: bool) -> None:
         context = dataclasses.replace(context, resolved=Resolved(config, context.resolved.sources))
         result = function(config, context) or {}
     except Stopped as stopped:
-        _end(run, "stopped", stopped.what)
+        _end(run, "stopped", stopped.what, report)
         raise
     except (KeyboardInterrupt, Terminated) as error:
         number = error.signal_number if isinstance(error, Terminated) else signal.SIGINT
         what = f"stopped by {signal.Signals(number).name}; {run.path} keeps what was saved"
-        _end(run, "stopped", what)
+        _end(run, "stopped", what, report)
         raise Interrupted(what, f"resume it: mmcli resume {run.number}", number) from None
     except BaseException as error:
-        _end(run, "failed", error.what if isinstance(error, MmcliError) else f"{type(error).__name__}: {error}")
+        what = error.what if isinstance(error, MmcliError) else f"{type(error).__name__}: {error}"
+        _end(run, "failed", what, report)
         raise
     finally:
         report.close()
     run.update(**{"state": "finished", **result})
+    _report_page(run, report)
 
 
-def _end(run: Run, state: str, reason: str) -> None:
+def _end(run: Run, state: str, reason: str, report: Reporter) -> None:
     """Keep how a run ended. On a full disk it stays `running` without its lock, which reads as stopped."""
     with contextlib.suppress(MmcliError, OSError):
         run.update(state=state, reason=reason)
+    _report_page(run, report)
+
+
+def _report_page(run: Run, report: Reporter) -> None:
+    """Write report.html of a run that trained. Whatever happens there, the run is as it is."""
+    if not run.metrics.is_file():
+        return
+    try:
+        from mmcli.report.page import write_report
+
+        write_report(run)
+    except Exception as error:
+        report.warn(f"{run.path} has no new report.html ({error}); make it with: mmcli runs report {run.number}")

@@ -192,3 +192,13 @@ def test_rename_and_prune(sealed: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert (row["removed"], row["kept"], row["bytes"] > 0) == (["step-000001"], ["step-000002"], True)
     assert mmcli(["runs", "prune", "--runs-dir", str(sealed)]) == 0
     assert capsys.readouterr().out == "no checkpoint to remove\n"
+
+
+def test_report_writes_the_page(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mmcli(["runs", "report", "2", "--runs-dir", str(runs)]) == 0
+    path = runs / "0002-grpo-test" / "report.html"
+    assert capsys.readouterr().out == f"{path}\n" and "reward" in path.read_text(encoding="utf-8")
+    other = tmp_path / "r.html"
+    assert mmcli(["runs", "report", "1", "--runs-dir", str(runs), "-o", str(other), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"run": "0001-pretrain-test", "report": str(other)}
+    assert mmcli(["runs", "report", "1", "--runs-dir", str(runs), "-o", str(tmp_path / "none" / "r.html")]) == 2

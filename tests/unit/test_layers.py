@@ -30,7 +30,7 @@ LEVELS = {
     "stages": 10,
     "runner": 11,
     "housekeeping": 4,
-    "report": 5,
+    "report": 7,
     "verify": 11,
     "serve": 11,
     "cli": 12,
@@ -42,7 +42,7 @@ INNER = {
         *("config", "device", "grouped", "logps", "cache", "count", "ffn", "init", "rotary"),
         *("attention", "moe", "transformer", "formats"),
     ],
-    "report": ["curves", "scale", "svg", "png", "terminal", "overview"],
+    "report": ["curves", "scale", "svg", "png", "terminal", "overview", "lineage", "style", "page"],
     "evaluation": ["engines", "questions", "suites", "loss", "evaluate", "held_out"],
 }
 LIGHT_EVERYWHERE = {
