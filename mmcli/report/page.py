@@ -243,13 +243,13 @@ def _html(value: Any) -> str:
 
 
 def _parameters(run: Run) -> str | None:
-    """The size of the model in words: 25.8M."""
+    """The exact size of the model: 25,829,888."""
     shape = _tables(run, RESOLVED).get("model")
     try:
         total = count_parameters(resolve(ModelConfig, [Layer(RESOLVED, shape)]).config).total if shape else 0
     except UserError:  # of another version
         return None
-    return f"{total / 1e6:.1f}M" if total else None
+    return f"{total:,}" if total else None
 
 
 def _duration(seconds: float) -> str:

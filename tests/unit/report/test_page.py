@@ -70,7 +70,16 @@ def test_a_page_tells_the_run(tmp_path: Path) -> None:
     run.update(data={"sources": ["books.txt"], "kept": 12_345, "rejected": 7, "tokens": 99, "cache": "abc"})
     (run.path / "samples.jsonl").write_text('{"step": 50, "prompt": "Once", "text": " upon"}\n')
     shown = Parsed(page(run))
-    for text in ("0001-pretrain-tiny", "finished", "1.010", "0.5M", "Once upon", "books.txt", "12,345", "cpu Model 9"):
+    for text in (
+        "0001-pretrain-tiny",
+        "finished",
+        "1.010",
+        "508,224",
+        "Once upon",
+        "books.txt",
+        "12,345",
+        "cpu Model 9",
+    ):
         assert text in shown.text
     rows = re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td></tr>", page(run))
     assert ("optim.lr", "0.001", "--lr") in rows and ("train.steps", "200", "preset tiny") in rows
