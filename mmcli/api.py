@@ -61,6 +61,8 @@ if TYPE_CHECKING:
     from mmcli.evaluation.suites import Suite as Suite
     from mmcli.export.huggingface import HfExport as HfExport
     from mmcli.export.onnx_export import OnnxExport as OnnxExport
+    from mmcli.find import find_model as find_model
+    from mmcli.find import find_run as find_run
     from mmcli.generate.conversation import Conversation as Conversation
     from mmcli.generate.engine import Engine as Engine
     from mmcli.generate.generate import Completion as Completion
@@ -84,8 +86,6 @@ if TYPE_CHECKING:
     from mmcli.model.transformer import Transformer as Transformer
     from mmcli.run import ModelRef as ModelRef
     from mmcli.run import Run as Run
-    from mmcli.run import find_model as find_model
-    from mmcli.run import find_run as find_run
     from mmcli.run import list_runs as list_runs
     from mmcli.stage import API_VERSION as API_VERSION
     from mmcli.stage import Adapter as Adapter
@@ -130,7 +130,8 @@ _HOMES = {  # module -> the names that it gives
     "mmcli.errors": "UserError MmcliError Interrupted did_you_mean",
     "mmcli.config": "option ConfigError Layer resolve",
     "mmcli.stage": "API_VERSION Stage Adapter Transform StageContext Reporter Silent Term LossOutput Metric",
-    "mmcli.run": "Run ModelRef list_runs find_run find_model",
+    "mmcli.find": "find_run find_model",
+    "mmcli.run": "Run ModelRef list_runs",
     "mmcli.inputs": "Input pin_inputs",
     "mmcli.stages": "PretrainConfig SftConfig DpoConfig",
     "mmcli.text.tokenizer": "Tokenizer",
@@ -276,7 +277,7 @@ def resume_run(
         MmcliError: it failed.
     """
     from mmcli import runner
-    from mmcli.run import find_run
+    from mmcli.find import find_run
 
     found = run if isinstance(run, _Run) else find_run(run, Path(runs_dir))
     return runner.resume(found, report, allow=allow, lr_scale=lr_scale)
@@ -417,7 +418,7 @@ def _find(model: Model, runs_dir: str | Path) -> _ModelRef:
     Raises:
         UserError: there is none.
     """
-    from mmcli.run import find_language_model
+    from mmcli.find import find_language_model
 
     if isinstance(model, _Run):
         return find_language_model(str(model.path), model.path.parent)

@@ -194,3 +194,11 @@ def _is_old(path: Path) -> bool:
         return time.time() - path.stat().st_mtime > LEFT_SECONDS
     except FileNotFoundError:
         return False
+
+
+def size(count: int) -> str:
+    """Bytes in words: 3.1 MB."""
+    for limit, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if count >= limit:
+            return f"{count / limit:.1f} {unit}"
+    return f"{count} bytes"

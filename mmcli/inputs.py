@@ -62,14 +62,14 @@ def check_allowed(allow: Sequence[str]) -> frozenset[str]:
 
 def config_input(tables: Mapping[str, Any]) -> Input:
     """The values of config.toml, as an input."""
-    return Input.of(_flat(tables))
+    return Input.of(flat(tables))
 
 
-def _flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"optim.lr": 5e-4} of nested tables."""
     found: dict[str, Any] = {}
     for name, value in tables.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
     return found
 
 

@@ -20,18 +20,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmcli.errors import UserError, did_you_mean
+from mmcli.errors import UserError
 from mmcli.files import recover, remove_leftovers, write_atomic, write_json
 from mmcli.lock import Locked, file_lock, is_locked
 
 ONNX_GRAPH = "model.onnx"  # in a folder that is an ONNX export
 RESOLVED = "resolved.toml"
+SAMPLES = "samples.jsonl"  # texts that the model wrote during the training
 INPUTS = "inputs.json"  # see mmcli.inputs
 SEAL = "# sha256 of the lines above: "
 STATES = ("running", "finished", "stopped", "failed")
 LOCK = "run.lock"  # there only while a process works on the run, or where one was killed
 CHECKPOINT_FILES = ("weights.safetensors", "optimizer.safetensors", "progress.json")
-_RUN_NAME = re.compile(r"^(\d{4,})-([a-z0-9_]+)-(.+)$|^(\d{4,})-([a-z0-9_]+)$")
+RUN_NAME = re.compile(r"^(\d{4,})-([a-z0-9_]+)-(.+)$|^(\d{4,})-([a-z0-9_]+)$")
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,12 @@ class Run:
     def given_name(self) -> str:
         """What `--name` gave it, or its preset; empty for a run without a name."""
         return "-".join(self.name.split("-")[2:])
+
+    @property
+    def former_names(self) -> list[str]:
+        """Names of its folder before it was renamed, the oldest first."""
+        names = self._stored().get("former_names")
+        return [each for each in names if isinstance(each, str)] if isinstance(names, list) else []
 
     @property
     def model(self) -> Path:
@@ -202,7 +209,7 @@ class Run:
     def started_from(self) -> Path | None:
         """The model folder that it started from. One beside it is found beside it, also after both were moved."""
         stored = self.read_config(RESOLVED).get("start_from")
-        return None if stored is None else self.path.parent / str(stored)
+        return None if stored is None else where_now(self.path.parent / str(stored))
 
     @property
     def parent(self) -> Run | None:
@@ -257,7 +264,7 @@ def list_runs(runs_dir: Path) -> list[Run]:
     """Every run folder, the oldest first."""
     if not runs_dir.is_dir():
         return []
-    runs = [Run(path) for path in runs_dir.iterdir() if path.is_dir() and _RUN_NAME.match(path.name)]
+    runs = [Run(path) for path in runs_dir.iterdir() if path.is_dir() and RUN_NAME.match(path.name)]
     return sorted(runs, key=lambda run: run.number)
 
 
@@ -273,156 +280,25 @@ class ModelRef:
         return self.run.name if self.run else str(self.path)
 
 
-class References:
-    """The models that a person's words name, each looked for once: `latest` is the same run in all of one command."""
-
-    def __init__(self, runs_dir: Path) -> None:
-        self.runs_dir = runs_dir
-        self._found: dict[str, ModelRef] = {}
-
-    def model(self, ref: str) -> ModelRef:
-        """The model (see `find_model`).
-
-        Raises:
-            UserError: there is none.
-        """
-        if ref not in self._found:
-            self._found[ref] = find_model(ref, self.runs_dir)
-        return self._found[ref]
+def where_now(path: Path) -> Path:
+    """Where a run's folder, or what lies in it, is now: the run may have been renamed since this path was kept."""
+    if path.exists():
+        return path
+    for folder in (path, *path.parents):
+        if RUN_NAME.match(folder.name) and (run := formerly(folder.name, folder.parent)) is not None:
+            return run.path / path.relative_to(folder)
+    return path
 
 
-def find_run(ref: str, runs_dir: Path) -> Run:
-    """A run by number, name, the name that it was given, folder, `latest` or `latest:STAGE`.
-
-    Raises:
-        UserError: there is none.
-    """
-    if _is_path(ref):
-        return _run_at(ref)
-    runs = list_runs(runs_dir)
-    newest, _, of_stage = ref.partition(":")
-    if newest == "latest" and runs:
-        chosen = [run for run in runs if not of_stage or run.stage == of_stage]
-        if not chosen:
-            stages = ", ".join(dict.fromkeys(run.stage for run in runs))
-            raise UserError(f'there is no run of stage "{of_stage}" in {runs_dir}', f"stages with runs: {stages}")
-        return chosen[-1]
-    for run in runs:
-        if ref in (run.name, str(run.number), f"{run.number:04d}"):
-            return run
-    named = [run for run in runs if run.given_name == ref]
-    if len(named) > 1:
-        names = ", ".join(run.name for run in named)
-        raise UserError(f'"{ref}" is the name of {len(named)} runs: {names}', "give the number of one of them")
-    if named:
-        return named[0]
-    if Path(ref).is_dir():
-        return _run_at(ref)
-    if not runs:
-        raise UserError(f"there is no run in {runs_dir}", "train one: mmcli pretrain")
-    raise UserError(f'there is no run "{ref}" in {runs_dir}', "see them with: mmcli runs list")
-
-
-def _is_path(ref: str) -> bool:
-    """True for what can be nothing but a path."""
-    return ref.startswith("~") or ref in (".", "..") or any(each in ref for each in ("/", os.sep))
-
-
-def _run_at(ref: str) -> Run:
-    """The run whose folder a person named.
-
-    Raises:
-        UserError: there is no such folder, or it is not one of a run.
-    """
-    folder = Path(ref).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {ref}", "see the runs with: mmcli runs list")
-    folder = folder if _RUN_NAME.match(folder.name) else folder.resolve()
-    if not _RUN_NAME.match(folder.name):
-        raise UserError(f"{ref} is not a run folder", "give one such as runs/0007-sft-small")
-    return Run(folder)
-
-
-def find_model(ref: str, runs_dir: Path) -> ModelRef:
-    """The model a person named: a run (see `find_run`) that has a `model/`, or a model folder.
-
-    `latest` passes over runs without a language model; `latest:tokenizer` finds a tokenizer run.
-
-    Raises:
-        UserError: there is none.
-    """
-    newest, _, of_stage = ref.partition(":")
-    if newest == "latest":
-        runs = list_runs(runs_dir)
-        for run in runs:
-            run.recover_model()
-        runs = [run for run in runs if (run.model / "tokenizer.json").is_file()]
-        chosen = [run for run in runs if (run.stage == of_stage if of_stage else (run.model / "config.json").is_file())]
-        if not chosen:
-            kind = f'run of stage "{of_stage}" with a model' if of_stage else "trained model yet"
-            raise UserError(f"there is no {kind} in {runs_dir}", _how_to_get(of_stage, runs_dir))
-        return ModelRef(chosen[-1].model, chosen[-1])
-    folder = Path(ref).expanduser()
-    if _is_model(folder):
-        return model_at(folder)
-    if _is_path(ref) and folder.is_dir() and not _RUN_NAME.match(folder.resolve().name):
-        if _is_model(folder / "model"):
-            return ModelRef(folder / "model", None)
-        raise UserError(f"{ref} holds no model", "give a folder with config.json and model.safetensors, or a run")
-    run = find_run(ref, runs_dir)
-    run.recover_model()
-    if not (run.model / "tokenizer.json").is_file():
-        what = f"{run.name} has no saved model (state: {run.info()['state']})"
-        raise UserError(what, f"resume it: mmcli resume {ref}")
-    return ModelRef(run.model, run)
-
-
-def _is_model(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("config.json", "tokenizer.json", ONNX_GRAPH))
+def formerly(name: str, runs_dir: Path) -> Run | None:
+    """The run whose folder had this name before it was renamed; the newest, should there be several."""
+    return next((run for run in reversed(list_runs(runs_dir)) if name in run.former_names), None)
 
 
 def model_at(folder: Path) -> ModelRef:
     """The model of a folder, with the run whose `model/` it is, if it is one."""
     whole = folder.resolve()
-    inside = whole.name == "model" and _RUN_NAME.match(whole.parent.name)
+    inside = whole.name == "model" and RUN_NAME.match(whole.parent.name)
     return ModelRef(
         folder, Run(folder.parent if folder.parent.name == whole.parent.name else whole.parent) if inside else None
     )
-
-
-def find_language_model(ref: str, runs_dir: Path) -> ModelRef:
-    """The model a person named (see `find_model`), which must be more than a tokenizer.
-
-    Raises:
-        UserError: there is none, or it is a tokenizer.
-    """
-    found = find_model(ref, runs_dir)
-    if not (found.path / "config.json").is_file():
-        raise UserError(f"{found.label} is a tokenizer without a model", "train one: mmcli pretrain")
-    return found
-
-
-def _how_to_get(stage: str, runs_dir: Path) -> str:
-    """Advice where `latest` or `latest:STAGE` finds no model: the command that makes one, or the closest stage."""
-    commands = {"pretrain": "pretrain", "sft": "sft", "dpo": "dpo", "tokenizer": "tokenizer train", "import": "import"}
-    commands = {**{run.stage: run.stage for run in list_runs(runs_dir)}, **commands}  # stages of plugins, too
-    if not stage or stage in commands:
-        return f"run: mmcli {commands[stage or 'pretrain']}"
-    return did_you_mean(stage, list(commands))
-
-
-def find_unfinished(runs_dir: Path, stage: str | None = None) -> Run:
-    """The newest run of `stage` that can be resumed: not finished, with a stored config.
-
-    Raises:
-        UserError: there is none, or it is still running.
-    """
-    of = f" of stage {stage}" if stage else ""
-    for run in reversed(list_runs(runs_dir)):
-        if (stage is None or run.stage == stage) and (run.path / "config.toml").is_file():
-            state = run.info()["state"]
-            if state in ("stopped", "failed"):
-                return run
-            if state == "running":
-                raise run.still_running()
-    raise UserError(f"there is no unfinished run{of} in {runs_dir}", f"start one: mmcli {stage or 'pretrain'}")

@@ -27,8 +27,9 @@ from mmcli.config import (
     to_tables,
 )
 from mmcli.errors import Interrupted, MmcliError, Stopped, Terminated, UserError, did_you_mean
+from mmcli.find import References
 from mmcli.inputs import check_allowed, config_input, has_inputs, pin_inputs
-from mmcli.run import RESOLVED, References, Run
+from mmcli.run import RESOLVED, Run
 from mmcli.stage import Reporter, Silent, Stage, StageContext, Trial
 
 DEFAULT_PRESET = "tiny"
@@ -138,6 +139,7 @@ def start(
     references = References(runs_dir)
     layers, preset = _layers(stage, own, references, preset, config_file)
     resolved: Resolved[Any] = resolve(stage.config, layers)
+    _check_loggers(resolved.config)
     _function(stage)  # a plugin that cannot be imported leaves no run behind
     run = Run.create(runs_dir, stage.name, name or preset or "run")
     try:
@@ -173,6 +175,21 @@ def measure(
         run.update(sources=dict(resolved.sources))
         _work(stage, context, held)
     return run.info()
+
+
+def _check_loggers(config: Any) -> None:
+    """Refuse a `--log` whose package is not installed.
+
+    Raises:
+        UserError: it is not.
+    """
+    from mmcli.train.config import TrainConfig
+
+    train = getattr(config, "train", None)
+    if isinstance(train, TrainConfig) and train.loggers:
+        from mmcli.train.loggers import check_loggers
+
+        check_loggers(train.loggers)
 
 
 def resume(
@@ -260,22 +277,37 @@ def _work(stage: Stage, context: StageContext, held: bool) -> None:
         context = dataclasses.replace(context, resolved=Resolved(config, context.resolved.sources))
         result = function(config, context) or {}
     except Stopped as stopped:
-        _end(run, "stopped", stopped.what)
+        _end(run, "stopped", stopped.what, report)
         raise
     except (KeyboardInterrupt, Terminated) as error:
         number = error.signal_number if isinstance(error, Terminated) else signal.SIGINT
         what = f"stopped by {signal.Signals(number).name}; {run.path} keeps what was saved"
-        _end(run, "stopped", what)
+        _end(run, "stopped", what, report)
         raise Interrupted(what, f"resume it: mmcli resume {run.number}", number) from None
     except BaseException as error:
-        _end(run, "failed", error.what if isinstance(error, MmcliError) else f"{type(error).__name__}: {error}")
+        what = error.what if isinstance(error, MmcliError) else f"{type(error).__name__}: {error}"
+        _end(run, "failed", what, report)
         raise
     finally:
         report.close()
     run.update(**{"state": "finished", **result})
+    _report_page(run, report)
 
 
-def _end(run: Run, state: str, reason: str) -> None:
+def _end(run: Run, state: str, reason: str, report: Reporter) -> None:
     """Keep how a run ended. On a full disk it stays `running` without its lock, which reads as stopped."""
     with contextlib.suppress(MmcliError, OSError):
         run.update(state=state, reason=reason)
+    _report_page(run, report)
+
+
+def _report_page(run: Run, report: Reporter) -> None:
+    """Write report.html of a run that trained. Whatever happens there, the run is as it is."""
+    if not run.metrics.is_file():
+        return
+    try:
+        from mmcli.report.page import write_report
+
+        write_report(run)
+    except Exception as error:
+        report.warn(f"{run.path} has no new report.html ({error}); make it with: mmcli runs report {run.number}")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mmcli.config import STAGE, Layer, Resolved
 
 if TYPE_CHECKING:
-    from mmcli.run import ModelRef, References, Run
+    from mmcli.find import References
+    from mmcli.run import ModelRef, Run
 
 API_VERSION = 1
 
@@ -212,7 +213,7 @@ class StageContext:
         Raises:
             UserError: there is none.
         """
-        from mmcli.run import References
+        from mmcli.find import References
 
         references = self.references or References(self.run.path.parent)
         return references.model(ref)

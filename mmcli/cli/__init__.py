@@ -40,7 +40,7 @@ COMMANDS = {
     "eval": Command("mmcli.cli.eval", "Score a model on questions, or measure its loss on a text.", USE),
     "export": Command("mmcli.cli.export", "Export a model to ONNX or Hugging Face format, and verify it.", USE),
     "bench": Command("mmcli.cli.bench", "Measure tokens/s, time to first token and memory.", USE),
-    "runs": Command("mmcli.cli.runs", "List the runs, show one, or verify their files.", INSPECT),
+    "runs": Command("mmcli.cli.runs", "List, compare, plot, rename, remove or verify runs.", INSPECT),
     "data": Command("mmcli.cli.data", "Preview and validate training data.", INSPECT),
     "params": Command("mmcli.cli.params", "Count a model's parameters, memory and FLOPs exactly.", INSPECT),
     "presets": Command("mmcli.cli.presets", "List the built-in model shapes, or show one.", INSPECT),

@@ -124,9 +124,10 @@ def _open(
     An ONNX export must be there: making one would count as memory.
     """
     from mmcli.evaluation.engines import choose_backend, load_engine
+    from mmcli.find import find_model
     from mmcli.generate.bench import load_timed
     from mmcli.model.formats.hf_config import read_model_config
-    from mmcli.run import ModelRef, find_model
+    from mmcli.run import ModelRef
 
     _check_threads(threads)
     found = find_model(model, runs_dir)
@@ -157,8 +158,8 @@ def _to_train(model: str | None, preset: str, runs_dir: Path) -> tuple[str, Tran
         from mmcli.model.transformer import Transformer
 
         return preset, Transformer(resolve_model(preset).config.model)
+    from mmcli.find import find_model
     from mmcli.model.formats.hf_folder import load_model
-    from mmcli.run import find_model
 
     found = find_model(model, runs_dir)
     return found.label, load_model(found.path)

@@ -69,8 +69,8 @@ def chat(
     from mmcli.cli.console import err, interactive, print_json
     from mmcli.cli.streams import drop_stdout
     from mmcli.evaluation.engines import choose_backend
+    from mmcli.find import find_language_model
     from mmcli.generate.sampler import SamplingConfig
-    from mmcli.run import find_language_model
 
     sampling = SamplingConfig(
         temperature=temperature,

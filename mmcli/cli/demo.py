@@ -37,7 +37,7 @@ def demo(
     Resumes if interrupted. Example: mmcli demo
     """
     from mmcli.cli.console import print_json, reporter
-    from mmcli.run import find_model
+    from mmcli.find import find_model
 
     report = reporter()
     steps = {"pretrain": pretrain_steps, "sft": sft_steps, "dpo": dpo_steps}

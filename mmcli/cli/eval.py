@@ -46,7 +46,7 @@ def evaluate(
     """
     from mmcli.cli.console import reporter
     from mmcli.evaluation.engines import choose_backend
-    from mmcli.run import find_language_model
+    from mmcli.find import find_language_model
 
     if data is None:
         if seq_len is not None:

@@ -39,7 +39,7 @@ def onnx(
     """
     from mmcli.cli.console import print_json, reporter
     from mmcli.export.locate import default_folder
-    from mmcli.run import find_language_model
+    from mmcli.find import find_language_model
 
     found = find_language_model(model, runs_dir)
     folder = out if out is not None else default_folder(found, dtype)
@@ -74,7 +74,7 @@ def huggingface(
 
     from mmcli.cli.console import print_json, reporter
     from mmcli.export.locate import default_hf_folder
-    from mmcli.run import find_language_model
+    from mmcli.find import find_language_model
 
     found = find_language_model(model, runs_dir)
     folder = out if out is not None else default_hf_folder(found, dtype)

@@ -33,7 +33,7 @@ def resume(
     from mmcli import runner
     from mmcli.cli.console import reporter
     from mmcli.cli.training import print_run, tell_ending
-    from mmcli.run import find_run, find_unfinished
+    from mmcli.find import find_run, find_unfinished
 
     found = find_unfinished(runs_dir) if run is None else find_run(run, runs_dir)
     report = reporter(found.metrics)

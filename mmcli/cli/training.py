@@ -10,7 +10,8 @@ from mmcli import runner
 from mmcli.cli.console import print_json, reporter
 from mmcli.config import Layer, parse_set
 from mmcli.errors import UserError
-from mmcli.run import Run, find_unfinished
+from mmcli.find import find_unfinished
+from mmcli.run import Run
 from mmcli.stage import Reporter, Stage
 from mmcli.train.config import duration
 

@@ -29,7 +29,7 @@ from mmcli.inputs import Input, read_inputs
 from mmcli.manifest import damage
 from mmcli.model.config import ModelConfig
 from mmcli.model.formats.hf_folder import load_model
-from mmcli.run import RESOLVED, ModelRef, model_at
+from mmcli.run import RESOLVED, ModelRef, model_at, where_now
 from mmcli.stage import LossOutput, Metric, Reporter, StageContext
 from mmcli.stages import DpoConfig
 from mmcli.stages.start import (
@@ -197,7 +197,7 @@ def _find_reference(config: DpoConfig, context: StageContext) -> ModelRef | None
     run = context.run
     kept = run.read_config(RESOLVED).get("reference")
     if kept is not None:
-        return model_at(run.path.parent / str(kept))
+        return model_at(where_now(run.path.parent / str(kept)))
     found = context.find_model(config.reference)
     pin_model("reference", found, context)
     run.choose("reference", lambda: as_kept(found.path, run.path.parent))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from mmcli.errors import UserError
-from mmcli.run import find_model, list_runs
+from mmcli.find import find_model
+from mmcli.run import list_runs
 from mmcli.text.tokenizer import Tokenizer
 
 

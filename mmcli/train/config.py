@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mmcli.config import ConfigError, option
+from mmcli.errors import did_you_mean
+
+LOGGER_NAMES = ("tensorboard", "wandb", "trackio", "swanlab")  # see mmcli.train.loggers
 
 WSD_DECAY = 0.4  # of the steps; 0.4 to 0.5 was best for small models in a fixed time
 
@@ -90,6 +93,9 @@ class TrainConfig:
     keep_best: bool = option(True, "also keep the checkpoint with the lowest held-out loss")
     eval_every: int | None = option(None, "evaluation interval in steps; default: ten per run")
     sample_every: int | None = option(None, "interval of sample texts in steps; default: four per run")
+    log: str | None = option(
+        None, "also log to tensorboard, wandb, trackio or swanlab (several: with commas)", flag="--log"
+    )
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("batch_size", 1), ("micro_batch", 1), ("checkpoint_every", 1)):
@@ -106,6 +112,15 @@ class TrainConfig:
             raise ConfigError("epochs", f"train.epochs = {self.epochs} is not positive", "give a number such as 1")
         if self.budget is not None:
             parse_duration(self.budget)
+        for name in self.loggers:
+            if name not in LOGGER_NAMES:
+                what = f'train.log = "{self.log}": there is no "{name}"'
+                raise ConfigError("log", what, did_you_mean(name, list(LOGGER_NAMES)))
+
+    @property
+    def loggers(self) -> tuple[str, ...]:
+        """The names in `log`."""
+        return tuple(dict.fromkeys(name.strip() for name in (self.log or "").split(",") if name.strip()))
 
     @property
     def budget_seconds(self) -> float | None:

@@ -26,8 +26,8 @@ from mmcli.train.config import OptimConfig, TrainConfig, duration
 from mmcli.train.device import describe_device, keep_freed_memory, measure_peak_flops
 from mmcli.train.feed import Feed
 from mmcli.train.finite import Diverged, non_finite, too_many_skipped
+from mmcli.train.journal import Journal
 from mmcli.train.memory import peak_memory
-from mmcli.train.metrics import MetricsFile
 from mmcli.train.optim import build_optimizer, undone
 from mmcli.train.pace import Pace
 from mmcli.train.plan import Plan, make_plan, read_horizon, record_fit
@@ -96,9 +96,10 @@ class _Training:
             with StopSignals(self.report.note) as stop:
                 while True:
                     self._start_clock(plan)
-                    self.metrics = MetricsFile(self.run_folder.metrics, from_step=self.progress.step)
+                    step, loggers = self.progress.step, self.config.loggers
+                    self.journal = Journal(self.context, from_step=step, loggers=loggers)
                     try:
-                        with contextlib.closing(self.metrics):
+                        with contextlib.closing(self.journal):
                             return self._loop(plan, stop)
                     except Diverged:
                         if not self._fall_back():
@@ -328,6 +329,7 @@ class _Training:
         self.model.eval()
         for prompt, text in self.task.sample(self.model, self.progress.step):
             self.report.sample(prompt, text)
+            self.journal.sample(self.progress.step, prompt, text)
 
     def _log(self, values: dict[str, Any]) -> None:
         rate = sum(self.step_tokens) / sum(self.step_seconds)
@@ -343,7 +345,7 @@ class _Training:
     def _write(self, values: Mapping[str, Any]) -> None:
         """A line of metrics.jsonl. A full disk does not stop the training; it is met again by the next save."""
         self.last |= values
-        problem = self.metrics.write(values)
+        problem = self.journal.write(values)
         if problem is not None:
             self.report.warn(f"cannot write {self.run_folder.metrics}: {problem}")
 

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 
 from mmcli.errors import MmcliError, Stopped, UserError
-from mmcli.files import atomic_folder
+from mmcli.files import atomic_folder, size
 from mmcli.run import Run
 from mmcli.stage import Reporter
 from mmcli.train.checkpoint import PROGRESS, Progress, checkpoint_step, list_checkpoints, save_checkpoint
@@ -171,11 +171,3 @@ def is_disk_error(error: BaseException | None) -> bool:
 
 def _reason(error: Any) -> str:
     return str(error.what if isinstance(error, MmcliError) else error)
-
-
-def size(count: int) -> str:
-    """Bytes in words: 3.1 MB."""
-    for limit, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if count >= limit:
-            return f"{count / limit:.1f} {unit}"
-    return f"{count} bytes"

@@ -63,7 +63,7 @@ def test_a_full_disk_and_little_memory_are_no_bug(
     def fail(*arguments: Any, **options: Any) -> None:
         raise error
 
-    monkeypatch.setattr("mmcli.run.list_runs", fail)
+    monkeypatch.setattr("mmcli.find.list_runs", fail)
     assert run(["runs", "show", "1", "--runs-dir", str(tmp_path)]) == 2
     said = capsys.readouterr().err
     assert "bug" not in said and len(said.strip().splitlines()) == 2
@@ -78,6 +78,8 @@ def test_a_training_says_what_it_leaves_and_what_comes_next(tmp_path: Path, caps
     *_, said, following = capsys.readouterr().err.strip().splitlines()
     assert said.startswith("0001-pretrain-tiny finished after ") and said.endswith(f": {runs}/0001-pretrain-tiny/model")
     assert following == f"next: mmcli chat 1 --runs-dir {runs}, or fine-tune it: mmcli sft --from 1 --runs-dir {runs}"
+    page = (runs / "0001-pretrain-tiny" / "report.html").read_text(encoding="utf-8")
+    assert ">finished<" in page and "<td>--steps</td>" in page
 
 
 def test_a_few_words_have_no_figure_for_what_was_not_counted(

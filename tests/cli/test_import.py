@@ -15,11 +15,12 @@ from typer.testing import CliRunner, Result
 from mmcli.cli import export
 from mmcli.cli.importing import app
 from mmcli.errors import UserError
+from mmcli.find import find_model
 from mmcli.generate.conversation import is_chat_model
 from mmcli.model.config import ModelConfig
 from mmcli.model.formats.hf_folder import load_model, save_model
 from mmcli.model.transformer import Transformer
-from mmcli.run import Run, find_model, list_runs
+from mmcli.run import Run, list_runs
 from mmcli.text.tokenizer import Tokenizer
 from mmcli.text.train import train_tokenizer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def runs(tmp_path: Path) -> Path:
 def test_the_list_shows_each_run_by_its_own_headline(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert mmcli(["runs", "list", "--runs-dir", str(runs)]) == 0
     head, pretrain, grpo, tokenizer = capsys.readouterr().out.splitlines()
-    assert head.split() == ["run", "state", "steps", "training", "held-out", "started"]
+    assert head.split() == ["run", "state", "steps", "training", "held-out", "size", "parent"]
     assert "loss 2.718" in pretrain and "val 2.500" in pretrain
     assert "reward 52.3%" in grpo and "val 30%" in grpo and "loss" not in grpo
     assert tokenizer.split()[:2] == ["0003-tokenizer-test", "finished"]
@@ -125,3 +126,79 @@ def test_verify_misses_the_manifest_of_a_model(sealed: Path, capsys: pytest.Capt
     (sealed / "0001-tokenizer-a" / "model" / "manifest.json").unlink()
     assert mmcli(["runs", "verify", "1", "--runs-dir", str(sealed)]) == 2
     assert "model/manifest.json is missing" in capsys.readouterr().err
+
+
+def test_plot_in_the_terminal_and_into_files(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert mmcli(["runs", "plot", "1", "2", "--runs-dir", str(runs), "--width", "60"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert all(len(row) <= 60 for row in rows[:18])
+    assert rows[18:] == [
+        "a 0001-pretrain-test loss 2.718",
+        "A 0001-pretrain-test val 2.500",
+        "b 0002-grpo-test reward 52.3%",
+        "B 0002-grpo-test val 30%",
+    ]
+    assert mmcli(["runs", "plot", "1", "--runs-dir", str(runs), "--svg", str(tmp_path / "a.svg")]) == 0
+    assert (tmp_path / "a.svg").read_text(encoding="utf-8").startswith("<svg")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert mmcli(["runs", "plot", "1", "--runs-dir", str(runs), "--png", str(tmp_path / "a.png")]) == 2
+    assert 'pip install "mmcli[png]"' in capsys.readouterr().err
+    assert mmcli(["runs", "plot", "1", "--runs-dir", str(runs), "--x", "epochs"]) == 2
+    assert mmcli(["runs", "plot", "3", "--runs-dir", str(runs)]) == 2
+    assert mmcli(["runs", "plot", "1", "--runs-dir", str(runs), "--svg", str(tmp_path / "none" / "a.svg")]) == 2
+    assert capsys.readouterr().err.count("error:") == 3
+
+
+def test_png_is_drawn_by_matplotlib(runs: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="PNG files need the extra mmcli[png]")
+    assert mmcli(["runs", "plot", "1", "--runs-dir", str(runs), "--png", str(tmp_path / "a.png")]) == 0
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_compare_says_what_differs_and_what_came_out(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mmcli(["runs", "compare", "1", "2", "--runs-dir", str(runs), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["runs"] == ["0001-pretrain-test", "0002-grpo-test"]
+    assert found["config"] == {"stage": ["pretrain", "grpo"]}
+    assert found["results"]["loss"] == [2.71828, None]
+    assert mmcli(["runs", "compare", "1", "1", "--runs-dir", str(runs)]) == 0
+    assert "no difference" in capsys.readouterr().out
+
+
+def test_remove_asks_and_says_what_it_freed(sealed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["runs", "remove", "1", "0001-tokenizer-a", "--runs-dir", str(sealed)]
+    assert mmcli(command) == 2  # nobody to ask
+    assert "add --yes" in capsys.readouterr().err and (sealed / "0001-tokenizer-a").is_dir()
+    assert mmcli([*command, "--yes", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["removed"] == ["0001-tokenizer-a"]
+    assert not (sealed / "0001-tokenizer-a").exists() and (sealed / "0002-tokenizer-b").is_dir()
+
+
+def test_rename_and_prune(sealed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mmcli(["runs", "rename", "1", "c", "--runs-dir", str(sealed)]) == 0
+    assert capsys.readouterr().out == "0001-tokenizer-a is now 0001-tokenizer-c\n"
+    for step in (1, 2):
+        with atomic_folder(sealed / "0002-tokenizer-b" / "checkpoints" / f"step-00000{step}") as folder:
+            for name in ("weights.safetensors", "optimizer.safetensors", "progress.json"):
+                (folder / name).write_text("{}")
+    Run(sealed / "0002-tokenizer-b").update(state="stopped")
+    with file_lock(sealed / "0001-tokenizer-c" / "run.lock"):
+        assert mmcli(["runs", "prune", "--runs-dir", str(sealed), "--dry-run"]) == 0
+    assert "would remove step-000001" in capsys.readouterr().out
+    assert mmcli(["runs", "prune", "2", "--runs-dir", str(sealed), "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["removed"], row["kept"], row["bytes"] > 0) == (["step-000001"], ["step-000002"], True)
+    assert mmcli(["runs", "prune", "--runs-dir", str(sealed)]) == 0
+    assert capsys.readouterr().out == "no checkpoint to remove\n"
+
+
+def test_report_writes_the_page(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mmcli(["runs", "report", "2", "--runs-dir", str(runs)]) == 0
+    path = runs / "0002-grpo-test" / "report.html"
+    assert capsys.readouterr().out == f"{path}\n" and "reward" in path.read_text(encoding="utf-8")
+    other = tmp_path / "r.html"
+    assert mmcli(["runs", "report", "1", "--runs-dir", str(runs), "-o", str(other), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"run": "0001-pretrain-test", "report": str(other)}
+    assert mmcli(["runs", "report", "1", "--runs-dir", str(runs), "-o", str(tmp_path / "none" / "r.html")]) == 2

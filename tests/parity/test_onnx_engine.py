@@ -226,7 +226,7 @@ from pathlib import Path
 from mmcli.evaluation.engines import load_engine
 from mmcli.generate.conversation import Conversation, is_chat_model
 from mmcli.generate.sampler import SamplingConfig
-from mmcli.run import find_model
+from mmcli.find import find_model
 from mmcli.text.tokenizer import Tokenizer
 
 ref = find_model(sys.argv[1], Path("no-runs"))

@@ -16,8 +16,9 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from mmcli.cli import run as mmcli
+from mmcli.find import find_run
 from mmcli.inputs import read_inputs
-from mmcli.run import Run, find_run
+from mmcli.run import Run
 
 NAMES, PLACES = ("Ada", "Bo", "Cy", "Di", "Eve", "小明"), ("Rome", "Oslo", "Lima", "北京")
 FACTS = [(name, place) for name in NAMES for place in PLACES]

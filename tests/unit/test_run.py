@@ -8,7 +8,8 @@ import pytest
 
 from mmcli.errors import UserError
 from mmcli.files import previous
-from mmcli.run import Run, find_model, find_run, find_unfinished, list_runs
+from mmcli.find import find_model, find_run, find_unfinished
+from mmcli.run import Run, list_runs
 
 
 def a_run(root: Path, stage: str = "pretrain", *, state: str = "finished", model: bool = True) -> Run:

@@ -17,9 +17,10 @@ from mmcli.errors import MmcliError, UserError
 from mmcli.evaluation.engines import choose_backend, load_engine
 from mmcli.export.locate import default_folder, find_export
 from mmcli.export.onnx_export import export_onnx
+from mmcli.find import find_model
 from mmcli.generate.onnx_engine import OnnxEngine
 from mmcli.generate.torch_engine import TorchEngine
-from mmcli.run import ModelRef, Run, find_model
+from mmcli.run import ModelRef, Run
 from mmcli.stage import Silent
 
 Save = Callable[..., Path]

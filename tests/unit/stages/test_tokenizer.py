@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmcli.errors import UserError
-from mmcli.run import find_model
+from mmcli.find import find_model
 from mmcli.stage import Silent
 from mmcli.stages.tokenizer import measure, save_run, train_on
 from mmcli.text.tokenizer import Tokenizer

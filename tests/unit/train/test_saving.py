@@ -23,7 +23,7 @@ from mmcli.model.config import ModelConfig
 from mmcli.run import Run
 from mmcli.stage import LossOutput, Metric, Silent, StageContext, Term
 from mmcli.stages.start import choose_micro_batch
-from mmcli.train import loop
+from mmcli.train import journal
 from mmcli.train.config import OptimConfig, TrainConfig
 from mmcli.train.device import choose_accelerator
 from mmcli.train.finite import Diverged, too_many_skipped
@@ -282,13 +282,13 @@ def test_a_save_that_fails_twice_stops_the_run(tmp_path: Path) -> None:
 def test_metrics_that_cannot_be_written_do_not_stop_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context, lines = where(tmp_path)
 
-    class Full(loop.MetricsFile):
+    class Full(journal.MetricsFile):
         def __init__(self, path: Path, *, from_step: int) -> None:
             super().__init__(path, from_step=from_step)
             self._file.close()
             self._file = open("/dev/full", "w")  # noqa: SIM115
 
-    monkeypatch.setattr(loop, "MetricsFile", Full)
+    monkeypatch.setattr(journal, "MetricsFile", Full)
     assert train(task(12), OPTIM, TrainConfig(steps=4), context)["steps_done"] == 4
     assert [line for line in lines.warnings if "metrics.jsonl" in line] == [
         f"cannot write {context.run.metrics}: No space left on device"

@@ -1,0 +1,1 @@
+"""Runs to look at: curves in the terminal, as SVG and PNG, comparisons, and the page report.html."""
