@@ -1,0 +1,130 @@
+"""`mmcli runs plot` and `compare`: runs beside each other."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mmcli.cli.options import AsJson, RunsDir
+
+if TYPE_CHECKING:
+    from mmcli.report.scale import Chart
+
+COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "red")
+HEIGHT = 18  # rows of a chart
+SHOWN_VALUE = 32  # characters of a value in a comparison
+
+
+def plot(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Run number, name, folder, or latest:STAGE.")],
+    metric: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Value to plot, such as lr; default: loss and held-out loss.")
+    ] = None,
+    x: Annotated[str, typer.Option("--x", metavar="steps|tokens|time", help="Horizontal axis.")] = "steps",
+    width: Annotated[int | None, typer.Option(min=30, help="Columns; default: those of the terminal.")] = None,
+    svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Write an SVG file instead.")] = None,
+    png: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a PNG file instead (needs matplotlib).")
+    ] = None,
+    runs_dir: RunsDir = Path("runs"),
+    json: AsJson = False,
+) -> None:
+    """Plot the loss of runs in the terminal: smoothed lines, and held-out values as points.
+
+    Example: mmcli runs plot 3 7 --x time
+    """
+    from mmcli.cli.console import err, print_json
+    from mmcli.errors import UserError, did_you_mean
+    from mmcli.find import find_run
+    from mmcli.report.curves import AXES
+    from mmcli.report.overview import plot_runs
+
+    if x not in AXES:
+        raise UserError(f'--x "{x}" is not one of {", ".join(AXES)}', did_you_mean(x, list(AXES)))
+    chart = plot_runs([find_run(ref, runs_dir) for ref in dict.fromkeys(runs)], metric, x)  # type: ignore[arg-type]
+    if json:
+        print_json([{"curve": each.label, "x": each.x, "y": each.y} for each in chart.curves])
+        return
+    if svg is None and png is None:
+        _print_chart(chart, width)
+        return
+    for path, content in _pictures(chart, svg, png):
+        try:
+            path.write_bytes(content)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}", "give a file in a folder that exists") from None
+        err().print(f"wrote {path}", markup=False)
+
+
+def _pictures(chart: Chart, svg: Path | None, png: Path | None) -> list[tuple[Path, bytes]]:
+    from mmcli.report.png import png as draw_png
+    from mmcli.report.svg import svg as draw_svg
+
+    found = [(svg, draw_svg(chart).encode())] if svg is not None else []
+    return [*found, (png, draw_png(chart))] if png is not None else found
+
+
+def _print_chart(chart: Chart, width: int | None) -> None:
+    from rich.text import Text
+
+    from mmcli.cli.console import out
+    from mmcli.report.terminal import draw
+
+    console = out()
+    several = len({each.series for each in chart.curves}) > 1
+    encoding = (sys.stdout.encoding or "").lower().replace("-", "")
+    letters = encoding != "utf8" or (several and (console.no_color or not console.is_terminal))
+    for row in draw(chart, width or console.width, HEIGHT, letters=letters):
+        line = Text(no_wrap=True)
+        for piece in row:
+            line.append(piece.text, COLOURS[piece.series % len(COLOURS)] if piece.series is not None else "")
+        console.print(line, soft_wrap=True)
+    for each in chart.curves:
+        letter = chr((ord("A") if each.dots else ord("a")) + each.series % 26)
+        mark = letter if letters else "●" if each.dots else "━"
+        console.print(Text(f"{mark} {each.label}", COLOURS[each.series % len(COLOURS)]), soft_wrap=True)
+
+
+def compare(
+    run: Annotated[str, typer.Argument(help="Run number, name, folder, or latest:STAGE.")],
+    other: Annotated[str, typer.Argument(help="The run to compare it with.")],
+    runs_dir: RunsDir = Path("runs"),
+    json: AsJson = False,
+) -> None:
+    """Compare two runs: where their configurations differ, and their results.
+
+    Example: mmcli runs compare 3 7
+    """
+    from rich.table import Table
+
+    from mmcli.cli.console import out, print_json
+    from mmcli.find import find_run
+    from mmcli.report.overview import compare_runs
+
+    found = compare_runs(find_run(run, runs_dir), find_run(other, runs_dir))
+    names = [each.name for each in found.runs]
+    parts = {"config": found.config, "results": found.results}
+    if json:
+        rows = {title: {each.key: list(each.values) for each in part} for title, part in parts.items()}
+        print_json({"runs": names, **rows})
+        return
+    for title, part in parts.items():
+        table = Table(box=None, pad_edge=False, title=None)
+        for name in (title, *names):
+            table.add_column(name, overflow="fold")
+        for each in part:
+            table.add_row(each.key, *map(_shown, each.values))
+        out().print(table)
+        if not part:
+            out().print("no difference")
+        out().print()
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    text = f"{value:.5g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)
+    return text if len(text) <= SHOWN_VALUE else text[: SHOWN_VALUE - 1] + "…"
