@@ -26,9 +26,7 @@ def plot(
     x: Annotated[str, typer.Option("--x", metavar="steps|tokens|time", help="Horizontal axis.")] = "steps",
     width: Annotated[int | None, typer.Option(min=30, help="Columns; default: those of the terminal.")] = None,
     svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Write an SVG file instead.")] = None,
-    png: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a PNG file instead (needs matplotlib).")
-    ] = None,
+    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a PNG file instead (matplotlib).")] = None,
     runs_dir: RunsDir = Path("runs"),
     json: AsJson = False,
 ) -> None:
