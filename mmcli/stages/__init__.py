@@ -16,6 +16,9 @@ from mmcli.train.config import OptimConfig, TrainConfig
 class PretrainConfig:
     """Next-token prediction on plain text."""
 
+    init: Literal["auto", "bigram", "random"] = option(
+        "auto", "weights of a new model: fitted to the bigrams of the data, or random; auto: what pays", flag="--init"
+    )
     model: ModelConfig = option(ModelConfig, "the model")
     data: DataConfig = option(DataConfig, "the training text")
     optim: OptimConfig = option(OptimConfig, "the optimizer")

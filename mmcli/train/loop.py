@@ -71,7 +71,7 @@ class _Training:
         self.updates = Updates(task, optim, self.optimizer, self.feed, self.report, seed=config.seed, rate_scale=scale)
         self.saver = Saver(context.run, task, self.optimizer, config, self.report)
         self.compiled: Any = None  # the compiled form of the model, once it was asked for
-        self.progress = Progress()
+        self.progress = Progress(elapsed_seconds=task.prepared_seconds)
         self.last: dict[str, Any] = {}
         self.held_out: dict[str, Any] = {}  # of the weights as they are; empty where that was not measured
         self.step_seconds: list[float] = []  # of the newest steps

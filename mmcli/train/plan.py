@@ -96,7 +96,7 @@ def _choose_steps(task: Task, config: TrainConfig, step_seconds: float) -> int:
     if config.budget_seconds is None:
         return max(1, wanted)
     # A twentieth of the budget is left for evaluation and checkpoints.
-    fitting = max(1, int(0.95 * config.budget_seconds / step_seconds))
+    fitting = max(1, int((0.95 * config.budget_seconds - task.prepared_seconds) / step_seconds))
     return min(fitting, wanted) if config.steps is not None else fitting
 
 
