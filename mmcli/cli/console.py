@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mmcli.cli.progress import amount, is_milestone, one_line, step_line
 from mmcli.cli.streams import stderr
 from mmcli.errors import MmcliError
+from mmcli.ranks import LAUNCHED, find_place
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -77,7 +78,10 @@ def interactive() -> bool:
 
 
 def reporter() -> Reporter:
-    """The reporter for this terminal: a live line, or plain lines if piped or in CI."""
+    """The reporter for this terminal: a live line, or plain lines if piped or in CI; rank 0 speaks for all."""
+    place = find_place()
+    if place.rank > 0:
+        return RankReporter("" if os.environ.get(LAUNCHED) else f"rank {place.rank}: ")
     if interactive():
         from mmcli.cli.live import LiveReporter
 
@@ -130,3 +134,20 @@ class PlainReporter:
 
     def close(self) -> None:
         """Do nothing: no line is unfinished."""
+
+
+class RankReporter:
+    """A reporter of a process that trains with others: it prints warnings alone, since rank 0 reports the rest."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+
+    def note(self, text: str) -> None: ...
+
+    def warn(self, text: str) -> None:
+        stderr().write(f"{self._prefix}warning: {escape_control(text)}\n")
+
+    def progress(self, task: str, done: float, total: float | None, unit: str) -> None: ...
+    def step(self, values: Mapping[str, Any], metrics: Sequence[Metric]) -> None: ...
+    def sample(self, prompt: str, text: str) -> None: ...
+    def close(self) -> None: ...

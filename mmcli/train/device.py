@@ -15,6 +15,8 @@ from typing import Any
 import torch
 
 from mmcli.model.device import choose_device
+from mmcli.ranks import find_place
+from mmcli.train.ranks import rank_device
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
@@ -39,7 +41,7 @@ class Accelerator:
 
 def choose_accelerator(device_name: str, precision: str) -> Accelerator:
     """The device, and bf16 where it is fast unless told otherwise."""
-    device = choose_device(device_name)
+    device = rank_device(choose_device(device_name), find_place())
     if precision == "auto":
         precision = "bf16" if has_fast_bf16(device) else "fp32"
     return Accelerator(device, precision)

@@ -13,14 +13,14 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from mmcli.errors import Interrupted
 from mmcli.run import RESOLVED
 from mmcli.stage import StageContext
-from mmcli.train.checkpoint import Progress, checkpoint_step, list_checkpoints, load_newest
+from mmcli.train.checkpoint import Progress, checkpoint_step, list_checkpoints, load_newest, load_step
 from mmcli.train.config import OptimConfig, TrainConfig, duration
 from mmcli.train.device import keep_freed_memory, measure_peak_flops
 from mmcli.train.feed import Feed
@@ -29,10 +29,12 @@ from mmcli.train.metrics import MetricsFile
 from mmcli.train.optim import build_optimizer, undone
 from mmcli.train.plan import Plan, make_plan
 from mmcli.train.saving import Saver, lower_rate
+from mmcli.train.shard import is_sharded, release, shard
 from mmcli.train.signals import StopSignals
 from mmcli.train.task import Task
 from mmcli.train.updates import StepResult, Updates
 
+T = TypeVar("T")
 LONG_VALIDATION_SECONDS = 3.0  # one that takes longer is announced
 
 
@@ -54,12 +56,24 @@ class _Training:
         self.task, self.config = task, config
         self.context, self.report, self.run_folder = context, context.report, context.run
         self.model = task.model
+        self.ranks = context.ranks
+        if context.run.read_config(RESOLVED).get("shard", config.shard):
+            shard(self.model, task.accelerator.device)
         dtype = torch.bfloat16 if task.accelerator.precision == "bf16" else torch.float32
         self.optimizer = build_optimizer(self.model, optim, dtype=dtype)
-        self.feed = Feed(task, config.seed)
+        self.feed = Feed(task, config.seed, self.ranks)
         scale = float(context.run.read_config(RESOLVED).get("lr_scale", 1.0))
-        self.updates = Updates(task, optim, self.optimizer, self.feed, self.report, seed=config.seed, rate_scale=scale)
-        self.saver = Saver(context.run, task, self.optimizer, config, self.report)
+        self.updates = Updates(
+            task,
+            optim,
+            self.optimizer,
+            self.feed,
+            self.report,
+            seed=config.seed,
+            rate_scale=scale,
+            ranks=self.ranks,
+        )
+        self.saver = Saver(context.run, task, self.optimizer, config, self.report, self.ranks)
         self.progress = Progress()
         self.last: dict[str, Any] = {}
         self.held_out: dict[str, Any] = {}  # of the weights as they are; empty where that was not measured
@@ -68,20 +82,24 @@ class _Training:
         self.skipped: list[int] = []  # the newest steps, each skipped, up to now
         self.wrong = ""  # what happened at the first of them
         self.updated = False  # since the start, or the checkpoint that was loaded
+        self.signal: int | None = None  # that any rank has got, as all know it
 
     def run(self) -> dict[str, Any]:
         keep_freed_memory()
+        self.context.tell_prepared()
         if self.context.resume:
             self._load()
-        self.saver.check_room(resume=self.context.resume)
+        if self.ranks.is_writer:
+            self.saver.check_room(resume=self.context.resume)
         self.run_folder.update(metrics=[dataclasses.asdict(metric) for metric in self.task.metrics])
         with self.feed:
-            self.peak_flops = measure_peak_flops(self.task.accelerator)
+            self.peak_flops = sum(self.ranks.gather(measure_peak_flops(self.task.accelerator)))
             plan = make_plan(self.task, self.config, self.context, self._probe)
             self.updates.forward = torch.compile(self.model, dynamic=False) if plan.compile else self.model
-            with StopSignals() as stop:
+            with StopSignals(tells=self.ranks.is_writer) as stop:
                 while True:
-                    self.metrics = MetricsFile(self.run_folder.metrics, from_step=self.progress.step)
+                    path = self.run_folder.metrics if self.ranks.is_writer else None
+                    self.metrics = MetricsFile(path, from_step=self.progress.step)
                     try:
                         with contextlib.closing(self.metrics):
                             return self._loop(plan, stop)
@@ -92,16 +110,22 @@ class _Training:
     # Checkpoints
 
     def _load(self) -> None:
-        """The latest valid checkpoint whose numbers are finite."""
+        """The latest valid checkpoint whose numbers are finite; rank 0 finds it for all."""
+        folder = self.run_folder.checkpoints
         while True:
             self.optimizer.state.clear()
-            found = load_newest(self.run_folder.checkpoints, self.model, self.optimizer, self.report)
-            if found is None:
+            found = load_newest(folder, self.model, self.optimizer, self.report) if self.ranks.is_writer else None
+            step = self.ranks.broadcast(found.step if found is not None else None)
+            if step is None:
                 self.report.note("no checkpoint yet: starting from the first step")
                 return
-            if (name := non_finite(self.model, self.optimizer)) is None:
+            found = found or load_step(folder, step, self.model, self.optimizer)
+            names = self.ranks.gather(non_finite(self.model, self.optimizer))
+            name = next((each for each in names if each is not None), None)
+            if name is None:
                 break
-            self._drop(found, f"has a value that is NaN or infinite ({name})")
+            if self.ranks.is_writer:
+                self._drop(found, f"has a value that is NaN or infinite ({name})")
         self.progress, self.updated, self.skipped = found, False, []
         self.report.note(f"resumed at step {found.step}")
 
@@ -121,9 +145,10 @@ class _Training:
     def _fall_back(self) -> bool:
         """Go back to the checkpoint before the one that was loaded, if no step from that one was finite."""
         paths = list_checkpoints(self.run_folder.checkpoints)
-        if self.updated or not self.context.resume or len(paths) < 2:
+        if self.updated or not self.context.resume or self.ranks.broadcast(len(paths)) < 2:
             return False
-        self._drop(Progress(step=checkpoint_step(paths[-1])), "leads to no finite loss")
+        if self.ranks.is_writer:
+            self._drop(Progress(step=checkpoint_step(paths[-1])), "leads to no finite loss")
         self._load()
         return True
 
@@ -136,20 +161,24 @@ class _Training:
     def _probe(self) -> tuple[float, int]:
         """(seconds, tokens) of a step: its rollouts, a micro-batch's forward and backward scaled up, and the update.
 
-        The update is measured and undone.
+        The update is measured and undone. All ranks measure at once: the slowest counts, with the tokens of all.
         """
-        return self.updates.fitting(self._measure)
+        measured = self.ranks.gather(self.updates.fitting(self._measure))
+        return max(seconds for seconds, _ in measured), sum(tokens for _, tokens in measured)
 
     def _measure(self) -> tuple[float, int]:
         started = time.perf_counter()
-        batches = self.feed.batches(self.progress.step)
+        batches = [*self.feed.batches(self.progress.step).values()]
         rollout_seconds = time.perf_counter() - started if self.task.rollouts is not None else 0.0
-        backward_seconds = self._time(lambda: self.updates.backward(self.model, batches[0], batches[0].counts))
+        tokens, seconds = sum(batch.tokens for batch in batches), rollout_seconds
+        if batches:  # a rank may have none
+            backward_seconds = self._time(lambda: self.updates.backward(self.model, batches[0], batches[0].counts))
+            seconds += backward_seconds * tokens / max(1, batches[0].tokens)
+        self.updates.sum_gradients()
         with undone(self.optimizer):
-            update_seconds = self._time(lambda: (self.updates.clip(), self.optimizer.step()))
+            seconds += self._time(lambda: (self.updates.clip(), self.optimizer.step()))
         self.optimizer.zero_grad(set_to_none=True)
-        tokens = sum(batch.tokens for batch in batches)
-        return rollout_seconds + backward_seconds * tokens / max(1, batches[0].tokens) + update_seconds, tokens
+        return seconds, tokens
 
     def _time(self, work: Callable[[], object]) -> float:
         """Seconds of `work`, the best of two after one to warm up."""
@@ -164,25 +193,36 @@ class _Training:
     def _loop(self, plan: Plan, stop: StopSignals) -> dict[str, Any]:
         started = last_save = time.perf_counter()
         first_save = True
-        while self.progress.step < plan.steps and stop.received is None:
+
+        def decide() -> tuple[bool, bool]:
+            """(the budget is spent, a checkpoint is due) by the clock of rank 0; a signal that any rank got."""
             now = time.perf_counter()
-            if plan.budget_seconds is not None and now - started > plan.budget_seconds:
-                break
-            self._validate(plan, stop)
-            if stop.received is not None:
-                break
+            spent = plan.budget_seconds is not None and now - started > plan.budget_seconds
+            due = plan.checkpoint_due(self.progress.step, now - last_save, first_save)
+            found = self.ranks.gather((stop.received, spent, due))
+            self.signal = next((number for number, _, _ in found if number is not None), None)
+            return found[0][1], found[0][2]
+
+        spent, _ = decide()
+        while self.progress.step < plan.steps and self.signal is None and not spent:
+            now = time.perf_counter()
+            if self._validate(plan, stop):
+                decide()
+                if self.signal is not None:
+                    break
             values = {**self.held_out, **self._step(plan)}
             self.held_out = {}
-            stop.interruptible(lambda: self._sample(plan))
+            self._by_writer(lambda: self._sample(plan), stop)
             self._log(values, plan)
             self.progress.elapsed_seconds += time.perf_counter() - now
-            waited = time.perf_counter() - last_save
-            if self.skipped or self.progress.step >= plan.steps or stop.received is not None:
+            spent, due = decide()
+            if self.skipped or self.progress.step >= plan.steps or self.signal is not None:
                 continue  # the end saves; a step that was skipped says nothing for the weights
-            if plan.checkpoint_due(self.progress.step, waited, first_save):
+            if due:
                 self._validate(plan, stop)
                 self._save()
                 last_save, first_save = time.perf_counter(), False
+                spent, _ = decide()
         return self._finish(plan, stop)
 
     def _step(self, plan: Plan) -> dict[str, Any]:
@@ -226,12 +266,14 @@ class _Training:
 
     # Validation, samples, metrics
 
-    def _validate(self, plan: Plan, stop: StopSignals) -> None:
-        """Measure the held-out data where that is due, and not done for these weights."""
-        if self.progress.step % plan.eval_every == 0 and not self.held_out and stop.received is None:
+    def _validate(self, plan: Plan, stop: StopSignals) -> bool:
+        """Measure the held-out data where that is due, and not done for these weights; True if it was."""
+        due = self.progress.step % plan.eval_every == 0 and not self.held_out and self.task.evaluate is not None
+        if due:
             if self.progress.step == 0:
                 self._announce(plan)
             self._evaluate(stop)
+        return due
 
     def _announce(self, plan: Plan) -> None:
         if self.task.evaluate is not None and plan.evaluation_seconds > LONG_VALIDATION_SECONDS:
@@ -239,13 +281,25 @@ class _Training:
             self.report.note(f"validation: {tokens:,} tokens, about {duration(seconds)}")
 
     def _evaluate(self, stop: StopSignals) -> None:
-        """Fill `held_out`; a signal leaves it empty."""
+        """Fill `held_out`, by rank 0 for all; a signal leaves it empty."""
         if self.task.evaluate is None:
             return
-        self.held_out = stop.interruptible(self._held_out_values) or {}
+        values = self._by_writer(self._held_out_values, stop)
+        self.held_out = self.ranks.broadcast(values or {})
         first = next((m.name for m in self.task.metrics if m.held_out and m.name in self.held_out), None)
         if first is not None and math.isfinite(self.held_out[first]):
             self.progress.held_out = float(self.held_out[first])
+
+    def _by_writer(self, work: Callable[[], T], stop: StopSignals) -> T | None:
+        """What `work`, which changes nothing, returns on rank 0; None on the others, or where a signal ends it.
+
+        Where weights are split, all ranks take part in every pass, whatever comes.
+        """
+        if is_sharded(self.model):
+            value = work()
+            release(self.model)
+            return value
+        return stop.interruptible(work) if self.ranks.is_writer else None
 
     def _held_out_values(self) -> dict[str, Any]:
         assert self.task.evaluate is not None
@@ -291,7 +345,7 @@ class _Training:
             raise self._diverged()
         started = time.perf_counter()
         self._save()
-        if not self.held_out and (stop.received is None or plan.evaluation_seconds <= LONG_VALIDATION_SECONDS):
+        if not self.held_out and (self.signal is None or plan.evaluation_seconds <= LONG_VALIDATION_SECONDS):
             self._announce(plan)
             self._evaluate(stop)
         values = self.held_out
@@ -308,10 +362,10 @@ class _Training:
         }
         bad = [name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)]
         self.run_folder.update(**{key: value for key, value in totals.items() if key not in bad})
-        if stop.received is not None and step < steps:
-            name = signal.Signals(stop.received).name
+        if self.signal is not None and step < steps:
+            name = signal.Signals(self.signal).name
             what = f"stopped by {name} after step {step} of {steps}; everything is saved in {self.run_folder.path}"
-            raise Interrupted(what, f"resume it: mmcli resume {self.run_folder.number}", stop.received)
+            raise Interrupted(what, f"resume it: mmcli resume {self.run_folder.number}", self.signal)
         if bad:
             raise Diverged(
                 f"non-finite loss: {bad[0]} is {values[bad[0]]} after step {step}", lower_rate(self.run_folder)

@@ -24,7 +24,9 @@ class StopSignals:
     woken by the C handler itself, tells the person at once. A signal that is ignored (`nohup`) stays ignored.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, tells: bool = True) -> None:
+        """`tells`: say so to the person, as one of the processes that are stopped does."""
+        self._tells = tells
         self.received: int | None = None
         self._interruptible = False
         self._before: dict[int, Any] = {}
@@ -32,7 +34,8 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            self._stack.enter_context(_telling())
+            if self._tells:
+                self._stack.enter_context(_telling())
             for number in ENDING:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._note)

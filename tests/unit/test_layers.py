@@ -18,6 +18,7 @@ LEVELS = {
     "stage": 3,
     "plugins": 3,
     "run": 3,
+    "ranks": 2,
     "inputs": 4,
     "text": 5,
     "data": 6,
@@ -41,7 +42,7 @@ INNER = {
     ],
     "evaluation": ["engines", "questions", "suites", "loss", "evaluate", "held_out"],
 }
-LIGHT_EVERYWHERE = {"errors", "lock", "manifest", "files", "config", "stage", "plugins", "run", "inputs"}
+LIGHT_EVERYWHERE = {"errors", "lock", "manifest", "files", "config", "stage", "plugins", "run", "ranks", "inputs"}
 HEAVY = {"torch", "datasets", "onnx", "onnxruntime", "transformers", "rich"}
 
 
