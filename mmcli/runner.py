@@ -345,7 +345,9 @@ def _work(stage: Stage, context: StageContext, held: bool) -> None:
         number = error.signal_number if isinstance(error, Terminated) else signal.SIGINT
         what = f"stopped by {signal.Signals(number).name}; {run.path} keeps what was saved"
         _end(run, "stopped", what)
-        raise Interrupted(what, f"resume it: mmcli resume {run.number}", number) from None
+        ended = Interrupted(what, f"resume it: mmcli resume {run.number}", number)
+        ended.of_every_rank = False  # the others are at work, and learn it from the connection
+        raise ended from None
     except BaseException as error:
         _end(run, "failed", error.what if isinstance(error, MmcliError) else f"{type(error).__name__}: {error}")
         raise

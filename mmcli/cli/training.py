@@ -7,8 +7,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import typer
-
 from mmcli import runner
 from mmcli.cli.console import print_json, reporter
 from mmcli.config import Layer, parse_set
@@ -59,7 +57,7 @@ def launch_ranks(nproc: int | None) -> None:
         return
     from mmcli.cli.launch import launch
 
-    raise typer.Exit(launch(nproc, sys.argv[1:]))
+    sys.exit(launch(nproc, sys.argv[1:]))
 
 
 def tell_ending(run: Run, report: Reporter) -> None:
