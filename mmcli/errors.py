@@ -10,6 +10,7 @@ class MmcliError(Exception):
     """
 
     exit_code = 1
+    of_every_rank = False  # the processes of a training raise it together: the first one alone says it
 
     def __init__(self, what: str, fix: str) -> None:
         super().__init__(f"{what}\n{fix}")
@@ -31,6 +32,8 @@ class Stopped(MmcliError):
 
 class Interrupted(Stopped):
     """A run that was stopped by a signal, after saving (exit code 128 + signal: 129, 130 or 143)."""
+
+    of_every_rank = True
 
     def __init__(self, what: str, fix: str, signal_number: int) -> None:
         super().__init__(what, fix)

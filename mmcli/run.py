@@ -46,6 +46,11 @@ class Run:
         return self.path.name
 
     @property
+    def is_writable(self) -> bool:
+        """False in a process that only follows the one that writes the run (`FollowedRun`)."""
+        return True
+
+    @property
     def number(self) -> int:
         return int(self.name.split("-", 1)[0])
 
@@ -239,6 +244,27 @@ class Run:
             info = {"stage": stage, "state": "stopped", "reason": "nothing was done yet", "started": started}
             write_json(path / "run.json", {**info, "command": _command_line()})
             return run
+
+
+@dataclass(frozen=True)
+class FollowedRun(Run):
+    """A run as a process sees it that does not write it: rank 0 does."""
+
+    @property
+    def is_writable(self) -> bool:
+        return False
+
+    def update(self, **values: Any) -> None:
+        """Nothing: rank 0 says it."""
+
+    def begin(self) -> None:
+        """Nothing: rank 0 says it."""
+
+    def record_choice(self, key: str, value: Any) -> None:
+        """Nothing: rank 0 records it."""
+
+    def write_config(self, tables: Mapping[str, Any], name: str = "config.toml") -> None:
+        """Nothing: rank 0 writes it."""
 
 
 def _is_info(info: Any) -> bool:

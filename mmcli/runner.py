@@ -10,7 +10,7 @@ import dataclasses
 import math
 import shutil
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ from mmcli.config import (
 from mmcli.errors import Interrupted, MmcliError, Stopped, Terminated, UserError, did_you_mean
 from mmcli.find import References
 from mmcli.inputs import check_allowed, config_input, has_inputs, pin_inputs
-from mmcli.run import RESOLVED, Run
+from mmcli.ranks import Ranks, find_place
+from mmcli.run import RESOLVED, FollowedRun, Run
 from mmcli.stage import Reporter, Silent, Stage, StageContext, Trial
 
 DEFAULT_PRESET = "tiny"
@@ -136,16 +137,34 @@ def start(
         Interrupted: it was stopped; `resume` continues it.
         MmcliError: it failed.
     """
+    report = report or Silent()
+    with join_ranks() as ranks:
+        if not ranks.is_writer:
+            return _follow(ranks, report)
+        return _start(stage, own, runs_dir, preset, config_file, name, report, ranks)
+
+
+def _start(
+    stage: Stage,
+    own: Sequence[Layer],
+    runs_dir: Path,
+    preset: str | None,
+    config_file: Path | None,
+    name: str | None,
+    report: Reporter,
+    ranks: Ranks,
+) -> Run:
     references = References(runs_dir)
     layers, preset = _layers(stage, own, references, preset, config_file)
     resolved: Resolved[Any] = resolve(stage.config, layers)
     _check_loggers(resolved.config)
+    _check_ranks(stage, resolved.config, ranks)
     _function(stage)  # a plugin that cannot be imported leaves no run behind
     run = Run.create(runs_dir, stage.name, name or preset or "run")
     try:
         with run.lock() as held:
             run.update(preset=preset, sources=dict(resolved.sources))
-            context = StageContext(run, report or Silent(), resolved, references=references)
+            context = StageContext(run, report, resolved, references=references, ranks=ranks)
             tables = to_tables(resolved.config)
             pin_inputs(
                 context, {"config": config_input(tables)}
@@ -193,13 +212,19 @@ def _check_loggers(config: Any) -> None:
 
 
 def resume(
-    run: Run, report: Reporter | None = None, *, allow: Sequence[str] = (), lr_scale: float | None = None
+    run: Run,
+    report: Reporter | None = None,
+    *,
+    allow: Sequence[str] = (),
+    lr_scale: float | None = None,
+    shard: bool | None = None,
 ) -> Run:
     """Continue a run from its stored configuration and its latest valid checkpoint, to its end.
 
     Args:
         allow: kinds of input that may have changed since the run began, such as `data` (see `mmcli.inputs`).
         lr_scale: factor of every learning rate of its configuration, from now on; recorded in the run. None: as before.
+        shard: whether the ranks split the weights, from now on; recorded in the run. None: as before.
 
     Raises:
         UserError: it is finished, or still running, has no stored configuration, one of its files is damaged, or what
@@ -208,6 +233,20 @@ def resume(
         MmcliError: it failed.
     """
     report, allowed = report or Silent(), check_allowed(allow)
+    with join_ranks() as ranks:
+        if not ranks.is_writer:
+            return _follow(ranks, report)
+        return _resume(run, report, allowed, lr_scale, shard, ranks)
+
+
+def _resume(
+    run: Run,
+    report: Reporter,
+    allowed: frozenset[str],
+    lr_scale: float | None,
+    shard: bool | None,
+    ranks: Ranks,
+) -> Run:
     with run.lock() as held:  # first: what run.json says holds only then
         run.read_info()
         if run.info()["state"] == "finished":
@@ -222,10 +261,67 @@ def resume(
             report.warn(f"{run.name} was started before runs kept what they read: a change since cannot be told")
         if lr_scale is not None:
             _scale_rate(run, lr_scale)
-        stored: Resolved[Any] = resolve(stage.config, [Layer(str(run.path / "config.toml"), tables)])
-        resolved = Resolved(stored.config, run.info().get("sources") or stored.sources)
+        if shard is not None:
+            run.record_choice("shard", shard)
+        resolved = _stored_values(run, stage, tables)
+        _check_ranks(stage, resolved.config, ranks)
         references = References(run.path.parent)
-        _work(stage, StageContext(run, report, resolved, True, allowed, references), held)
+        _work(stage, StageContext(run, report, resolved, True, allowed, references, ranks=ranks), held)
+    return run
+
+
+def _stored_values(run: Run, stage: Stage, tables: Mapping[str, Any]) -> Resolved[Any]:
+    """The configuration of a run, and where its values came from when it began."""
+    stored: Resolved[Any] = resolve(stage.config, [Layer(str(run.path / "config.toml"), tables)])
+    return Resolved(stored.config, run.info().get("sources") or stored.sources)
+
+
+# Ranks
+
+
+@contextlib.contextmanager
+def join_ranks() -> Iterator[Ranks]:
+    """This process among those that train together, all of which come here; alone where it was started alone.
+
+    Raises:
+        UserError: the others cannot be met.
+    """
+    place = find_place()
+    if place.world == 1:
+        yield Ranks()
+        return
+    from mmcli.train.ranks import joined
+
+    with joined(place) as ranks:
+        yield ranks
+
+
+def _check_ranks(stage: Stage, config: Any, ranks: Ranks) -> None:
+    """Refuse ranks that would have nothing to do."""
+    train = getattr(config, "train", None)
+    if ranks.world == 1:
+        return
+    if train is None:
+        raise UserError(f"mmcli {stage.name} works in one process, not in {ranks.world}", "start it once")
+    if train.batch_size < ranks.world:
+        what = f"--batch-size {train.batch_size} is below the {ranks.world} processes"
+        raise UserError(what, f"give --batch-size {ranks.world} or more, or fewer processes")
+
+
+def _follow(ranks: Ranks, report: Reporter) -> Run:
+    """Take part in the run of rank 0, once that has prepared it: what it made and chose is read, nothing is written."""
+    message: Any = ranks.broadcast(None)
+    run = FollowedRun(Path(message["run"]))
+    if message["trains"]:
+        stage = load_stage(run.stage)
+        resolved = _stored_values(run, stage, run.read_config())
+        allowed, references = frozenset(message["allow"]), References(run.path.parent)
+        context = StageContext(run, report, resolved, message["resume"], allowed, references, ranks=ranks)
+        try:
+            _work(stage, context, held=True)
+        except MmcliError as error:
+            if not error.of_every_rank:  # rank 0 says it, and has the exit code
+                raise
     return run
 
 
@@ -276,6 +372,7 @@ def _work(stage: Stage, context: StageContext, held: bool) -> None:
             config = dataclasses.replace(config, data=pin_data(data, run))
         context = dataclasses.replace(context, resolved=Resolved(config, context.resolved.sources))
         result = function(config, context) or {}
+        context.tell_prepared(trains=False)  # where it trained, the others know that since it began
     except Stopped as stopped:
         _end(run, "stopped", stopped.what, report)
         raise
@@ -283,7 +380,9 @@ def _work(stage: Stage, context: StageContext, held: bool) -> None:
         number = error.signal_number if isinstance(error, Terminated) else signal.SIGINT
         what = f"stopped by {signal.Signals(number).name}; {run.path} keeps what was saved"
         _end(run, "stopped", what, report)
-        raise Interrupted(what, f"resume it: mmcli resume {run.number}", number) from None
+        ended = Interrupted(what, f"resume it: mmcli resume {run.number}", number)
+        ended.of_every_rank = False  # the others are at work, and learn it from the connection
+        raise ended from None
     except BaseException as error:
         what = error.what if isinstance(error, MmcliError) else f"{type(error).__name__}: {error}"
         _end(run, "failed", what, report)

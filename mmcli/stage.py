@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mmcli.config import STAGE, Layer, Resolved
+from mmcli.ranks import Ranks
 
 if TYPE_CHECKING:
     from mmcli.find import References
@@ -201,11 +202,17 @@ class StageContext:
     allow: frozenset[str] = frozenset()  # kinds of input that may have changed since the run began (see mmcli.inputs)
     references: References | None = None  # models that are found already, so that each is found once
     trial: Trial | None = None  # the training is only measured
+    ranks: Ranks = field(default_factory=Ranks)  # the processes that train together
 
     @property
     def runs_dir(self) -> Path:
         """The folder of the runs that a person names."""
         return self.references.runs_dir if self.references is not None else self.run.path.parent
+
+    def tell_prepared(self, *, trains: bool = True) -> None:
+        """Let the other ranks begin, who read what this one has made; or leave, where there is nothing to train."""
+        run = str(self.run.path.absolute())
+        self.ranks.prepared({"trains": trains, "run": run, "resume": self.resume, "allow": sorted(self.allow)})
 
     def find_model(self, ref: str) -> ModelRef:
         """The model that a person named; the same one whenever it is asked for in this run.

@@ -17,6 +17,7 @@ from typer.core import TyperCommand
 from mmcli import __version__
 from mmcli.cli.help import App, Group
 from mmcli.errors import MmcliError, UserError
+from mmcli.ranks import LAUNCHED, RankLost
 
 
 @dataclass(frozen=True)
@@ -117,11 +118,13 @@ def root(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 2 the user's mistake, 1 ours, 129, 130 and 143 for signals."""
+    from mmcli.cli.launch import end_with_launcher
     from mmcli.cli.streams import open_standard_streams, release_standard_streams
     from mmcli.threads import prepare_openmp
 
     open_standard_streams()
     prepare_openmp()
+    end_with_launcher()
     code = run(sys.argv[1:] if argv is None else argv)
     release_standard_streams()
     sys.exit(code)
@@ -151,7 +154,8 @@ def run(argv: Sequence[str]) -> int:
     except MmcliError as error:
         if debug:
             raise
-        print_error(error)
+        if not (isinstance(error, RankLost) and os.environ.get(LAUNCHED)):  # the launcher names the one that is lost
+            print_error(error)
         return error.exit_code
     except Terminated as error:
         return _interrupted(error.signal_number)

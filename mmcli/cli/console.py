@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mmcli.cli.progress import amount, escape_control, is_milestone, one_line, step_line
 from mmcli.cli.streams import stderr
 from mmcli.errors import MmcliError
+from mmcli.ranks import LAUNCHED, find_place
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,6 +76,9 @@ def reporter(past: Path | None = None) -> Reporter:
     Args:
         past: metrics.jsonl of the run that is resumed, the beginning of its curve.
     """
+    place = find_place()
+    if place.rank > 0:
+        return RankReporter("" if os.environ.get(LAUNCHED) else f"rank {place.rank}: ")
     made: Reporter
     if interactive():
         from mmcli.cli.live import LiveReporter
@@ -143,3 +147,20 @@ class PlainReporter:
 
     def close(self) -> None:
         """Do nothing: no line is unfinished."""
+
+
+class RankReporter:
+    """A reporter of a process that trains with others: it prints warnings alone, since rank 0 reports the rest."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+
+    def note(self, text: str) -> None: ...
+
+    def warn(self, text: str) -> None:
+        stderr().write(f"{self._prefix}warning: {escape_control(text)}\n")
+
+    def progress(self, task: str, done: float, total: float | None, unit: str) -> None: ...
+    def step(self, values: Mapping[str, Any], metrics: Sequence[Metric]) -> None: ...
+    def sample(self, prompt: str, text: str) -> None: ...
+    def close(self) -> None: ...

@@ -31,6 +31,10 @@ AllowChange = Annotated[
         " adapter; repeatable.",
     ),
 ]
+Nproc = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Train with N processes on this machine; over several machines: torchrun or srun."),
+]
 Model = Annotated[str, typer.Argument(help="Run number or name, model folder, latest or latest:STAGE.")]
 Backend = Annotated[
     str,

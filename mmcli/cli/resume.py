@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mmcli.cli.help import App
-from mmcli.cli.options import AllowChange, AsJson, RunsDir
+from mmcli.cli.options import AllowChange, AsJson, Nproc, RunsDir
 
 app = App()
 
@@ -21,6 +21,11 @@ def resume(
         float | None,
         typer.Option(help="Multiply the learning rate from now on, such as 0.5 after a non-finite loss.", metavar="X"),
     ] = None,
+    nproc: Nproc = None,
+    shard: Annotated[
+        bool | None,
+        typer.Option("--shard/--no-shard", help="Split weights between the processes from now on, or no longer."),
+    ] = None,
     runs_dir: RunsDir = Path("runs"),
     json: AsJson = False,
 ) -> None:
@@ -32,12 +37,13 @@ def resume(
     """
     from mmcli import runner
     from mmcli.cli.console import reporter
-    from mmcli.cli.training import print_run, tell_ending
+    from mmcli.cli.training import launch_ranks, print_run, tell_ending
     from mmcli.find import find_run, find_unfinished
 
+    launch_ranks(nproc)
     found = find_unfinished(runs_dir) if run is None else find_run(run, runs_dir)
     report = reporter(found.metrics)
-    runner.resume(found, report, allow=allow_change or [], lr_scale=lr_scale)
-    tell_ending(found, report)
+    resumed = runner.resume(found, report, allow=allow_change or [], lr_scale=lr_scale, shard=shard)
+    tell_ending(resumed, report)
     if json:
-        print_run(found)
+        print_run(resumed)

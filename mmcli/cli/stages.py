@@ -15,7 +15,7 @@ import typer
 
 from mmcli import plugins
 from mmcli.cli.help import App, Command
-from mmcli.cli.options import AllowChange, AsJson, RunsDir
+from mmcli.cli.options import AllowChange, AsJson, Nproc, RunsDir
 from mmcli.config import DEFAULT, Layer, Leaf, Typed, describe_type, leaves, merge_layers, parse_set
 from mmcli.errors import MmcliError
 from mmcli.plugins import Plugin
@@ -232,4 +232,6 @@ def _common_parameters(stage: Stage, with_run: bool) -> list[inspect.Parameter]:
         resume = Annotated[bool, typer.Option("--resume", help="Resume the newest unfinished run of this stage.")]
         found += [_keyword("name", name, None), _keyword("resume", resume, False)]
         found.append(_keyword("allow_change", AllowChange, None))
+        if any(leaf.key.startswith("train.") for leaf in leaves(stage.config)):
+            found.append(_keyword("nproc", Nproc, None))
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from mmcli.cli.console import print_json, reporter
 from mmcli.config import Layer, parse_set
 from mmcli.errors import UserError
 from mmcli.find import find_unfinished
+from mmcli.ranks import LAUNCHED
 from mmcli.run import Run
 from mmcli.stage import Reporter, Stage
 from mmcli.train.config import duration
@@ -28,8 +30,10 @@ def run_stage(
     resume: bool,
     allow_change: Sequence[str] | None,
     preset: str | None = None,
+    nproc: int | None = None,
 ) -> None:
     """Run a stage from the command line, or resume its newest unfinished run."""
+    launch_ranks(nproc)
     if resume:
         given = [layer.name for layer in flags] + (["--set"] if set else []) + (["--config"] if config else [])
         if given or preset or name:
@@ -48,6 +52,15 @@ def run_stage(
         print_run(run)
 
 
+def launch_ranks(nproc: int | None) -> None:
+    """Where `--nproc` asks for it, run this command line in so many processes and end with their exit code."""
+    if nproc is None or os.environ.get(LAUNCHED):
+        return
+    from mmcli.cli.launch import launch
+
+    sys.exit(launch(nproc, sys.argv[1:]))
+
+
 def tell_ending(run: Run, report: Reporter) -> None:
     """Say what a training leaves: the run, how long it took, the model, and the command that comes next."""
     info = run.info()
@@ -63,5 +76,6 @@ def tell_ending(run: Run, report: Reporter) -> None:
 
 
 def print_run(run: Run) -> None:
-    """A run that ended, as one JSON document."""
-    print_json({"run": run.name, "path": str(run.path), **run.info()})
+    """A run that ended, as one JSON document, by the process that writes it."""
+    if run.is_writable:
+        print_json({"run": run.name, "path": str(run.path), **run.info()})

@@ -48,7 +48,7 @@ from mmcli.train.adapters import training_flops
 from mmcli.train.device import Accelerator, choose_accelerator, make_deterministic
 from mmcli.train.loop import train
 from mmcli.train.preference import PREFERENCE_METRICS, PairBatch, preference_loss, sequence_logps
-from mmcli.train.task import Task
+from mmcli.train.task import MicroBatches, Task
 
 REFERENCE, LOGPS = "reference", "logps.safetensors"  # a folder of the run, and the table in it
 HELD_OUT_METRICS = (Metric("val_dpo_loss", label="val"), Metric("val_accuracy", label="val acc"))
@@ -266,7 +266,7 @@ def _task(data: PairData, config: DpoConfig, start: Start, accelerator: Accelera
     return Task(
         model=model,
         accelerator=accelerator,
-        batches=lambda step: list(data.training.batches(data.steps.row_numbers(step))),
+        batches=lambda step: MicroBatches(data.training.parts(data.steps.row_numbers(step)), data.training.batch),
         loss=loss,
         steps_per_epoch=data.steps.steps_per_epoch,
         flops_per_token=training_flops(model, config.data.seq_len),

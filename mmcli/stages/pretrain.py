@@ -56,7 +56,7 @@ def start_from_bigrams(
     if config.init == "bigram" and not (new and can_start_from_bigrams(shape)):
         why = "blocks one after the other and rotary positions are needed" if new else "it starts from another model"
         raise UserError(f"--init bigram does not fit this model: {why}", "leave --init out")
-    if not new or (context.resume and list_checkpoints(context.run.checkpoints)):
+    if not new or not context.ranks.is_writer or (context.resume and list_checkpoints(context.run.checkpoints)):
         return 0.0
     if context.run.choose("init", lambda: choose_init(start, rows, config, accelerator)) == "random":
         return 0.0

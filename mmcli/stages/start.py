@@ -21,7 +21,8 @@ from mmcli.model.device import MICRO_BATCH_TOKENS
 from mmcli.model.formats.hf_config import read_model_config
 from mmcli.model.formats.hf_folder import load_model, save_model
 from mmcli.model.transformer import Transformer
-from mmcli.run import RESOLVED, ModelRef, Run, model_at
+from mmcli.ranks import even_share
+from mmcli.run import RESOLVED, ModelRef, model_at
 from mmcli.stage import StageContext, Transform
 from mmcli.stages.pins import adapter_inputs, data_inputs, model_input
 from mmcli.text.find import find_tokenizer
@@ -240,8 +241,9 @@ def _check_agreement(model: ModelConfig, config: ModelConfig, parent: ModelRef, 
 class MicroBatch:
     """Units (rows, pairs) of a forward pass. Where memory does not suffice they are halved, and stay so on resume."""
 
-    def __init__(self, size: int, run: Run) -> None:
-        self.size, self._run = size, run
+    def __init__(self, most: int, batch_size: int, context: StageContext) -> None:
+        """As many as fit, `most`, or fewer where the `batch_size` units of a step are shared more evenly so."""
+        self.size, self._run = even_share(most, batch_size, context.ranks.world), context.run
 
     def halve(self) -> int | None:
         """Half as many from now on; None: it is a single one."""
@@ -263,12 +265,13 @@ def choose_micro_batch(
     run = context.run
     if train.micro_batch is not None:
         halved = int(run.read_config("resolved.toml").get("micro_batch", train.micro_batch))
-        return MicroBatch(min(train.micro_batch, train.batch_size, halved), run)
+        return MicroBatch(min(train.micro_batch, train.batch_size, halved), train.batch_size, context)
     at_512 = MICRO_BATCH_TOKENS.get(accelerator.device.type, 1024)
     if accelerator.device.type == "cpu" and accelerator.precision == "bf16":
         at_512 *= 2  # a sixth less time a step at 640 wide, in the memory of half as many in fp32
     rows = max(1, max(at_512, at_512 * 512 // model.dim) // row_tokens)
-    return MicroBatch(int(run.choose("micro_batch", lambda: min(rows, train.batch_size))), run)
+    most = int(run.choose("micro_batch", lambda: min(rows, train.batch_size)))
+    return MicroBatch(most, train.batch_size, context)
 
 
 def save_into(folder: Path, start: Start, context: StageContext) -> None:

@@ -26,7 +26,7 @@ from mmcli.train.adapters import training_flops
 from mmcli.train.config import TrainConfig
 from mmcli.train.device import Accelerator
 from mmcli.train.lm import TokenBatch, language_model_loss, language_model_metrics
-from mmcli.train.task import Task
+from mmcli.train.task import MicroBatches, Task
 
 RECORDS_SHOWN = 8
 HELD_OUT_METRICS = (Metric("val_loss", label="val"), Metric("val_bits_per_byte", label="bpb"))
@@ -58,10 +58,11 @@ def open_cache(
     context.report.note(f"data: {sources.describe}")
     pin_inputs(context, part_inputs(sources, part, options, context))
     quarantine = context.run.path / (f"quarantine-{part}.jsonl" if part else "quarantine.jsonl")
+    kept_in = quarantine if context.run.is_writable else None
     folder = context.run.path.parent / TOKEN_CACHES
     started = time.perf_counter()
     cache = TokenCache.build_or_open(
-        folder, sources, tokenizer, options=options, report=context.report, quarantine=quarantine
+        folder, sources, tokenizer, options=options, report=context.report, quarantine=kept_in
     )
     if context.trial is not None:
         context.run.update(encode_seconds=time.perf_counter() - started + context.run.info().get("encode_seconds", 0.0))
@@ -165,9 +166,8 @@ def token_task(
     )
     byte_lengths_V = start.tokenizer.byte_lengths()
 
-    def step_batches(step: int) -> list[TokenBatch]:
-        pin, found = accelerator.pins_memory, batches.micro_batches(step, micro_batch.size)
-        return [TokenBatch.from_batch(batch, config, pin=pin) for batch in found]
+    def step_batch(part: np.ndarray) -> TokenBatch:
+        return TokenBatch.from_batch(batches.make(part), config, pin=accelerator.pins_memory)
 
     def evaluate(model: Any) -> dict[str, float]:
         assert rows.val is not None
@@ -179,13 +179,13 @@ def token_task(
         return {"val_loss": values.loss, **per_byte}
 
     def describe(step: int, where: Sequence[int]) -> str:
-        rows_N, size = batches.row_numbers(step), micro_batch.size
-        return name_records(rows.cache, rows.train, np.concatenate([rows_N[i * size : (i + 1) * size] for i in where]))
+        parts = batches.parts(step, micro_batch.size)
+        return name_records(rows.cache, rows.train, np.concatenate([parts[i] for i in where]))
 
     return Task(
         model=start.model,
         accelerator=accelerator,
-        batches=step_batches,
+        batches=lambda step: MicroBatches(batches.parts(step, micro_batch.size), step_batch),
         loss=lambda model, batch: language_model_loss(model, batch, config),
         steps_per_epoch=batches.steps_per_epoch,
         flops_per_token=training_flops(start.model, rows.train.seq_len),

@@ -21,6 +21,7 @@ from mmcli.files import atomic_folder
 from mmcli.manifest import damage
 from mmcli.run import CHECKPOINT_FILES
 from mmcli.stage import Reporter
+from mmcli.train.shard import local, part, split
 
 WEIGHTS, MOMENTS, PROGRESS = CHECKPOINT_FILES
 _NAME = re.compile(r"^step-(\d+)$")
@@ -52,7 +53,7 @@ def save_checkpoint(
     best: int | None = None,
 ) -> Path:
     """Write `folder`/step-NNNNNN and remove all but the newest `keep`, this one, and that of step `best`."""
-    path = folder / f"step-{progress.step:06d}"
+    path = _path(folder, progress.step)
     with atomic_folder(path) as beside:
         save_file(_trained(model), beside / WEIGHTS)
         save_file(_moments(model, optimizer), beside / MOMENTS)
@@ -105,6 +106,16 @@ def load_newest(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     return None
 
 
+def load_step(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+    """Load the checkpoint after `step` updates, which another process has found to be whole."""
+    optimizer.state.clear()
+    return _load(_path(folder, step), model, optimizer)
+
+
+def _path(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:06d}"
+
+
 def _load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
     weights = load_file(path / WEIGHTS)
     moments = load_file(path / MOMENTS)
@@ -114,10 +125,10 @@ def _load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Pro
         raise MmcliError(f"{path} does not fit the model: {name}", "its config.toml was changed; start a new run")
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
+            local(parameter).copy_(part(weights[name], parameter))
     for key, value in moments.items():
         kind, _, name = key.partition(".")
         state: dict[str, Any] = optimizer.state[parameters[name]]
-        state[kind] = value.to(parameters[name].device)
+        state[kind] = split(value.to(parameters[name].device), parameters[name])
     progress: dict[str, Any] = json.loads((path / PROGRESS).read_text(encoding="utf-8"))
     return Progress(**progress)

@@ -88,6 +88,7 @@ class TrainConfig:
     activation_checkpointing: bool = option(
         False, "recompute activations in the backward pass: less memory, a third slower"
     )
+    shard: bool = option(False, "split weights, gradients and moments between the processes (FSDP)", flag="--shard")
     checkpoint_every: int | None = option(None, "checkpoint interval in steps; default: within 2 minutes, then every 5")
     keep_checkpoints: int = option(2, "number of latest checkpoints to keep")
     keep_best: bool = option(True, "also keep the checkpoint with the lowest held-out loss")

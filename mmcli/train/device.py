@@ -12,7 +12,9 @@ import torch
 
 from mmcli.machine import cpu_name
 from mmcli.model.device import choose_device
+from mmcli.ranks import find_place
 from mmcli.stage import StageContext
+from mmcli.train.ranks import rank_device
 from mmcli.train.speed import WIDTH, Rates, prefers_bf16, product_rates, synchronize
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
@@ -54,7 +56,7 @@ def choose_accelerator(
     Raises:
         UserError: there is no such device here.
     """
-    device = choose_device(device_name)
+    device = rank_device(choose_device(device_name), find_place())
 
     def measure() -> str:
         measured = rates(device, width)

@@ -13,19 +13,24 @@ from mmcli.errors import MmcliError
 from mmcli.generate.engine import Engine
 from mmcli.generate.torch_engine import TorchEngine
 from mmcli.model.transformer import Transformer
+from mmcli.ranks import Ranks
 from mmcli.train.device import Accelerator, seed_step
+from mmcli.train.shard import release
 from mmcli.train.task import Rollouts, StepBatch, Task
+
+Mine = tuple[dict[int, StepBatch], int]  # this rank's micro-batches by number, and how many all ranks have
 
 
 class Feed:
     """Host batches of a task. While entered, a thread prepares those of the next step; it ends with the `with` block.
 
-    The thread calls `Task.batches` for one step after the other; what it raises comes out of `batches`.
+    The thread calls `Task.batches` for one step after the other; what it raises comes out of `batches`. The
+    micro-batches of a step are dealt to the ranks in turn: together they train on what one process would.
     """
 
-    def __init__(self, task: Task, seed: int) -> None:
-        self._task, self._seed = task, seed
-        self._ahead: dict[int, Future[Sequence[StepBatch]]] = {}
+    def __init__(self, task: Task, seed: int, ranks: Ranks | None = None) -> None:
+        self._task, self._seed, self._ranks = task, seed, ranks or Ranks()
+        self._ahead: dict[int, Future[Mine]] = {}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
 
     def __enter__(self) -> Feed:
@@ -34,8 +39,10 @@ class Feed:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def batches(self, step: int, *, last: bool = False) -> list[StepBatch]:
-        """The micro-batches of `step`. Those of data are kept until the next step is asked for.
+    def batches(self, step: int, *, last: bool = False) -> dict[int, StepBatch]:
+        """This rank's micro-batches of `step`, by their numbers among those of all ranks.
+
+        Those of data are kept until the next step is asked for. A rank may have none where another has one.
 
         Args:
             last: there is no next step to prepare.
@@ -43,32 +50,43 @@ class Feed:
         Raises:
             MmcliError: there is none.
         """
-        found = [*self._from_data(step, last), *self._from_rollouts(step)]
-        if not found:
+        of_data, before = self._from_data(step, last)
+        of_rollouts, after = self._from_rollouts(step)
+        if not before + after:
             raise MmcliError(f"step {step} has no batch", "batches and rollouts must give one or more a step")
-        return found
+        return {**of_data, **{before + number: batch for number, batch in of_rollouts.items()}}
 
     def forget(self) -> None:
         """Make every batch anew: they are cut otherwise from now on."""
         self._ahead = {}
 
-    def _from_data(self, step: int, last: bool) -> Sequence[StepBatch]:
+    def _from_data(self, step: int, last: bool) -> Mine:
         make = self._task.batches
         if make is None:
-            return []
+            return {}, 0
+
+        def mine(step: int) -> Mine:
+            return self._deal(make(step))
+
         wanted = [step] if last else [step, step + 1]
         self._ahead = {
-            each: self._ahead[each] if each in self._ahead else self._thread.submit(make, each) for each in wanted
+            each: self._ahead[each] if each in self._ahead else self._thread.submit(mine, each) for each in wanted
         }
         return self._ahead[step].result()
 
-    def _from_rollouts(self, step: int) -> Sequence[StepBatch]:
+    def _deal(self, batches: Sequence[StepBatch]) -> Mine:
+        return self._ranks.share(batches), len(batches)
+
+    def _from_rollouts(self, step: int) -> Mine:
+        """Every rank writes all of them, alike, and trains on its share."""
         if self._task.rollouts is None:
-            return []
+            return {}, 0
         model = self._task.model
         assert isinstance(model, Transformer), f"rollouts need a Transformer, not {type(model).__name__}"
         with live_engine(model, self._task.rollouts, self._task.accelerator, self._seed, step) as engine:
-            return self._task.rollouts.batches(engine, step)
+            written = self._deal(self._task.rollouts.batches(engine, step))
+        release(model)
+        return written
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmcli.errors import MmcliError
+from mmcli.train.shard import local
 
 SKIPPED_IN_ROW = 10  # so many steps in a row without a finite loss: the training has diverged
 SKIPPED_SHARE = 0.01  # of all steps; SKIPPED_IN_ROW are allowed in any case
@@ -16,6 +17,8 @@ SKIPPED_SHARE = 0.01  # of all steps; SKIPPED_IN_ROW are allowed in any case
 class Diverged(MmcliError):
     """A training without finite numbers; its last checkpoint is from before."""
 
+    of_every_rank = True
+
 
 def too_many_skipped(in_row: int, skipped: int, steps: int) -> bool:
     """True where a training of `steps` steps that skipped so many has to end."""
@@ -23,7 +26,10 @@ def too_many_skipped(in_row: int, skipped: int, steps: int) -> bool:
 
 
 def non_finite(model: nn.Module, optimizer: torch.optim.Optimizer) -> str | None:
-    """The name of a trained parameter that has, or whose moments have, a value that is NaN or infinite."""
+    """The name of a trained parameter that has, or whose moments have, a value that is NaN or infinite.
+
+    Of parameters that are split between ranks, this rank's parts alone are looked at.
+    """
     names, flags = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -44,4 +50,4 @@ def _finite(values: Iterable[object]) -> Tensor:
 def _flags(values: Iterable[object]) -> Iterator[Tensor]:
     for value in values:
         if isinstance(value, Tensor) and value.is_floating_point():
-            yield torch.isfinite(value.detach()).all()
+            yield torch.isfinite(local(value.detach())).all()

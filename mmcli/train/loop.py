@@ -14,14 +14,14 @@ import signal
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from mmcli.errors import Interrupted
 from mmcli.run import RESOLVED
 from mmcli.stage import StageContext, Trial
-from mmcli.train.checkpoint import Progress, checkpoint_step, list_checkpoints, load_newest
+from mmcli.train.checkpoint import Progress, checkpoint_step, list_checkpoints, load_newest, load_step
 from mmcli.train.config import OptimConfig, TrainConfig, duration
 from mmcli.train.device import describe_device, keep_freed_memory, measure_peak_flops
 from mmcli.train.feed import Feed
@@ -33,11 +33,13 @@ from mmcli.train.pace import Pace
 from mmcli.train.plan import Plan, make_plan, read_horizon, record_fit
 from mmcli.train.saving import Saver, lower_rate
 from mmcli.train.schedule import Horizon
+from mmcli.train.shard import is_sharded, release, shard
 from mmcli.train.signals import StopSignals
 from mmcli.train.task import Task
 from mmcli.train.updates import StepResult, Updates
 
 TRIAL_SECONDS = 20.0  # steps of a trial that take longer in all are enough with two
+T = TypeVar("T")
 LONG_VALIDATION_SECONDS = 3.0  # one that takes longer is announced
 
 
@@ -64,12 +66,26 @@ class _Training:
         self.task, self.config = task, config
         self.context, self.report, self.run_folder = context, context.report, context.run
         self.model = task.model
+        self.ranks = context.ranks
+        context.tell_prepared()
+        self.ranks.copy_weights(self.model.parameters())
+        if context.run.read_config(RESOLVED).get("shard", config.shard):
+            shard(self.model, task.accelerator.device)
         dtype = torch.bfloat16 if task.accelerator.precision == "bf16" else torch.float32
         self.optimizer = build_optimizer(self.model, optim, dtype=dtype)
-        self.feed = Feed(task, config.seed)
+        self.feed = Feed(task, config.seed, self.ranks)
         scale = float(context.run.read_config(RESOLVED).get("lr_scale", 1.0))
-        self.updates = Updates(task, optim, self.optimizer, self.feed, self.report, seed=config.seed, rate_scale=scale)
-        self.saver = Saver(context.run, task, self.optimizer, config, self.report)
+        self.updates = Updates(
+            task,
+            optim,
+            self.optimizer,
+            self.feed,
+            self.report,
+            seed=config.seed,
+            rate_scale=scale,
+            ranks=self.ranks,
+        )
+        self.saver = Saver(context.run, task, self.optimizer, config, self.report, self.ranks)
         self.compiled: Any = None  # the compiled form of the model, once it was asked for
         self.progress = Progress(elapsed_seconds=task.prepared_seconds)
         self.last: dict[str, Any] = {}
@@ -80,20 +96,22 @@ class _Training:
         self.skipped: list[int] = []  # the newest steps, each skipped, up to now
         self.wrong = ""  # what happened at the first of them
         self.updated = False  # since the start, or the checkpoint that was loaded
+        self.signal: int | None = None  # that any rank has got, as all know it
 
     def run(self) -> dict[str, Any]:
         keep_freed_memory()
         if self.context.resume:
             self._load()
-        self.saver.check_room(resume=self.context.resume)
+        if self.ranks.is_writer:
+            self.saver.check_room(resume=self.context.resume)
         self.run_folder.update(metrics=[dataclasses.asdict(metric) for metric in self.task.metrics])
         with self.feed:
-            self.peak_flops = measure_peak_flops(self.task.accelerator)
+            self.peak_flops = sum(self.ranks.gather(measure_peak_flops(self.task.accelerator)))
             plan = make_plan(self.task, self.config, self.context, self._probe)
             self._use(compiled=plan.compile)
             if (trial := self.context.trial) is not None:
                 return self._try(plan, trial)
-            with StopSignals(self.report.note) as stop:
+            with StopSignals(self.report.note if self.ranks.is_writer else None) as stop:
                 while True:
                     self._start_clock(plan)
                     step, loggers = self.progress.step, self.config.loggers
@@ -108,16 +126,22 @@ class _Training:
     # Checkpoints
 
     def _load(self) -> None:
-        """The latest valid checkpoint whose numbers are finite."""
+        """The latest valid checkpoint whose numbers are finite; rank 0 finds it for all."""
+        folder = self.run_folder.checkpoints
         while True:
             self.optimizer.state.clear()
-            found = load_newest(self.run_folder.checkpoints, self.model, self.optimizer, self.report)
-            if found is None:
+            found = load_newest(folder, self.model, self.optimizer, self.report) if self.ranks.is_writer else None
+            step = self.ranks.broadcast(found.step if found is not None else None)
+            if step is None:
                 self.report.note("no checkpoint yet: starting from the first step")
                 return
-            if (name := non_finite(self.model, self.optimizer)) is None:
+            found = found or load_step(folder, step, self.model, self.optimizer)
+            names = self.ranks.gather(non_finite(self.model, self.optimizer))
+            name = next((each for each in names if each is not None), None)
+            if name is None:
                 break
-            self._drop(found, f"has a value that is NaN or infinite ({name})")
+            if self.ranks.is_writer:
+                self._drop(found, f"has a value that is NaN or infinite ({name})")
         self.progress, self.updated, self.skipped = found, False, []
         self.report.note(f"resumed at step {found.step}")
 
@@ -137,9 +161,10 @@ class _Training:
     def _fall_back(self) -> bool:
         """Go back to the checkpoint before the one that was loaded, if no step from that one was finite."""
         paths = list_checkpoints(self.run_folder.checkpoints)
-        if self.updated or not self.context.resume or len(paths) < 2:
+        if self.updated or not self.context.resume or self.ranks.broadcast(len(paths)) < 2:
             return False
-        self._drop(Progress(step=checkpoint_step(paths[-1])), "leads to no finite loss")
+        if self.ranks.is_writer:
+            self._drop(Progress(step=checkpoint_step(paths[-1])), "leads to no finite loss")
         self._load()
         return True
 
@@ -158,23 +183,27 @@ class _Training:
     def _probe(self, compiled: bool) -> tuple[float, int]:
         """(seconds, tokens) of a step: its rollouts, a micro-batch's forward and backward scaled up, and the update.
 
-        The update is measured and undone.
+        The update is measured and undone. All ranks measure at once: the slowest counts, with the tokens of all.
         """
         self._use(compiled=compiled)
-        return self.updates.fitting(self._measure)
+        measured = self.ranks.gather(self.updates.fitting(self._measure))
+        return max(seconds for seconds, _ in measured), sum(tokens for _, tokens in measured)
 
     def _measure(self) -> tuple[float, int]:
         started = time.perf_counter()
-        batches = self.feed.batches(self.progress.step)
+        batches = [*self.feed.batches(self.progress.step).values()]
         rollout_seconds = time.perf_counter() - started if self.task.rollouts is not None else 0.0
-        backward_seconds = self._time(
-            lambda: self.updates.backward(self.updates.forward, batches[0], batches[0].counts)
-        )
+        tokens, seconds = sum(batch.tokens for batch in batches), rollout_seconds
+        if batches:  # a rank may have none
+            backward_seconds = self._time(
+                lambda: self.updates.backward(self.updates.forward, batches[0], batches[0].counts)
+            )
+            seconds += backward_seconds * tokens / max(1, batches[0].tokens)
+        self.updates.sum_gradients()
         with undone(self.optimizer):
-            update_seconds = self._time(lambda: (self.updates.clip(), self.optimizer.step()))
+            seconds += self._time(lambda: (self.updates.clip(), self.optimizer.step()))
         self.optimizer.zero_grad(set_to_none=True)
-        tokens = sum(batch.tokens for batch in batches)
-        return rollout_seconds + backward_seconds * tokens / max(1, batches[0].tokens) + update_seconds, tokens
+        return seconds, tokens
 
     def _time(self, work: Callable[[], object]) -> float:
         """Seconds of `work`, the best of two after one to warm up."""
@@ -211,23 +240,34 @@ class _Training:
 
     def _loop(self, plan: Plan, stop: StopSignals) -> dict[str, Any]:
         last_save, first_save = time.perf_counter(), True
-        while self.progress.step < self.horizon.steps and stop.received is None:
-            self._validate(plan, stop)
-            if stop.received is not None:
-                break
+
+        def decide() -> bool:
+            """Whether a checkpoint is due, by the clock of rank 0, which fits the steps too; a signal of any rank."""
+            due = plan.checkpoint_due(self.progress.step, time.perf_counter() - last_save, first_save)
+            found = self.ranks.gather((stop.received, self._fitting(plan), due))
+            self.signal = next((number for number, _, _ in found if number is not None), None)
+            self._fit(found[0][1])
+            return found[0][2]
+
+        decide()
+        while self.progress.step < self.horizon.steps and self.signal is None:
+            if self._validate(plan, stop):
+                decide()
+                if self.signal is not None:
+                    break
             values = {**self.held_out, **self._step()}
             self.held_out = {}
-            stop.interruptible(lambda: self._sample(plan))
+            self._by_writer(lambda: self._sample(plan), stop)
             self._log(values)
             self.progress.elapsed_seconds = time.perf_counter() - self.clock
-            self._fit(plan)
-            waited = time.perf_counter() - last_save
-            if self.skipped or self.progress.step >= self.horizon.steps or stop.received is not None:
+            due = decide()
+            if self.skipped or self.progress.step >= self.horizon.steps or self.signal is not None:
                 continue  # the end saves; a step that was skipped says nothing for the weights
-            if plan.checkpoint_due(self.progress.step, waited, first_save):
+            if due:
                 self._validate(plan, stop)
                 self._save()
                 last_save, first_save = time.perf_counter(), False
+                decide()
         return self._finish(plan, stop)
 
     def _start_clock(self, plan: Plan) -> None:
@@ -235,22 +275,27 @@ class _Training:
         self.horizon = read_horizon(self.run_folder, plan.steps)
         self.fitted = (self.progress.step, self.progress.elapsed_seconds)  # when the horizon was looked at last
 
-    def _fit(self, plan: Plan) -> None:
-        """Fit the steps that are left to the time that is left, each time that half of it has passed.
-
-        The horizon is recorded before it is used, so that a resumed run goes by the same.
-        """
+    def _fitting(self, plan: Plan) -> int | None:
+        """The steps that fit into the budget, each time that half of what was left of it has passed; else None."""
         if plan.budget_seconds is None:
-            return
+            return None
         step, elapsed = self.progress.step, self.progress.elapsed_seconds
         (at, then), left = self.fitted, plan.budget_seconds - elapsed
         if left > 0.5 * (plan.budget_seconds - then) or step <= max(at, self.horizon.fitted_at):
-            return
-        self.fitted = (step, elapsed)
+            return None
         fitting = (left - plan.evaluation_seconds) * (step - at) / (elapsed - then)
         steps = step + max(1, int(fitting))
-        if self.config.steps is not None:
-            steps = min(steps, max(step, self.config.steps))
+        return steps if self.config.steps is None else min(steps, max(step, self.config.steps))
+
+    def _fit(self, steps: int | None) -> None:
+        """Let the training have `steps` steps from now on, as `_fitting` found.
+
+        That is recorded before it is used, so that a resumed run goes by the same.
+        """
+        if steps is None:
+            return
+        step = self.progress.step
+        self.fitted = (step, self.progress.elapsed_seconds)
         if steps != self.horizon.steps and step < self.horizon.steps:
             self.horizon = record_fit(self.run_folder, self.horizon, step, steps)
 
@@ -296,12 +341,14 @@ class _Training:
 
     # Validation, samples, metrics
 
-    def _validate(self, plan: Plan, stop: StopSignals) -> None:
-        """Measure the held-out data where that is due, and not done for these weights."""
-        if self.progress.step % plan.eval_every == 0 and not self.held_out and stop.received is None:
+    def _validate(self, plan: Plan, stop: StopSignals) -> bool:
+        """Measure the held-out data where that is due, and not done for these weights; True if it was."""
+        due = self.progress.step % plan.eval_every == 0 and not self.held_out and self.task.evaluate is not None
+        if due:
             if self.progress.step == 0:
                 self._announce(plan)
             self._evaluate(stop)
+        return due
 
     def _announce(self, plan: Plan) -> None:
         if self.task.evaluate is not None and plan.evaluation_seconds > LONG_VALIDATION_SECONDS:
@@ -309,13 +356,25 @@ class _Training:
             self.report.note(f"validation: {tokens:,} tokens, about {duration(seconds)}")
 
     def _evaluate(self, stop: StopSignals) -> None:
-        """Fill `held_out`; a signal leaves it empty."""
+        """Fill `held_out`, by rank 0 for all; a signal leaves it empty."""
         if self.task.evaluate is None:
             return
-        self.held_out = stop.interruptible(self._held_out_values) or {}
+        values = self._by_writer(self._held_out_values, stop)
+        self.held_out = self.ranks.broadcast(values or {})
         first = next((m.name for m in self.task.metrics if m.held_out and m.name in self.held_out), None)
         if first is not None and math.isfinite(self.held_out[first]):
             self.progress.held_out = float(self.held_out[first])
+
+    def _by_writer(self, work: Callable[[], T], stop: StopSignals) -> T | None:
+        """What `work`, which changes nothing, returns on rank 0; None on the others, or where a signal ends it.
+
+        Where weights are split, all ranks take part in every pass, whatever comes.
+        """
+        if is_sharded(self.model):
+            value = work()
+            release(self.model)
+            return value
+        return stop.interruptible(work) if self.ranks.is_writer else None
 
     def _held_out_values(self) -> dict[str, Any]:
         assert self.task.evaluate is not None
@@ -362,7 +421,7 @@ class _Training:
         if self.skipped and step == steps:
             raise self._diverged()
         self._save()
-        if not self.held_out and (stop.received is None or plan.evaluation_seconds <= LONG_VALIDATION_SECONDS):
+        if not self.held_out and (self.signal is None or plan.evaluation_seconds <= LONG_VALIDATION_SECONDS):
             self._announce(plan)
             self._evaluate(stop)
         values = self.held_out
@@ -379,10 +438,10 @@ class _Training:
         }
         bad = [name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)]
         self.run_folder.update(**{key: value for key, value in totals.items() if key not in bad})
-        if stop.received is not None and step < steps:
-            name = signal.Signals(stop.received).name
+        if self.signal is not None and step < steps:
+            name = signal.Signals(self.signal).name
             what = f"stopped by {name} after step {step} of {steps}; everything is saved in {self.run_folder.path}"
-            raise Interrupted(what, f"resume it: mmcli resume {self.run_folder.number}", stop.received)
+            raise Interrupted(what, f"resume it: mmcli resume {self.run_folder.number}", self.signal)
         if bad:
             raise Diverged(
                 f"non-finite loss: {bad[0]} is {values[bad[0]]} after step {step}", lower_rate(self.run_folder)

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmcli.train.shard import local, part, whole
+
 Quintic = tuple[float, float, float]  # (a, b, c) of a*x + b*x^3 + c*x^5
 QUINTIC: tuple[Quintic, ...] = ((3.4445, -4.7750, 2.0315),) * 5
 RMS = 0.2  # root mean square of AdamW's update in practice (Moonlight)
@@ -67,20 +69,26 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _step_matrices(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
-        """Update matrices, or stacks of them, that have one shape [..., O, I]."""
+        """Update matrices, or stacks of them, that have one shape [..., O, I].
+
+        Where they are split between ranks, each rank has all of their update computed, and takes its part.
+        """
         for matrix in matrices:
             if not self.state[matrix]:
                 self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
         rows, columns = matrices[0].shape[-2:]
-        grads = [matrix.grad for matrix in matrices if matrix.grad is not None]  # none is
-        buffers = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
+        grads = [local(matrix.grad) for matrix in matrices if matrix.grad is not None]  # none is
+        buffers = [local(self.state[matrix]["momentum_buffer"]) for matrix in matrices]
         torch._foreach_lerp_(buffers, grads, 1.0 - group["momentum"])
-        stacks = [each.reshape(-1, rows, columns) for each in torch._foreach_lerp(grads, buffers, group["momentum"])]
+        ahead = torch._foreach_lerp(grads, buffers, group["momentum"])
+        wholes = [whole(each, matrix) for each, matrix in zip(ahead, matrices, strict=True)]
+        stacks = [each.reshape(-1, rows, columns) for each in wholes]
         found_NOI = orthogonalize(torch.cat(stacks), self.coefficients, self.dtype)
         parts = found_NOI.split([len(stack) for stack in stacks])
-        updates = [part.view_as(matrix) for part, matrix in zip(parts, matrices, strict=True)]
-        torch._foreach_mul_(matrices, 1.0 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(matrices, updates, alpha=-group["lr"] * RMS * max(rows, columns) ** 0.5)
+        updates = [part(each.view(matrix.shape), matrix) for each, matrix in zip(parts, matrices, strict=True)]
+        own = [local(matrix) for matrix in matrices]
+        torch._foreach_mul_(own, 1.0 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(own, updates, alpha=-group["lr"] * RMS * max(rows, columns) ** 0.5)
 
 
 def build_adamw(

@@ -48,13 +48,13 @@ def make_plan(
     task: Task, config: TrainConfig, context: StageContext, probe: Callable[[bool], tuple[float, int]]
 ) -> Plan:
     """The plan of a training, reported in one line; `probe` measures (seconds, tokens) of a step, compiled or not."""
-    run, report = context.run, context.report
-    measured = run.choose("measured", lambda: dict(zip(("step_seconds", "step_tokens"), probe(False), strict=True)))
+    report, choose = context.report, functools.partial(context.ranks.choose, context.run)
+    measured = choose("measured", lambda: dict(zip(("step_seconds", "step_tokens"), probe(False), strict=True)))
     step_seconds, step_tokens = float(measured["step_seconds"]), int(measured["step_tokens"])
-    steps = int(run.choose("steps", lambda: _choose_steps(task, config, step_seconds)))
+    steps = int(choose("steps", lambda: _choose_steps(task, config, step_seconds)))
     seconds = steps * step_seconds
-    compiled = bool(run.choose("compile", lambda: _choose_compile(task, config, steps, step_seconds, probe, report)))
-    eval_every = int(run.choose("eval_every", lambda: _choose_eval_every(task, config, steps, step_tokens)))
+    compiled = bool(choose("compile", lambda: _choose_compile(task, config, steps, step_seconds, probe, report)))
+    eval_every = int(choose("eval_every", lambda: _choose_eval_every(task, config, steps, step_tokens)))
     _compare_machine(task, context)
     epochs = steps / task.steps_per_epoch
     evaluation_seconds = _evaluation_seconds(task, step_seconds, step_tokens)
@@ -145,6 +145,7 @@ def _choose_compile(
 def _compare_machine(task: Task, context: StageContext) -> None:
     """Warn where the machine has changed and a resumed run cannot be bit-exact."""
     now = {
+        "ranks": str(context.ranks.world),
         "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,
         "precision": task.accelerator.precision,
@@ -152,6 +153,6 @@ def _compare_machine(task: Task, context: StageContext) -> None:
         "device": describe_device(task.accelerator.device),
     }
     for key, value in now.items():
-        before = context.run.choose(key, functools.partial(str, value))
+        before = context.ranks.choose(context.run, key, functools.partial(str, value))
         if before != value:
             context.report.warn(f"resumes, not bit-exactly: {key.replace('_', ' ')} {before} -> {value}")

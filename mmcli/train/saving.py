@@ -12,11 +12,13 @@ from safetensors import SafetensorError
 
 from mmcli.errors import MmcliError, Stopped, UserError
 from mmcli.files import atomic_folder, size
+from mmcli.ranks import Ranks
 from mmcli.run import Run
 from mmcli.stage import Reporter
 from mmcli.train.checkpoint import PROGRESS, Progress, checkpoint_step, list_checkpoints, save_checkpoint
 from mmcli.train.config import TrainConfig
 from mmcli.train.finite import Diverged, non_finite
+from mmcli.train.shard import gathered
 from mmcli.train.task import Task
 
 SLACK_BYTES = 1 << 20  # for what is small: JSON, the tokenizer, metrics
@@ -31,8 +33,15 @@ class Saver:
     """Saves a training into its run folder."""
 
     def __init__(
-        self, run: Run, task: Task, optimizer: torch.optim.Optimizer, config: TrainConfig, report: Reporter
+        self,
+        run: Run,
+        task: Task,
+        optimizer: torch.optim.Optimizer,
+        config: TrainConfig,
+        report: Reporter,
+        ranks: Ranks | None = None,
     ) -> None:
+        self._ranks = ranks or Ranks()
         self._run, self._task, self._optimizer, self._config, self._report = run, task, optimizer, config, report
         self.saved_at: int | None = None
         parameters = list(task.model.parameters())
@@ -81,9 +90,16 @@ class Saver:
         """
         if self.saved_at == progress.step:
             return
-        if (name := non_finite(self._task.model, self._optimizer)) is not None:
+        names = self._ranks.gather(non_finite(self._task.model, self._optimizer))
+        if (name := next((each for each in names if each is not None), None)) is not None:
             what = f"the weights became NaN or infinite ({name}) before step {progress.step}; they are not saved"
             raise Diverged(what, lower_rate(self._run))
+        with gathered(self._task.model, self._optimizer, self._ranks):
+            if self._ranks.is_writer:
+                self._save(progress, prune)
+        self.saved_at = progress.step
+
+    def _save(self, progress: Progress, prune: bool) -> None:
         while self._free() < self.save_bytes and self._remove_oldest():
             pass
         free = self._free()
@@ -97,7 +113,6 @@ class Saver:
             self._report.warn(f"cannot save step {progress.step}: {_reason(error)}; trying once more")
             self._remove_oldest()
             self._write_again(progress, prune)
-        self.saved_at = progress.step
 
     def _write(self, progress: Progress, prune: bool) -> None:
         keep = self._config.keep_checkpoints if prune else len(list_checkpoints(self._run.checkpoints)) + 1

@@ -22,10 +22,10 @@ class StopSignals:
     woken by the C handler itself, tells the person at once. A signal that is ignored (`nohup`) stays ignored.
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self, say: Callable[[str], None] | None) -> None:
         """
         Args:
-            say: shows one line to the person; called from that thread.
+            say: shows one line to the person, called from that thread; None: another process that is stopped does.
         """
         self._say = say
         self.received: int | None = None
@@ -35,7 +35,8 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            self._stack.enter_context(_telling(self._say))
+            if self._say is not None:
+                self._stack.enter_context(_telling(self._say))
             for number in ENDING:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._note)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar, overload
 
 import torch
 from torch import nn
@@ -13,6 +13,8 @@ from torch import nn
 from mmcli.generate.engine import Engine
 from mmcli.stage import LossOutput, Metric
 from mmcli.train.device import Accelerator
+
+P = TypeVar("P")
 
 
 class StepBatch(Protocol):
@@ -28,6 +30,29 @@ class StepBatch(Protocol):
 
     def to(self, device: torch.device) -> Any:
         """The batch on `device`, as the loss takes it; a copy from pinned memory need not wait."""
+
+
+@dataclass(frozen=True)
+class MicroBatches(Generic[P], Sequence[StepBatch]):
+    """Micro-batches that are made when they are asked for: each rank asks for its own alone.
+
+    Attributes:
+        parts: what each is made of, such as numbers of rows.
+        make: the micro-batch of a part.
+    """
+
+    parts: Sequence[P]
+    make: Callable[[P], StepBatch]
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    @overload
+    def __getitem__(self, at: int) -> StepBatch: ...
+    @overload
+    def __getitem__(self, at: slice) -> MicroBatches[P]: ...
+    def __getitem__(self, at: int | slice) -> StepBatch | MicroBatches[P]:
+        return MicroBatches(self.parts[at], self.make) if isinstance(at, slice) else self.make(self.parts[at])
 
 
 @dataclass(frozen=True)
@@ -54,7 +79,8 @@ class Task:
         model: what is trained, on the accelerator's device; the loop switches between train and eval mode.
         accelerator: device and precision.
         batches: the micro-batches of a step (from 0) on the host: a function of the step alone, else a resumed run
-            differs. The loop calls it from a thread of its own, one step ahead.
+            differs. The loop calls it from a thread of its own, one step ahead, and deals them to the ranks; with
+            `MicroBatches` a rank makes no more than its own.
         rollouts: further micro-batches of each step, of what the model writes; with or without `batches`.
         loss: terms and metrics of a micro-batch, given the model (or its compiled form) and what `StepBatch.to` gave.
         steps_per_epoch: optimizer steps in which all data is seen once.

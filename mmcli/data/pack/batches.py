@@ -88,28 +88,22 @@ class Batches:
         batch_size: int,
         micro_batch: int,
         seed: int,
-        rank: int = 0,
-        world: int = 1,
     ) -> None:
         """
         Args:
-            batch_size: rows of one optimizer step over all ranks.
-            micro_batch: rows that one rank computes at once, at most.
-            rank, world: this process among all.
+            batch_size: rows of one optimizer step.
+            micro_batch: rows that are computed at once, at most.
 
         Raises:
-            UserError: the batch size is not a multiple of the ranks; there are no rows.
+            UserError: there are no rows.
         """
         if batch_size < 1 or micro_batch < 1:
             raise UserError(f"batch size {batch_size}, micro-batch {micro_batch}", "give 1 or more for both")
-        if batch_size % world:
-            what = f"--batch-size {batch_size} is not a multiple of the {world} processes"
-            raise UserError(what, f"give a multiple of {world}, such as {-(-batch_size // world) * world}")
         if not len(rows):
             raise UserError("there is no row to train on", "give more data")
         self._cache, self._rows = cache, rows
         self._batch_size, self._micro_batch = batch_size, micro_batch
-        self._seed, self._rank, self._world = seed, rank, world
+        self._seed = seed
         self._order = lru_cache(maxsize=2)(self._draw)
 
     @property
@@ -123,21 +117,28 @@ class Batches:
         return np.argsort(draws, kind="stable")
 
     def row_numbers(self, step: int) -> np.ndarray:
-        """The rows of this rank in step `step` (from 0)."""
-        places = np.arange(step * self._batch_size + self._rank, (step + 1) * self._batch_size, self._world)
+        """The rows of step `step` (from 0)."""
+        places = np.arange(step * self._batch_size, (step + 1) * self._batch_size)
         epochs, within = np.divmod(places, len(self._rows))
         return np.array([self._order(int(e))[w] for e, w in zip(epochs, within, strict=True)], dtype=np.int64)
 
-    def micro_batches(self, step: int, micro_batch: int | None = None) -> list[Batch]:
-        """This rank's share of step `step` (from 0), in micro-batches: of another size where one is given."""
-        return list(_in_parts(self._cache, self._rows, self.row_numbers(step), micro_batch or self._micro_batch))
+    def parts(self, step: int, micro_batch: int | None = None) -> list[np.ndarray]:
+        """The rows of each micro-batch of step `step` (from 0): of another size where one is given."""
+        return _in_parts(self.row_numbers(step), micro_batch or self._micro_batch)
+
+    def make(self, part: np.ndarray) -> Batch:
+        """The micro-batch of the rows numbered `part`."""
+        return make_batch(self._cache, self._rows, part)
+
+    def micro_batches(self, step: int) -> list[Batch]:
+        """Every micro-batch of step `step` (from 0)."""
+        return [self.make(part) for part in self.parts(step)]
 
 
 def evaluation_batches(cache: TokenCache, rows: Rows, micro_batch: int) -> Iterator[Batch]:
     """Every row once, in order."""
-    return _in_parts(cache, rows, np.arange(len(rows)), micro_batch)
+    return (make_batch(cache, rows, part) for part in _in_parts(np.arange(len(rows)), micro_batch))
 
 
-def _in_parts(cache: TokenCache, rows: Rows, which: np.ndarray, micro_batch: int) -> Iterator[Batch]:
-    for first in range(0, len(which), micro_batch):
-        yield make_batch(cache, rows, which[first : first + micro_batch])
+def _in_parts(which: np.ndarray, size: int) -> list[np.ndarray]:
+    return [which[first : first + size] for first in range(0, len(which), size)]

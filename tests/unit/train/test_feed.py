@@ -130,7 +130,7 @@ def test_the_next_step_is_prepared_while_this_one_runs() -> None:
         assert feed.batches(4, last=True)[0] is first[0]  # kept: a probe and the step itself see the same
         assert [step for step, _ in recorder.asked] == [3, 4]
         alone = recorder.batches(4)
-    assert all(torch.equal(a.x_BD, b.x_BD) for a, b in zip(first, alone, strict=True))  # type: ignore[attr-defined]
+    assert all(torch.equal(a.x_BD, b.x_BD) for a, b in zip(first.values(), alone, strict=True))  # type: ignore[attr-defined]
 
 
 def test_what_the_thread_raises_comes_out_of_the_loop_and_the_thread_ends(tmp_path: Path) -> None:
@@ -251,5 +251,5 @@ def test_batches_of_data_and_of_rollouts_make_one_step() -> None:
     data = Batch(row[:, :-1].copy(), row[:, 1:].copy(), row[:, :-1].copy(), np.zeros((1, 8), dtype=np.int64))
     task = rollout_task(model, batches=lambda step: [TokenBatch.from_batch(data, CONFIG)])
     with Feed(task, seed=0) as feed:
-        first, second = feed.batches(0, last=True)
+        first, second = feed.batches(0, last=True).values()
     assert first.tokens == 8 and second.tokens == 16

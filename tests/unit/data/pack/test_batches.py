@@ -88,26 +88,6 @@ def test_a_step_is_a_function_of_seed_and_number(packed: tuple[TokenCache, Rows]
     assert not same(wanted[0][0], make(packed, seed=2).micro_batches(0)[0])
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 6])
-def test_ranks_share_the_rows_of_a_step(packed: tuple[TokenCache, Rows], world: int) -> None:
-    whole = make(packed)
-    ranks = [make(packed, rank=rank, world=world) for rank in range(world)]
-    for step in range(9):
-        parts = [rank.row_numbers(step).tolist() for rank in ranks]
-        assert {len(part) for part in parts} == {6 // world}
-        assert sorted(row for part in parts for row in part) == sorted(whole.row_numbers(step).tolist())
-
-
-def test_an_epoch_is_whole_where_the_number_of_ranks_changes(packed: tuple[TokenCache, Rows]) -> None:
-    seen: Counter[int] = Counter()
-    steps = 2 * len(packed[1])  # 12 epochs of 6 rows a step
-    for step in range(steps):
-        world = (1, 3, 2, 6)[step * 4 // steps]
-        for rank in range(world):
-            seen.update(make(packed, rank=rank, world=world).row_numbers(step).tolist())
-    assert set(seen.values()) == {12} and len(seen) == len(packed[1])
-
-
 def test_micro_batches_cut_the_step(packed: tuple[TokenCache, Rows]) -> None:
     parts = make(packed).micro_batches(4)
     assert [part.rows for part in parts] == [4, 2]
@@ -132,9 +112,6 @@ def test_order_is_the_same_for_ever(packed: tuple[TokenCache, Rows]) -> None:
 
 
 def test_sizes_that_do_not_fit(packed: tuple[TokenCache, Rows]) -> None:
-    with pytest.raises(UserError, match="--batch-size 6 is not a multiple of the 4 processes") as caught:
-        make(packed, world=4)
-    assert "such as 8" in caught.value.fix
     with pytest.raises(UserError, match="batch size 0"):
         make(packed, batch_size=0)
     with pytest.raises(UserError, match="micro-batch 0"):
