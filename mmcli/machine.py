@@ -108,12 +108,18 @@ def _ticks(proc: Path) -> dict[int, tuple[str, int]]:
     """(name, clock ticks of CPU time so far) of each process that has nothing to do with this one."""
     found = {}
     group = os.getpgrp() if hasattr(os, "getpgrp") else None
-    own = {os.getpid()} | ({os.getppid()} if "LOCAL_RANK" in os.environ else set())
+    launcher = os.getppid() if "LOCAL_RANK" in os.environ else None
     for folder in proc.glob("[0-9]*"):
         head, _, rest = _read(folder / "stat").rpartition(")")  # a name may hold parentheses and spaces
         fields = rest.split()
-        if len(fields) > 12 and not own & {int(folder.name), int(fields[1])} and int(fields[2]) != group:
-            found[int(folder.name)] = (head.partition("(")[2], int(fields[11]) + int(fields[12]))
+        pid = int(folder.name)
+        if (
+            len(fields) > 12
+            and pid != os.getpid()
+            and int(fields[2]) != group
+            and launcher not in (pid, int(fields[1]))
+        ):
+            found[pid] = (head.partition("(")[2], int(fields[11]) + int(fields[12]))
     return found
 
 

@@ -56,7 +56,7 @@ def test_a_run_holds_what_it_should(runs: Path) -> None:
     assert all(wanted <= set(line) for line in lines[:3])
     assert {"val_loss", "val_bits_per_byte"} <= set(lines[0])
     files = [path for path in made.path.rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} <= {".json", ".jsonl", ".toml", ".safetensors", ".md", ".jinja"}
+    assert {path.suffix for path in files} <= {".json", ".jsonl", ".toml", ".safetensors", ".md", ".jinja", ".html"}
 
 
 def test_a_broken_line_is_named_counted_and_set_aside(
