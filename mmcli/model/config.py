@@ -148,6 +148,11 @@ class ModelConfig:
         return (width + self.multiple_of - 1) // self.multiple_of * self.multiple_of
 
     @property
+    def router_learns(self) -> bool:
+        """False where every weight of a chosen expert is 1, so that no gradient of the loss reaches the router."""
+        return not (self.use_moe and self.num_experts_per_tok == 1 and self.norm_topk_prob)
+
+    @property
     def n_shared(self) -> int:
         """Shared experts per layer; 0 for a dense model."""
         return int(self.n_shared_experts) if self.use_moe else 0

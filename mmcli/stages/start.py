@@ -86,6 +86,9 @@ def prepare_start(
     else:
         built = Transformer(config, seed=train.seed).to(device)
     context.report.note(describe_model(config, context.run.info().get("preset")))
+    if not config.router_learns:
+        what = "the router learns nothing from the loss: with norm_topk_prob the weight of a single expert is always 1"
+        context.report.warn(what + ("" if parent else " (--set model.norm_topk_prob=false)"))
     seq_len = data.config.seq_len
     if seq_len > config.max_seq_len:
         what = f"data.seq_len = {seq_len} is longer than the model's max_seq_len = {config.max_seq_len}"

@@ -183,3 +183,34 @@ def test_ctrl_c_before_the_first_step_says_how_to_go_on(
     assert info(tmp_path / "runs", made)["state"] == "stopped"
     assert run(["resume", "1", "--runs-dir", str(tmp_path / "runs")]) == 0
     assert info(tmp_path / "runs", made)["state"] == "finished"
+
+
+def test_a_new_model_begins_with_the_bigrams_of_its_data(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text, common = str(runs.parent / "text.txt"), ["--runs-dir", str(runs), "--json"]
+    losses = {}
+    for init in ("bigram", "random"):
+        assert run(["pretrain", "--data", text, *SHORT, "--init", init, "--name", init, *common]) == 0
+        captured = capsys.readouterr()
+        assert ("begins with the bigrams of its data" in captured.err) == (init == "bigram")
+        made = Run(Path(json.loads(captured.out)["path"]))
+        assert made.read_config("resolved.toml")["init"] == init
+        losses[init] = json.loads(made.metrics.read_text().splitlines()[0])["val_loss"]
+    assert losses["bigram"] < losses["random"] - 1.0
+    assert info(runs, "0002-pretrain-tiny")["state"] == "finished"
+    assert Run(runs / "0002-pretrain-tiny").read_config("resolved.toml")["init"] == "random"  # 3 steps are too few
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--from", "2"], "it starts from another model"),
+        (["--set", "model.position=learned"], "rotary positions are needed"),
+    ],
+)
+def test_bigrams_for_a_model_that_cannot_begin_with_them_are_refused(
+    runs: Path, capsys: pytest.CaptureFixture[str], options: list[str], why: str
+) -> None:
+    text = str(runs.parent / "text.txt")
+    shape = SHORT if options[0] == "--set" else ["--seq-len", "32", "--batch-size", "4", "--steps", "3"]
+    assert run(["pretrain", "--data", text, *shape, "--init", "bigram", *options, "--runs-dir", str(runs)]) == 2
+    assert why in error_of(capsys)[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from mmcli.cli.params import resolve_model
@@ -45,6 +47,12 @@ def test_the_experts_of_the_moe_presets() -> None:
         config = model(name)
         assert config.use_moe
         assert (config.n_routed_experts, config.num_experts_per_tok, config.n_shared) == (routed, chosen, shared)
+
+
+@pytest.mark.parametrize("name", sorted(SHAPES))
+def test_the_router_of_every_preset_learns(name: str) -> None:
+    assert model(name).router_learns
+    assert not replace(model("minimind3-moe"), norm_topk_prob=True).router_learns
 
 
 def test_minimind3_has_its_own_norms() -> None:

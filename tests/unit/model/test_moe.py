@@ -221,3 +221,13 @@ def test_grouped_products_in_bf16_are_those_of_each_block(counts: tuple[int, ...
     expected = (expected_RO, *torch.autograd.grad(expected_RO, (x_RI, weight_EOI), grad_RO.float()))
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one.float(), other.float(), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_the_router_of_one_expert_a_token_learns_without_the_norm_alone(norm: bool) -> None:
+    config, block = make(norm_topk_prob=norm, num_experts_per_tok=1)
+    x_BTD = torch.randn(2, 8, config.dim, generator=torch.Generator().manual_seed(0))
+    out_BTD, _ = block(x_BTD, None)
+    out_BTD.square().sum().backward()
+    largest = float(block.gate.weight.grad.abs().max())
+    assert (largest < 1e-6) is norm and config.router_learns is not norm
