@@ -11,7 +11,6 @@ Shapes: V vocabulary, D width, S distinct pairs of tokens, R tokens of a step.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -129,32 +128,35 @@ def fit_bigrams(model: Transformer, bigrams: Bigrams, seed: int) -> float:
     groups = [{"params": rest, "peak": MATRIX_RATE}, {"params": ffn, "peak": FFN_RATE}]
     optimizer = torch.optim.AdamW(groups, lr=MATRIX_RATE, betas=(0.9, 0.95), weight_decay=0.0)
     frequency_V, continuation_V = bigrams.frequencies(), bigrams.continuation()
+    frequency_V = frequency_V / frequency_V.sum()
     size = min(ROWS, config.vocab_size)
-    draws, left, loss = np.random.Generator(np.random.Philox(key=seed % 2**64)), np.empty(0, dtype=np.int64), math.nan
+    draws, left = np.random.Generator(np.random.Philox(key=seed % 2**64)), np.empty(0, dtype=np.int64)
     for step in range(STEPS):
         if len(left) < size:
             left = np.concatenate([left, draws.permutation(config.vocab_size)])
         tokens_R, left = torch.from_numpy(left[:size]).to(device), left[size:]
-        weights_R = frequency_V[tokens_R] / frequency_V.sum() * (config.vocab_size / size)
+        weights_R = frequency_V[tokens_R] * (config.vocab_size / size)
         share = min(1.0, (step + 1) / WARMUP_STEPS, (1.0 - step / STEPS) / DECAY_SHARE)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * share
-        loss = _step(model, block, tokens_R, bigrams.targets(tokens_R, continuation_V), weights_R)
+        logits_RV = _logits(model, block, tokens_R)
+        with torch.no_grad():  # of the cross-entropy, by hand: no step needs its value
+            errors_RV = logits_RV.float().softmax(dim=-1) - bigrams.targets(tokens_R, continuation_V)
+        logits_RV.backward(errors_RV * weights_R[:, None])
         optimizer.step()
         model.zero_grad(set_to_none=True)
-    return loss
-
-
-def _step(model: Transformer, block: Block, tokens_R: Tensor, targets_RV: Tensor, weights_R: Tensor) -> float:
-    """Forward and backward of the weighted cross-entropy, which is returned."""
-    x_RD = model.model.embed_tokens(tokens_R)
-    logits_RV = model.head(model.model.norm(x_RD + _feed_forward(block, block.post_attention_layernorm(x_RD))))
     with torch.no_grad():
-        logps_RV = logits_RV.float().log_softmax(dim=-1)
-        loss = -(targets_RV * logps_RV).sum(dim=-1) @ weights_R
-        gradient_RV = (logps_RV.exp_() - targets_RV) * weights_R[:, None]
-    logits_RV.backward(gradient_RV.to(logits_RV.dtype))
-    return float(loss)
+        parts = torch.arange(config.vocab_size, device=device).split(size)
+        logps = (_logits(model, block, part).float().log_softmax(dim=-1) for part in parts)
+        targets = (bigrams.targets(part, continuation_V) for part in parts)
+        losses_V = torch.cat([-(q_RV * p_RV).sum(dim=-1) for q_RV, p_RV in zip(targets, logps, strict=True)])
+        return float(losses_V @ frequency_V)
+
+
+def _logits(model: Transformer, block: Block, tokens_R: Tensor) -> Tensor:
+    """[R, V], of one token each, while no other part of the model has a say."""
+    x_RD = model.model.embed_tokens(tokens_R)
+    return model.head(model.model.norm(x_RD + _feed_forward(block, block.post_attention_layernorm(x_RD))))
 
 
 def _feed_forward(block: Block, x_RD: Tensor) -> Tensor:
