@@ -402,7 +402,7 @@ def _end(run: Run, state: str, reason: str, report: Reporter) -> None:
 
 def _report_page(run: Run, report: Reporter) -> None:
     """Write report.html of a run that trained. Whatever happens there, the run is as it is."""
-    if not run.metrics.is_file():
+    if not run.is_writable or not run.metrics.is_file():
         return
     try:
         from mmcli.report.page import write_report

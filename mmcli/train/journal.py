@@ -21,11 +21,13 @@ class Journal:
     """The values of each step and the texts of the model, cut back to the checkpoint on resume."""
 
     def __init__(self, context: StageContext, *, from_step: int, loggers: Sequence[str] = ()) -> None:
-        """Go on from `from_step`, the number of updates done."""
+        """Go on from `from_step`, the number of updates done. Where another process writes the run, nothing is kept."""
         run = context.run
+        loggers = loggers if run.is_writable else ()
         known = _last_step(run.metrics.read_bytes()) if loggers and run.metrics.is_file() else -1
-        self._metrics = MetricsFile(run.metrics, from_step=from_step)
-        self._samples = MetricsFile(run.path / SAMPLES, from_step=from_step + 1)  # of after the update
+        self._metrics = MetricsFile(run.metrics if run.is_writable else None, from_step=from_step)
+        samples = run.path / SAMPLES if run.is_writable else None
+        self._samples = MetricsFile(samples, from_step=from_step + 1)  # of after the update
         self._known = known  # a tracker has the steps up to here, unless it takes them back
         self._stdout = sys.stdout
         if loggers:
