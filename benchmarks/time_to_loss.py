@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 GOAL = 0.5
-SHARES = (1 / 12, 1 / 6, 1 / 4, 1 / 3, 1 / 2, 2 / 3, 1.0)
+SHARES = (1 / 6, 1 / 4, 1 / 3, 1 / 2, 2 / 3, 1.0)
 TOKENS = 512
 SHAPE = {"dim": 256, "n_layers": 6, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 6400}
 PEERS = ("packed 1e-3 2", "packed 3e-3 2", "packed 1e-3 8")
@@ -94,14 +94,14 @@ def measured(model: Path, place: Path) -> float:
     """Held-out bits per byte."""
     from mmcli.api import measure_loss
 
-    return measure_loss(model, [str(place / "held.jsonl")], seq_len=TOKENS, device="cpu").bits_per_byte
+    return measure_loss(model, [str(place / "held.jsonl")], seq_len=TOKENS, device="cpu").loss.bits_per_byte
 
 
 def train_ours(place: Path, seconds: float, settings: list[str]) -> tuple[float, float]:
     """(seconds that it took, bits per byte)."""
     given: dict[str, Any] = {**SETTINGS, "data.sources": [str(place / "train.jsonl")]}
     given |= {"data.tokenizer": str(place / "tokenizer"), "train.budget": f"{max(1, round(seconds))}s"}
-    options = [f"{key}={json.dumps(value)}" for key, value in given.items()]
+    options = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in given.items()]
     command = [sys.executable, "-m", "mmcli", "pretrain", "--json", "--runs-dir", str(place / "runs")]
     for option in (*options, *settings):
         command += ["--set", option]

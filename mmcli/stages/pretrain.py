@@ -26,7 +26,7 @@ from mmcli.train.loop import train
 
 PROMPT_TOKENS = 12
 ROWS_AT_ONCE = 64  # counted together
-MOST_OF_TRAINING = 0.4  # that fitting the bigrams may take
+MOST_OF_TRAINING = 0.6  # that fitting the bigrams may take
 SPEED_REACHED = 0.5  # of the rate of a large matrix product
 
 
