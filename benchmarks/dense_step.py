@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from contest import compete, median_ratio, serve
-from steps import THREADS, our_step, random_ids, update
+from steps import THREADS, llama, our_step, random_ids, update
 
 from mmcli.api import ModelConfig
 
@@ -28,20 +28,7 @@ CONFIG = ModelConfig(max_seq_len=TOKENS)
 
 def llama_step(ids: np.ndarray) -> Callable[[], None]:
     """The same step with transformers' Llama, eager, as its documentation shows it."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=CONFIG.vocab_size,
-        hidden_size=CONFIG.dim,
-        intermediate_size=CONFIG.ffn_dim,
-        num_hidden_layers=CONFIG.n_layers,
-        num_attention_heads=CONFIG.n_heads,
-        num_key_value_heads=CONFIG.n_kv_heads,
-        max_position_embeddings=TOKENS,
-        tie_word_embeddings=True,
-        use_cache=False,
-    )
-    model = LlamaForCausalLM(config)
+    model = llama(CONFIG)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
     inputs = torch.from_numpy(ids[:, :-1].copy())
 

@@ -34,6 +34,24 @@ def update(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad(set_to_none=True)
 
 
+def llama(config: ModelConfig) -> torch.nn.Module:
+    """transformers' Llama of the same shape, with its own random weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = LlamaConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.dim,
+        intermediate_size=config.ffn_dim,
+        num_hidden_layers=config.n_layers,
+        num_attention_heads=config.n_heads,
+        num_key_value_heads=config.n_kv_heads,
+        max_position_embeddings=config.max_seq_len,
+        tie_word_embeddings=True,
+        use_cache=False,
+    )
+    return LlamaForCausalLM(shape)
+
+
 def our_step(config: ModelConfig, ids: np.ndarray, *, micro_batch: int, compiled: bool = True) -> Callable[[], None]:
     """A function that does one training step (forward, backward, clip, AdamW) on these rows, as the loop does."""
     keep_freed_memory()

@@ -114,9 +114,9 @@ def train_peer(peer: str, place: Path, seconds: float) -> None:
     """Train transformers' Llama for a time and save it to `place/peer`."""
     import numpy as np
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from steps import llama
 
-    from mmcli.api import Tokenizer
+    from mmcli.api import ModelConfig, Tokenizer
 
     kind, rate, rows = peer.split()
     tokenizer = Tokenizer.load(place / "tokenizer")
@@ -130,19 +130,7 @@ def train_peer(peer: str, place: Path, seconds: float) -> None:
         for row, document in zip(table, documents, strict=True):
             row[: len(document)] = document[:TOKENS]
     torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=SHAPE["vocab_size"],
-            hidden_size=SHAPE["dim"],
-            intermediate_size=704,
-            num_hidden_layers=SHAPE["n_layers"],
-            num_attention_heads=SHAPE["n_heads"],
-            num_key_value_heads=SHAPE["n_kv_heads"],
-            max_position_embeddings=TOKENS,
-            tie_word_embeddings=True,
-            use_cache=False,
-        )
-    )
+    model: Any = llama(ModelConfig(**SHAPE, max_seq_len=TOKENS))
     optimizer = torch.optim.AdamW(model.parameters(), lr=float(rate), betas=(0.9, 0.95), weight_decay=0.1)
     draws, started, order = np.random.default_rng(0), time.perf_counter(), np.empty(0, dtype=np.int64)
     at_once = min(int(rows), 8)

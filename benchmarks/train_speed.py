@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from contest import compete, median_ratio, serve
-from steps import CPU, THREADS, update
+from steps import CPU, THREADS, llama, update
 
 from mmcli.api import (
     Batch,
@@ -135,20 +135,7 @@ def packed_step(place: Path) -> Callable[[], Callable[[], None]]:
 
 
 def _llama_step(ids_BT: torch.Tensor) -> Callable[[], None]:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=CONFIG.vocab_size,
-        hidden_size=CONFIG.dim,
-        intermediate_size=CONFIG.ffn_dim,
-        num_hidden_layers=CONFIG.n_layers,
-        num_attention_heads=CONFIG.n_heads,
-        num_key_value_heads=CONFIG.n_kv_heads,
-        max_position_embeddings=TOKENS,
-        tie_word_embeddings=True,
-        use_cache=False,
-    )
-    model = LlamaForCausalLM(config)
+    model = llama(CONFIG)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
     given = {"input_ids": ids_BT.clamp(min=0), "labels": torch.where(ids_BT < 0, -100, ids_BT)}
     if bool((ids_BT < 0).any()):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from mmcli.data.pack.batches import Batch, make_batch
+from mmcli.data.pack.batches import in_parts, make_batch
 from mmcli.data.sources.sources import open_data
 from mmcli.errors import UserError
 from mmcli.stage import StageContext
@@ -85,10 +84,6 @@ def choose_init(start: Start, rows: TokenRows, config: PretrainConfig, accelerat
 def count_pairs(rows: TokenRows, vocab_size: int) -> Bigrams:
     """The bigrams of the rows to train on, of evenly chosen ones where there are very many."""
     every = max(1, -(-rows.train.tokens // MOST_PAIRS))
-    batches = _in_groups(rows, np.arange(0, len(rows.train), every))
+    parts = in_parts(np.arange(0, len(rows.train), every), ROWS_AT_ONCE)
+    batches = (make_batch(rows.cache, rows.train, part) for part in parts)
     return Bigrams.count(((batch.ids_BT, batch.labels_BT) for batch in batches), vocab_size)
-
-
-def _in_groups(rows: TokenRows, which: np.ndarray) -> Iterator[Batch]:
-    for first in range(0, len(which), ROWS_AT_ONCE):
-        yield make_batch(rows.cache, rows.train, which[first : first + ROWS_AT_ONCE])

@@ -124,7 +124,7 @@ class Batches:
 
     def parts(self, step: int, micro_batch: int | None = None) -> list[np.ndarray]:
         """The rows of each micro-batch of step `step` (from 0): of another size where one is given."""
-        return _in_parts(self.row_numbers(step), micro_batch or self._micro_batch)
+        return in_parts(self.row_numbers(step), micro_batch or self._micro_batch)
 
     def make(self, part: np.ndarray) -> Batch:
         """The micro-batch of the rows numbered `part`."""
@@ -137,8 +137,9 @@ class Batches:
 
 def evaluation_batches(cache: TokenCache, rows: Rows, micro_batch: int) -> Iterator[Batch]:
     """Every row once, in order."""
-    return (make_batch(cache, rows, part) for part in _in_parts(np.arange(len(rows)), micro_batch))
+    return (make_batch(cache, rows, part) for part in in_parts(np.arange(len(rows)), micro_batch))
 
 
-def _in_parts(which: np.ndarray, size: int) -> list[np.ndarray]:
+def in_parts(which: np.ndarray, size: int) -> list[np.ndarray]:
+    """Row numbers, `size` of them at a time."""
     return [which[first : first + size] for first in range(0, len(which), size)]
