@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from mmcli.api import (
+    Accelerator,
     Batch,
     ModelConfig,
     OptimConfig,
@@ -19,7 +20,7 @@ from mmcli.api import (
 )
 
 THREADS = 2
-CPU = torch.device("cpu")
+CPU = Accelerator(torch.device("cpu"), "fp32")
 
 
 def random_ids(rows: int, tokens: int, vocab_size: int) -> np.ndarray:
@@ -52,27 +53,37 @@ def llama(config: ModelConfig) -> torch.nn.Module:
     return LlamaForCausalLM(shape)
 
 
-def our_step(config: ModelConfig, ids: np.ndarray, *, micro_batch: int, compiled: bool = True) -> Callable[[], None]:
-    """A function that does one training step (forward, backward, clip, AdamW) on these rows, as the loop does."""
+def our_step(
+    config: ModelConfig,
+    ids: np.ndarray,
+    *,
+    micro_batch: int,
+    compiled: bool = True,
+    accelerator: Accelerator = CPU,
+    optimizer: str = "adamw",
+) -> Callable[[], None]:
+    """A function that does one training step (forward, backward, clip, update) on these rows, as the loop does."""
     keep_freed_memory()
-    model = Transformer(config)
-    optimizer = build_optimizer(model, OptimConfig())
+    model = Transformer(config).to(accelerator.device)
+    dtype = torch.bfloat16 if accelerator.precision == "bf16" else torch.float32
+    updates = build_optimizer(model, OptimConfig(optimizer=optimizer), dtype=dtype)  # type: ignore[arg-type]
     forward = torch.compile(model, dynamic=False) if compiled else model
     batches = []
     for first in range(0, len(ids), micro_batch):
         part = ids[first : first + micro_batch]
         positions = np.tile(np.arange(part.shape[1] - 1), (len(part), 1))
         batch = Batch(part[:, :-1].copy(), part[:, 1:].copy(), positions, np.zeros_like(positions))
-        batches.append(TokenBatch.from_batch(batch, config))
+        batches.append(TokenBatch.from_batch(batch, config, pin=accelerator.pins_memory))
     targets = float(sum(batch.counts["loss"] for batch in batches))
 
     def step() -> None:
         for batch in batches:
-            terms = language_model_loss(forward, batch.to(CPU), config).terms
+            with accelerator.autocast():
+                terms = language_model_loss(forward, batch.to(accelerator.device), config).terms
             total = terms["loss"].sum / targets
             if "balance" in terms:
                 total = total + config.aux_loss_alpha * terms["balance"].sum / len(ids)
             total.backward()
-        update(model, optimizer)
+        update(model, updates)
 
     return step

@@ -1,7 +1,9 @@
-"""A training step of `small` on one CUDA GPU against transformers' Llama of the same shape, in bf16 autocast, in turns.
+"""A training step on one CUDA GPU, bf16 autocast: `small` against transformers' Llama, and `moe` against a dense model.
 
-`make bench-cuda`. The figures, with the card's name, go to benchmarks/cuda/results/CARD.json. Last line:
-`cuda_step ratio=R`: our tokens per second over those of transformers.
+Both of `small` (32 x 512 tokens) eager and compiled, ours with Muon too; the mixture (16 x 512 tokens) against a dense
+model with as many active parameters. All take turns, several times. `make bench-cuda`; the figures, with the card's
+name, go to benchmarks/cuda/results/CARD.json. Last lines: `cuda_step ratio=R`, our tokens per second over those of
+transformers, both compiled, and `cuda_moe_step ratio=R`, the time of the mixture over that of the dense model.
 """
 
 from __future__ import annotations
@@ -16,113 +18,94 @@ from pathlib import Path
 
 import torch
 
-from mmcli.api import ModelConfig
-from mmcli.model.transformer import Transformer
-from mmcli.train.bench import random_rows
-from mmcli.train.config import OptimConfig
-from mmcli.train.device import Accelerator, make_deterministic
-from mmcli.train.lm import TokenBatch, language_model_loss
-from mmcli.train.optim import build_optimizer
-from mmcli.train.speed import product_rates
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from steps import llama, our_step, random_ids, update
 
-ROWS, TOKENS, STEPS = 32, 512, 20
-CONFIG = ModelConfig(max_seq_len=TOKENS)
-GPU = Accelerator(torch.device("cuda"), "bf16")
+from mmcli.api import Accelerator, ModelConfig, make_deterministic
+
+TURNS, STEPS = 4, 10
+TOKENS, SMALL_ROWS, MOE_ROWS = 512, 32, 16
+SMALL = ModelConfig(max_seq_len=TOKENS)
+MOE_SHAPE = {"dim": 640, "n_layers": 8, "n_heads": 8, "n_kv_heads": 2, "max_seq_len": TOKENS}
+MOE = ModelConfig(**MOE_SHAPE, use_moe=True)
+DENSE = ModelConfig(**MOE_SHAPE, hidden_dim=5184)  # two routed and one shared expert of 1728
 RESULTS = Path(__file__).parent / "results"
+Step = Callable[[], None]
 
 
-def our_step(*, compiled: bool, optimizer: str) -> Callable[[], None]:
-    """One update of our model."""
-    make_deterministic()  # as every training of ours
-    model = Transformer(CONFIG, seed=0).to(GPU.device)
-    update = build_optimizer(model, OptimConfig(optimizer=optimizer), dtype=torch.bfloat16)  # type: ignore[arg-type]
-    batch = TokenBatch.from_batch(random_rows(CONFIG.vocab_size, ROWS, TOKENS), CONFIG, pin=True)
-    forward = torch.compile(model, dynamic=False) if compiled else model
-
-    def step() -> None:
-        with GPU.autocast():
-            term = language_model_loss(forward, batch.to(GPU.device), CONFIG).terms["loss"]
-        (term.sum / term.count).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        update.step()
-        update.zero_grad(set_to_none=True)
-
-    return step
+def ours(config: ModelConfig, rows: int, *, compiled: bool, optimizer: str = "adamw") -> Step:
+    """A step of ours, with deterministic algorithms, as every training of ours."""
+    make_deterministic()
+    gpu = Accelerator(torch.device("cuda"), "bf16")
+    ids = random_ids(rows, TOKENS, config.vocab_size)
+    return our_step(config, ids, micro_batch=rows, compiled=compiled, accelerator=gpu, optimizer=optimizer)
 
 
-def llama_step(*, compiled: bool) -> Callable[[], None]:
-    """One update of transformers' Llama."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
+def theirs(*, compiled: bool) -> Step:
+    """A step of transformers' Llama."""
     torch.use_deterministic_algorithms(False)
-    shape = LlamaConfig(
-        vocab_size=CONFIG.vocab_size,
-        hidden_size=CONFIG.dim,
-        intermediate_size=CONFIG.ffn_dim,
-        num_hidden_layers=CONFIG.n_layers,
-        num_attention_heads=CONFIG.n_heads,
-        num_key_value_heads=CONFIG.n_kv_heads,
-        max_position_embeddings=TOKENS,
-        tie_word_embeddings=True,
-        use_cache=False,
-    )
-    model = LlamaForCausalLM(shape).to(GPU.device)
-    update = torch.optim.AdamW(model.parameters(), lr=5e-4, fused=True)
-    ids = torch.randint(0, CONFIG.vocab_size, (ROWS, TOKENS), device=GPU.device)
+    model = llama(SMALL).to("cuda")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, fused=True)
+    ids = torch.from_numpy(random_ids(SMALL_ROWS, TOKENS, SMALL.vocab_size)[:, :-1]).to("cuda")
     forward = torch.compile(model, dynamic=False) if compiled else model
 
     def step() -> None:
-        with GPU.autocast():
+        with torch.autocast("cuda", dtype=torch.bfloat16):
             loss = forward(input_ids=ids, labels=ids).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        update.step()
-        update.zero_grad(set_to_none=True)
+        update(model, optimizer)
 
     return step
 
 
-def seconds_of(step: Callable[[], None]) -> float:
-    """Of one step, the median."""
-    found = []
-    for _ in range(STEPS):
-        started = time.perf_counter()
-        step()
-        torch.cuda.synchronize()
-        found.append(time.perf_counter() - started)
-    return statistics.median(found)
+MAKERS: dict[str, tuple[int, Callable[[], Step]]] = {
+    "small, eager": (SMALL_ROWS, lambda: ours(SMALL, SMALL_ROWS, compiled=False)),
+    "small, compiled": (SMALL_ROWS, lambda: ours(SMALL, SMALL_ROWS, compiled=True)),
+    "small, compiled, Muon": (SMALL_ROWS, lambda: ours(SMALL, SMALL_ROWS, compiled=True, optimizer="muon")),
+    "transformers, eager": (SMALL_ROWS, lambda: theirs(compiled=False)),
+    "transformers, compiled": (SMALL_ROWS, lambda: theirs(compiled=True)),
+    "moe, eager": (MOE_ROWS, lambda: ours(MOE, MOE_ROWS, compiled=False)),
+    "moe, compiled": (MOE_ROWS, lambda: ours(MOE, MOE_ROWS, compiled=True)),
+    "dense, compiled": (MOE_ROWS, lambda: ours(DENSE, MOE_ROWS, compiled=True)),
+}
 
 
 def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("error: torch finds no CUDA GPU here\n  fix: run it on a machine with one; see: mmcli doctor")
-    makers: dict[str, Callable[[], Callable[[], None]]] = {
-        "mmcli, eager": lambda: our_step(compiled=False, optimizer="adamw"),
-        "transformers, eager": lambda: llama_step(compiled=False),
-        "mmcli, compiled": lambda: our_step(compiled=True, optimizer="adamw"),
-        "transformers, compiled": lambda: llama_step(compiled=True),
-        "mmcli, Muon": lambda: our_step(compiled=False, optimizer="muon"),
-    }
-    rates, memory = {}, {}
-    for name, make in makers.items():
-        torch.cuda.empty_cache()
+    steps: dict[str, Step] = {}
+    peak: dict[str, int] = {}
+    for name, (_, make) in MAKERS.items():
+        before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        step = make()
+        steps[name] = make()
         for _ in range(3):
-            step()  # to warm up, and to compile
-        rates[name] = ROWS * TOKENS / seconds_of(step)
-        memory[name] = torch.cuda.max_memory_allocated()
-        del step
-        print(f"{name:>22}  {rates[name]:10,.0f} tokens/s  peak {memory[name] / 1e9:.2f} GB")
+            steps[name]()  # to warm up, and to compile
+        peak[name] = torch.cuda.max_memory_allocated() - before
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(TURNS):
+        for name, step in steps.items():
+            torch.use_deterministic_algorithms(not name.startswith("transformers"))
+            step()
+            torch.cuda.synchronize()
+            started = time.perf_counter()
+            for _ in range(STEPS):
+                step()
+            torch.cuda.synchronize()
+            seconds[name].append((time.perf_counter() - started) / STEPS)
+    median = {name: statistics.median(each) for name, each in seconds.items()}
+    rates = {name: MAKERS[name][0] * TOKENS / each for name, each in median.items()}
+    for name, rate in rates.items():
+        print(f"{name:>22}  {rate:10,.0f} tokens/s  peak {peak[name] / 1e9:.2f} GB")
     card = torch.cuda.get_device_name()
-    flops = dict(product_rates(GPU.device))
+    versions = {"torch": torch.__version__, "cuda": torch.version.cuda}
+    found = {"card": card, **versions, "tokens_per_second": rates, "peak_bytes": peak}
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{re.sub(r'[^A-Za-z0-9]+', '-', card)}.json"
-    versions = {"torch": torch.__version__, "cuda": torch.version.cuda}
-    found = {"card": card, **versions, "tokens_per_second": rates, "peak_bytes": memory, "product_flops": flops}
     path.write_text(json.dumps(found, indent=2) + "\n")
     print(f"written to {path}")
-    print(f"cuda_step ratio={rates['mmcli, eager'] / rates['transformers, eager']:.2f}")
+    print(f"cuda_step ratio={rates['small, compiled'] / rates['transformers, compiled']:.2f}")
+    print(f"cuda_moe_step ratio={median['moe, compiled'] / median['dense, compiled']:.2f}")
 
 
 if __name__ == "__main__":

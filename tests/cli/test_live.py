@@ -13,6 +13,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from mmcli.cli import console as console_module
 from mmcli.cli import run
 from mmcli.cli.console import PlainReporter
 from mmcli.cli.curve import BLOCKS, Curve, bars, sparkline
@@ -213,6 +214,7 @@ def test_a_busy_machine_is_one_plain_line_every_few_minutes(capsys: pytest.Captu
 def test_an_error_ends_what_is_redrawn_before_it_is_printed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(console_module, "_reporters", [])  # none that another test left open
     monkeypatch.setattr(PlainReporter, "close", lambda self: print("closed", file=sys.stderr))
     assert run(["tokenizer", "train", "--data", "/no/such/file"]) == 2
     first, second, *_ = capsys.readouterr().err.splitlines()

@@ -49,7 +49,7 @@ def imported(code: str) -> set[str]:
     return {module for module in found if module == "mmcli" or module.startswith("mmcli.")}
 
 
-SCRIPTS = [*sorted((ROOT / "benchmarks").glob("*.py")), *sorted((ROOT / "plugins").glob("*/mmcli_*/**/*.py"))]
+SCRIPTS = [*sorted((ROOT / "benchmarks").glob("**/*.py")), *sorted((ROOT / "plugins").glob("*/mmcli_*/**/*.py"))]
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
