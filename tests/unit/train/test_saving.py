@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import shutil
+import signal
 from collections import namedtuple
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmcli.config import resolve
-from mmcli.errors import MmcliError, Stopped, UserError
+from mmcli.errors import Interrupted, MmcliError, Stopped, UserError
 from mmcli.model.config import ModelConfig
 from mmcli.run import Run
 from mmcli.stage import LossOutput, Metric, Silent, StageContext, Term
@@ -214,6 +216,27 @@ def test_the_checkpoint_with_the_best_held_out_loss_is_kept(tmp_path: Path) -> N
     context, _ = where(tmp_path / "without")
     train(validated(values), OPTIM, replace(config, keep_best=False), context)
     assert kept(context.run) == ["step-000010", "step-000012"]
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_the_end_is_saved_before_it_is_validated(tmp_path: Path, stopped: bool) -> None:
+    """So a Ctrl-C that ends a long validation loses nothing."""
+    context, _ = where(tmp_path)
+    saved: list[bool] = []
+
+    def interrupted(model: nn.Module, batch: Rows) -> LossOutput:
+        if stopped and signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:  # not in the step that is measured
+            signal.raise_signal(signal.SIGTERM)
+        return loss(model, batch)
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        saved.append(context.run.checkpoints.is_dir() and len(list(context.run.checkpoints.iterdir())) == 1)
+        return {"val_loss": 1.0}
+
+    made = replace(task(12), metrics=(Metric("loss"), Metric("val_loss")), evaluate=evaluate, loss=interrupted)
+    with pytest.raises(Interrupted) if stopped else contextlib.nullcontext():
+        train(made, OPTIM, TrainConfig(steps=6, eval_every=100, checkpoint_every=100), context)
+    assert saved == [False, True]  # before the first step, and at the end
 
 
 def free(monkeypatch: pytest.MonkeyPatch, *sizes: int) -> None:
