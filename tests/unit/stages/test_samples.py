@@ -25,7 +25,7 @@ def test_a_sample_has_whole_characters(monkeypatch: pytest.MonkeyPatch) -> None:
 
     (batch,) = document_batches([ids])
     rows = SimpleNamespace(val=[0], val_cache=None)
-    model = SimpleNamespace(config=SimpleNamespace(max_seq_len=64))
+    model: Any = SimpleNamespace(config=SimpleNamespace(max_seq_len=64))
     monkeypatch.setattr(samples, "make_batch", lambda *arguments: batch)
     monkeypatch.setattr(samples, "TorchEngine", lambda *arguments, **options: None)
     monkeypatch.setattr(samples, "generate", generate)

@@ -25,7 +25,7 @@ from mmcli.model.config import ModelConfig
 from mmcli.run import Run
 from mmcli.stage import LossOutput, Metric, Silent, StageContext, Term
 from mmcli.stages.start import choose_micro_batch
-from mmcli.train import journal
+from mmcli.train import journal, loop
 from mmcli.train.config import OptimConfig, TrainConfig
 from mmcli.train.device import choose_accelerator
 from mmcli.train.finite import Diverged, too_many_skipped
@@ -237,6 +237,17 @@ def test_the_end_is_saved_before_it_is_validated(tmp_path: Path, stopped: bool) 
     with pytest.raises(Interrupted) if stopped else contextlib.nullcontext():
         train(made, OPTIM, TrainConfig(steps=6, eval_every=100, checkpoint_every=100), context)
     assert saved == [False, True]  # before the first step, and at the end
+
+
+@pytest.mark.parametrize("long", [True, False])
+def test_a_long_validation_is_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, long: bool) -> None:
+    context, lines = where(tmp_path)
+    notes: list[str] = []
+    monkeypatch.setattr(lines, "note", notes.append)
+    monkeypatch.setattr(loop, "LONG_VALIDATION_SECONDS", -1.0 if long else 1e9)
+    train(replace(validated({0: 2.0, 2: 1.0}), evaluation_tokens=1234), OPTIM, TrainConfig(steps=2), context)
+    told = [note for note in notes if note.startswith("validation: 1,234 tokens, about ")]
+    assert len(told) == (2 if long else 0)  # before the first step, and at the end
 
 
 def free(monkeypatch: pytest.MonkeyPatch, *sizes: int) -> None:
