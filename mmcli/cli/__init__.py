@@ -211,7 +211,12 @@ def _of_the_machine(error: Exception) -> UserError | None:
     number = getattr(error, "errno", None)
     if "No space left on device" in str(error):  # also of libraries that are not Python's own
         number = errno.ENOSPC
+    place = getattr(error, "filename", None) or "a file"
+    if isinstance(error, PermissionError):
+        return UserError(
+            f"cannot use {place}: {os.strerror(number or errno.EACCES)}",
+            "change its permissions, or use another folder",
+        )
     if number not in DISK_ERRORS:
         return None
-    place = getattr(error, "filename", None) or "a file"
     return UserError(f"cannot write {place}: {os.strerror(number)}", "free space, or write to another folder")

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mmcli.cli.progress import amount, escape_control, is_milestone, one_line, step_line
+from mmcli.cli.progress import amount, escape_control, is_milestone, one_line, sample_text, step_line
 from mmcli.cli.streams import stderr
 from mmcli.errors import MmcliError
 from mmcli.ranks import LAUNCHED, find_place
@@ -143,7 +143,7 @@ class PlainReporter:
             self._line(str(values["busy"]))
 
     def sample(self, prompt: str, text: str) -> None:
-        self._line(f"sample: {one_line(prompt + text)}")
+        self._line(f"sample: {one_line(sample_text(prompt, text))}")
 
     def close(self) -> None:
         """Do nothing: no line is unfinished."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -54,7 +57,7 @@ def demo(
         names = {stage: run.name for stage, run in runs.items()}
         print_json({"runs": names, "scores": scores, "continuations": continued, "replies": replies})
         return
-    _show(scores, continued, replies)
+    _show(scores, continued, replies, runs_dir)
 
 
 def _newest(stage: str, runs_dir: Path) -> tuple[Run | None, str]:
@@ -146,12 +149,15 @@ def _write(model: ModelRef, prompts: Sequence[str], *, chat: bool) -> list[dict[
 
 
 def _show(
-    scores: Mapping[str, Any], continued: Sequence[Mapping[str, str]], replies: Sequence[Mapping[str, str]]
+    scores: Mapping[str, Any],
+    continued: Sequence[Mapping[str, str]],
+    replies: Sequence[Mapping[str, str]],
+    runs_dir: Path,
 ) -> None:
     from rich.table import Table
 
     from mmcli.cli.console import out
-    from mmcli.cli.progress import one_line
+    from mmcli.cli.progress import one_line, sample_text
 
     console = out()
     table = Table(box=None, pad_edge=False)
@@ -165,8 +171,15 @@ def _show(
     console.print(table, soft_wrap=False)
     console.print("\nafter pretrain, it continues texts (torch)", style="bold")
     for each in continued:
-        console.print(one_line(each["prompt"] + each["text"], 240), markup=False)
+        console.print(one_line(sample_text(each["prompt"], each["text"]), 240), markup=False)
     console.print("\nafter dpo, it answers (ONNX Runtime, int8)", style="bold")
     for each in replies:
         console.print(f"> {each['prompt']}\n{one_line(each['text'], 240)}", markup=False)
-    console.print("\ntalk to it: mmcli chat", markup=False)
+    where = "" if runs_dir == Path("runs") else f" --runs-dir {shlex.quote(str(runs_dir))}"
+    console.print(f"\ntalk to it: {_program()} chat{where}", markup=False, soft_wrap=True)
+
+
+def _program() -> str:
+    """How a person calls mmcli: `make demo` has it in a folder of its own, which is not on PATH."""
+    here = Path(sys.argv[0])
+    return "mmcli" if shutil.which("mmcli") or here.name != "mmcli" else shlex.quote(str(here))

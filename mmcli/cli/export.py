@@ -114,7 +114,7 @@ def _table(proof: Proof, size: int) -> list[str]:
     from mmcli.export.matrices import FORMATS
 
     limits = FORMATS[proof.dtype].limits
-    shown = "" if limits.logits is None else f"; limit {limits.logits:g}"
+    shown = "" if limits.logits is None else f"; limit {limits.logits * proof.scale:.2g}"
     lines = [
         (f"logits, {phase}", f"{difference:.1e}", f"greatest difference{shown}")
         for phase, difference in proof.logits.items()

@@ -17,7 +17,7 @@ from rich.segment import ControlType
 from rich.text import Text
 
 from mmcli.cli.memory import memory_in_use
-from mmcli.cli.progress import amount, escape_control, is_milestone, step_line
+from mmcli.cli.progress import amount, escape_control, is_milestone, sample_text, step_line
 from mmcli.cli.screen import Glyphs, TrainingScreen, plain
 from mmcli.stage import Metric
 
@@ -100,7 +100,7 @@ class LiveReporter:
         self._show()
 
     def sample(self, prompt: str, text: str) -> None:
-        shown = plain(prompt + text)
+        shown = plain(sample_text(prompt, text))
         if self._training is None:
             self._print_sample(shown)
         else:

@@ -54,6 +54,11 @@ def is_milestone(values: Mapping[str, Any], metrics: Sequence[Metric]) -> bool:
     return evaluated or values.get("step") == values.get("steps")
 
 
+def sample_text(prompt: str, text: str) -> str:
+    """A prompt and what the model wrote after it, told apart."""
+    return f"{prompt.rstrip()} | {text.lstrip()}"
+
+
 def one_line(text: str, width: int = 200) -> str:
     """A text on one line, truncated to `width` characters."""
     flat = " ".join(text.split())

@@ -170,13 +170,13 @@ def _head(graph: Graph, matrices: MatrixFormat, config: ModelConfig, weights: We
 def _signature(config: ModelConfig) -> tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]:
     ints, floats = TensorProto.INT64, TensorProto.FLOAT
     inputs = [
-        helper.make_tensor_value_info("input_ids", ints, ["batch", "sequence"]),
-        helper.make_tensor_value_info("attention_mask", ints, ["batch", "total"]),
+        helper.make_tensor_value_info("input_ids", ints, ["batch_size", "sequence"]),
+        helper.make_tensor_value_info("attention_mask", ints, ["batch_size", "total"]),
     ]
-    outputs = [helper.make_tensor_value_info("logits", floats, ["batch", 1, config.vocab_size])]
+    outputs = [helper.make_tensor_value_info("logits", floats, ["batch_size", 1, config.vocab_size])]
     for layer in range(config.n_layers):
         for kind in ("key", "value"):
-            held, now = (["batch", config.n_kv_heads, length, config.d_head] for length in ("past", "present"))
+            held, now = (["batch_size", config.n_kv_heads, length, config.d_head] for length in ("past", "present"))
             inputs.append(helper.make_tensor_value_info(f"past_key_values.{layer}.{kind}", floats, held))
             outputs.append(helper.make_tensor_value_info(f"present.{layer}.{kind}", floats, now))
     return inputs, outputs

@@ -22,7 +22,9 @@ class Limits:
     """What the proof demands of a format; None: it is not held to that."""
 
     perplexity: float  # greatest rise, as a share
-    logits: float | None = None  # greatest difference of a logit; greedy tokens must then be equal, but for ties
+    # Greatest difference of a logit, times their deviation where that is above 1; greedy tokens must then be equal,
+    # but for ties.
+    logits: float | None = None
     logits_error: float | None = None  # root mean square of the differences, as a share of the logits' deviation
 
 

@@ -30,7 +30,7 @@ from mmcli.generate.torch_engine import TorchEngine
 from mmcli.model.transformer import Transformer
 from mmcli.text.tokenizer import Tokenizer
 
-TIE = 1e-4  # two tokens whose logits are nearer than this are a tie
+TIE = 1e-4  # two tokens whose logits are nearer than this, times `Proof.scale`, are a tie
 PROMPT_LENGTHS = (600, 41, 16, 3)  # the first is longer than the chunk in which prompts are read
 NEW_TOKENS = 64
 HELD_OUT_TEXTS, HELD_OUT_TOKENS = 8, 64
@@ -54,6 +54,12 @@ class Proof:
     perplexity_tokens: int
     text: str
     round_trips: int  # texts and conversations that the exported tokenizer encodes and decodes alike
+    logits_spread: float = 0.0  # standard deviation of torch's logits
+
+    @property
+    def scale(self) -> float:
+        """What the limit of a difference is multiplied by: rounding grows with the numbers that are rounded."""
+        return max(1.0, self.logits_spread)
 
     @property
     def perplexity_rise(self) -> float:
@@ -81,7 +87,9 @@ def prove(folder: Path, model: Transformer, tokenizer: Tokenizer, dtype: Dtype) 
     held_out = [tokenizer.encode_document(text)[:n_tokens] for text in texts[-HELD_OUT_TEXTS:]]
     by_torch = sum_losses(model_losses(model, document_batches(held_out)))
     by_onnx = sum_losses(engine_losses(exported, held_out))
-    tied = [step for step in steps if step.chosen != step.chosen_onnx and step.gap <= TIE]
+    spread = math.sqrt(float(np.mean([step.variance for step in steps])))
+    near = TIE * max(1.0, spread)
+    tied = [step for step in steps if step.chosen != step.chosen_onnx and step.gap <= near]
     proof = Proof(
         dtype=dtype,
         logits={phase: _worst(step for step in steps if step.phase == phase) for phase in _phases(steps)},
@@ -95,6 +103,7 @@ def prove(folder: Path, model: Transformer, tokenizer: Tokenizer, dtype: Dtype) 
         perplexity_tokens=by_torch.tokens,
         text=TEXT_NAME,
         round_trips=round_trips,
+        logits_spread=spread,
     )
     problem = _problem(proof, matrices.limits)
     if problem is not None:
@@ -118,8 +127,8 @@ def _problem(proof: Proof, limits: Limits) -> str | None:
     """Why an export is refused, or None. Comparisons are written so that NaN is a problem."""
     if limits.logits is not None:
         for phase, difference in proof.logits.items():
-            if not difference <= limits.logits:
-                return f"logits differ by {difference:.2g} in {phase} (limit {limits.logits:g})"
+            if not difference <= limits.logits * proof.scale:
+                return f"logits differ by {difference:.2g} in {phase} (limit {limits.logits * proof.scale:.2g})"
         unequal = proof.greedy_tokens - proof.greedy_equal - proof.greedy_ties
         if unequal:
             return f"{unequal} of {proof.greedy_tokens} greedy tokens differ without a tie"

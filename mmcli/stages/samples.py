@@ -13,6 +13,7 @@ from mmcli.stages.tokens import Sample, TokenRows
 from mmcli.text.chat import stop_ids
 
 SAMPLE_TOKENS = 40
+CUT = "\ufffd"  # what the first bytes of a character decode to
 
 
 def continuations(start: Start, rows: TokenRows, seed: int, *, prompt_tokens: int | None) -> Sample:
@@ -33,9 +34,11 @@ def continuations(start: Start, rows: TokenRows, seed: int, *, prompt_tokens: in
         limit = model.config.max_seq_len
         length = min(length, int((row.segments_BT[0] == 0).sum()), limit - 1)
         prompt = row.ids_BT[0, :length].tolist()
+        while len(prompt) > 1 and tokenizer.decode(prompt).endswith(CUT):
+            prompt.pop()  # the beginning of a character
         engine = TorchEngine(model, max_len=min(length + SAMPLE_TOKENS, limit))
         sampling = SamplingConfig(temperature=0.7, seed=seed)
         ids = list(generate(engine, 0, prompt, sampling, max_new_tokens=SAMPLE_TOKENS, stop_ids=stop))
-        return [(tokenizer.decode(prompt), tokenizer.decode(ids))]
+        return [(tokenizer.decode(prompt), tokenizer.decode(ids).rstrip(CUT))]
 
     return sample

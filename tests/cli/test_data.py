@@ -332,6 +332,21 @@ def test_check_without_a_tokenizer_rejects_what_training_would(tmp_path: Path) -
     assert (found["stage"], found["kept"], found["rejected"], found["duplicates"]) == ("dpo", 2, 2, 1)
 
 
+@pytest.mark.parametrize("content", [None, "", "no json"])
+@pytest.mark.parametrize("command", [["data", "check"], ["data", "preview"], ["tokenizer", "eval"]], ids=" ".join)
+def test_advice_names_no_option_that_the_command_lacks(
+    command: list[str], content: str | None, tmp_path: Path, texts: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = ["--runs-dir", str(tmp_path / "runs")]
+    assert run(["tokenizer", "train", "--data", texts, "--vocab-size", "320", *runs]) == 0
+    capsys.readouterr()
+    if content is not None:
+        (tmp_path / "a.jsonl").write_text(content)
+    assert run([*command, str(tmp_path / "a.jsonl"), *runs]) == 2
+    _, fix = capsys.readouterr().err.strip().splitlines()[-2:]
+    assert fix.startswith("  fix: ") and "--data" not in fix
+
+
 def test_names_reach_the_terminal_without_control_characters(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,15 @@ def test_json_is_utf_8_whatever_the_locale(monkeypatch: pytest.MonkeyPatch) -> N
     assert json.loads(raw.getvalue().decode("utf-8")) == {"猫": "座"}
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device", "/x/f"), MemoryError()])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device", "/x/f"),
+        OSError(30, "Read-only file system", "/x/f"),
+        PermissionError(13, "Permission denied", "/x/f"),
+        MemoryError(),
+    ],
+)
 def test_a_full_disk_and_little_memory_are_no_bug(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, tmp_path: Path
 ) -> None:
@@ -68,6 +77,35 @@ def test_a_full_disk_and_little_memory_are_no_bug(
     said = capsys.readouterr().err
     assert "bug" not in said and len(said.strip().splitlines()) == 2
     assert "/x/f" in said or "memory" in said
+
+
+def test_a_runs_folder_that_cannot_be_made_is_two_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("Some words of a text.\n" * 9)
+    runs = tmp_path / "file" / "runs"
+    assert run(["pretrain", "--data", str(tmp_path / "file"), *SMALL, "--steps", "1", "--runs-dir", str(runs)]) == 2
+    what, fix = capsys.readouterr().err.strip().splitlines()[-2:]
+    assert what.startswith(f"error: cannot make {runs}") and "--runs-dir" in fix
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="a signal of Unix")
+def test_signals_have_a_handler_while_a_command_works(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The first process of a container gets only those signals for which it has one."""
+    seen: list[Any] = []
+
+    def look(*arguments: Any, **options: Any) -> list[Any]:
+        seen.extend(map(signal.getsignal, numbers))
+        return []
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
+    try:
+        monkeypatch.setattr("mmcli.run.list_runs", look)
+        assert run(["runs", "list", "--runs-dir", str(tmp_path)]) == 0
+        assert len(seen) == 2 and all(map(callable, seen))
+        assert [signal.getsignal(number) for number in numbers] == [signal.SIG_DFL] * 2
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_a_training_says_what_it_leaves_and_what_comes_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

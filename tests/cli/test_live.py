@@ -157,8 +157,8 @@ def test_samples_and_notes_stay_above_and_the_curve_at_the_end() -> None:
     written = stream.getvalue()
     assert "\x1b[31m text" not in written
     *_, curve, sample, end = [*written.rpartition("\x1b[?25h")[2].splitlines(), ""]
-    assert "loss 2.000" in curve and "And a second" in sample and end == ""
-    assert 0 < written.index("a checkpoint") < written.index("One first[31m text")
+    assert "loss 2.000" in curve and "And | a second" in sample and end == ""
+    assert 0 < written.index("a checkpoint") < written.index("One | first[31m text")
 
 
 def test_a_step_only_leaves_its_values(monkeypatch: pytest.MonkeyPatch) -> None:

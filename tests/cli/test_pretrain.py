@@ -166,6 +166,24 @@ def test_data_of_another_kind_is_refused_with_the_right_stage(
         assert "text.jsonl" in error_of(capsys)[0]
 
 
+@pytest.mark.parametrize("learns", [True, False])
+def test_a_router_that_cannot_learn_is_told_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], learns: bool
+) -> None:
+    def begins(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    write_text(tmp_path / "text.txt")
+    values = {"use_moe": "true", "num_experts_per_tok": "1", "norm_topk_prob": str(not learns).lower()}
+    moe = [part for name, value in values.items() for part in ("--set", f"model.{name}={value}")]
+    monkeypatch.setattr("mmcli.stages.pretrain.train", begins)
+    runs = str(tmp_path / "runs")
+    assert run(["pretrain", "--data", str(tmp_path / "text.txt"), *SHORT, *moe, "--runs-dir", runs]) == 130
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("warning: the router learns nothing from the loss" in said) is not learns
+    assert ("--set model.norm_topk_prob=false" in said) is not learns
+
+
 def test_ctrl_c_before_the_first_step_says_how_to_go_on(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -60,6 +61,21 @@ def test_show_formats_what_was_declared_and_keeps_the_rest(runs: Path, capsys: p
     assert "'format'" not in shown
     assert mmcli(["runs", "show", "1", "--runs-dir", str(runs), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["metrics"] == {"step": 1, "loss": 2.71828, "val_loss": 2.5, "lr": 0.1}
+
+
+def test_show_is_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run.create(tmp_path, "pretrain", "test")
+    change = {"input": "data", "what": "a.txt", "before": "ab" * 32, "now": "cd" * 32}
+    run.update(state="finished", data={"cache": "ef" * 32, "tokens": 7, "kind": None}, changes=[change, change])
+    run.update(elapsed_seconds=1 / 3, command=["mmcli", "pretrain"])
+    run.metrics.write_text(json.dumps({"step": 0, "rate": 2 / 3}) + "\n")
+    assert mmcli(["runs", "show", "1", "--runs-dir", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert not set("{}[]'") & set(shown)
+    assert max(map(len, re.findall(r"[0-9a-f]+", shown.replace(str(tmp_path), "")))) <= 12
+    assert "data  cache efefefefefef, tokens 7\n" in shown and "command  mmcli pretrain\n" in shown
+    assert shown.count("input data, what a.txt, before abababababab, now cdcdcdcdcdcd") == 2
+    assert "rate  0.666667" in shown and "elapsed_seconds  0.333333" in shown
 
 
 @pytest.fixture

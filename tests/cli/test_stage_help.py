@@ -75,6 +75,16 @@ def test_config_show_takes_the_same_options_and_shows_them(capsys: pytest.Captur
     assert shown(capsys, "config", "show", "pretrain", "--preset", "small")["--batch-size"] == "default: 32"
 
 
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "dpo"])
+def test_config_show_needs_neither_runs_nor_a_model(
+    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MMCLI_RUNS", raising=False)
+    assert run(["config", "show", stage]) == 0
+    assert "optim.lr" in capsys.readouterr().out
+
+
 def test_help_for_values_that_are_refused_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["pretrain", "--preset", "smal", "--help"]) == 2
     assert 'there is no preset "smal"' in capsys.readouterr().err

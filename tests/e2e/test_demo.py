@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from mmcli.cli.demo import _show
 
 SHORT = ["--pretrain-steps", "4", "--sft-steps", "3", "--dpo-steps", "2", "--limit", "1", "--json"]
 
@@ -33,3 +38,17 @@ def test_the_demo_goes_the_whole_way_and_is_resumable(tmp_path: Path) -> None:
     again, said = demo(tmp_path)
     assert said.count("done") >= 5
     assert again == result
+
+
+@pytest.mark.parametrize("on_path", [True, False])
+def test_it_ends_with_a_command_that_works_here(
+    on_path: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`make demo` has mmcli in .venv/bin, which is not on PATH."""
+    monkeypatch.setattr(sys, "argv", [".venv/bin/mmcli", "demo"])
+    monkeypatch.setattr(shutil, "which", lambda name: name if on_path else None)
+    scores = {"pretrain": {"score": 0.5, "families": {"facts": 0.5}}}
+    for runs, where in ((Path("runs"), ""), (Path("my runs"), " --runs-dir 'my runs'")):
+        _show(scores, [], [], runs)
+        program = "mmcli" if on_path else ".venv/bin/mmcli"
+        assert capsys.readouterr().out.endswith(f"talk to it: {program} chat{where}\n")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,6 +53,17 @@ def _short(parent: str | None, run: Run) -> str:
     if parent is None:
         return ""
     return parent.split("-")[0] if (run.path.parent / parent).is_dir() else Path(parent).name
+
+
+def _words(value: Any) -> str:
+    """A value of run.json for a person: digests and numbers short, tables and lists without brackets."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_words(each)}" for key, each in value.items() if each is not None)
+    if isinstance(value, list):
+        return ("; " if any(isinstance(each, Mapping) for each in value) else ", ").join(map(_words, value))
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return re.sub(r"\b[0-9a-f]{40,}\b", lambda digest: digest[0][:12], str(value))
 
 
 def list_(runs_dir: RunsDir = Path("runs"), json: AsJson = False) -> None:
@@ -109,9 +122,10 @@ def show(
     console = out()
     for key, value in info.items():
         if key not in ("sources", "pid", "metrics") and value is not None:
-            shown = " ".join(value) if isinstance(value, list) else value
             console.print(f"[bold]{key:>18}[/bold]", end="  ")
-            console.print(str(shown), markup=False)
+            console.print(
+                " ".join(value) if key == "command" and isinstance(value, list) else _words(value), markup=False
+            )
     last = last_values(read_lines(found.metrics))
     for metric in shown_metrics(found):
         if last.get(metric.name) is not None:
@@ -120,4 +134,4 @@ def show(
         if values:
             console.print(f"\n{title}", style="bold")
             for key, value in values.items():
-                console.print(f"{key:>18}  {value}", markup=False)
+                console.print(f"{key:>18}  {_words(value)}", markup=False)

@@ -99,7 +99,7 @@ def _look(path: Path, named: bool) -> DataFile:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}", "make it readable, or leave it out") from None
     if named and is_empty:
-        raise UserError(f"{path} is empty", "give --data files that are not empty")
+        raise UserError(f"{path} is empty", "give files that are not empty")
     return DataFile(path, how, stat.st_size, stat.st_mtime_ns, named)
 
 

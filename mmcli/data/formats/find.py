@@ -71,7 +71,7 @@ def find_files(name: str) -> Found:
             raise UserError(f"{name} is of no known format", f"give {SUPPORTED}")
         return Found((path,), True, {})
     if not glob.has_magic(name):
-        raise UserError(f"there is no file or folder {name}", "give --data a path that exists, or demo")
+        raise UserError(f"there is no file or folder {name}", "give a path that exists, or demo")
     base, files = _glob(path)
     found = _choose(base, files)
     if not found.paths:

@@ -126,9 +126,9 @@ class RecordAccount:
                 what = (
                     f"{file} has no usable record: {count:,} rejected, the first at line {first.line}: {first.reason}"
                 )
-                raise UserError(what, "fix the file, or leave it out of --data")
+                raise UserError(what, "fix the file, or leave it out")
         if not self.tally.kept:
-            raise UserError("the data has no record at all", "give --data files that are not empty")
+            raise UserError("the data has no record at all", "give files that are not empty")
 
 
 def refused_by_strict(place_and_reason: str) -> UserError:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from mmcli.errors import MmcliError, UserError
 from mmcli.export.attention import Attention
@@ -131,6 +132,29 @@ def test_a_window_that_is_left_out_is_found(save: Save, tmp_path: Path, monkeypa
     assert export_onnx(source, tmp_path / "out1").proof.logits["prefill"] <= 1e-4
     monkeypatch.setattr(Attention, "layer", wrong)
     with pytest.raises(MmcliError, match=r"the first to differ is layer 0 \(attention\)"):
+        export_onnx(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("spread", "limit"), [(0.5, 1e-4), (4.0, 4e-4)])
+def test_the_limit_of_a_logit_grows_with_their_spread(
+    spread: float, limit: float, save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As rounding does."""
+    source, prefill, error = save(), OnnxEngine.prefill, [0.0]
+    weights = load_file(source / "model.safetensors")
+    weights["model.norm.weight"] *= spread / export_onnx(source, tmp_path / "out").proof.logits_spread
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+
+    def off(self: OnnxEngine, slot: int, ids: Any) -> np.ndarray:
+        return prefill(self, slot, ids) + np.float32(error[0])
+
+    monkeypatch.setattr(OnnxEngine, "prefill", off)
+    error[0] = 0.8 * limit
+    proof = export_onnx(source, tmp_path / "out").proof
+    assert proof.logits_spread == pytest.approx(spread, rel=0.01)
+    assert 0.7 * limit < max(proof.logits.values()) < 0.9 * limit
+    error[0] = 1.5 * limit
+    with pytest.raises(MmcliError, match=rf"in prefill \(limit {limit:g}\)"):
         export_onnx(source, tmp_path / "out")
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import shutil
+import signal
 from collections import namedtuple
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,12 +20,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmcli.config import resolve
-from mmcli.errors import MmcliError, Stopped, UserError
+from mmcli.errors import Interrupted, MmcliError, Stopped, UserError
 from mmcli.model.config import ModelConfig
 from mmcli.run import Run
 from mmcli.stage import LossOutput, Metric, Silent, StageContext, Term
 from mmcli.stages.start import choose_micro_batch
-from mmcli.train import journal
+from mmcli.train import journal, loop
 from mmcli.train.config import OptimConfig, TrainConfig
 from mmcli.train.device import choose_accelerator
 from mmcli.train.finite import Diverged, too_many_skipped
@@ -214,6 +216,38 @@ def test_the_checkpoint_with_the_best_held_out_loss_is_kept(tmp_path: Path) -> N
     context, _ = where(tmp_path / "without")
     train(validated(values), OPTIM, replace(config, keep_best=False), context)
     assert kept(context.run) == ["step-000010", "step-000012"]
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_the_end_is_saved_before_it_is_validated(tmp_path: Path, stopped: bool) -> None:
+    """So a Ctrl-C that ends a long validation loses nothing."""
+    context, _ = where(tmp_path)
+    saved: list[bool] = []
+
+    def interrupted(model: nn.Module, batch: Rows) -> LossOutput:
+        if stopped and signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:  # not in the step that is measured
+            signal.raise_signal(signal.SIGTERM)
+        return loss(model, batch)
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        saved.append(context.run.checkpoints.is_dir() and len(list(context.run.checkpoints.iterdir())) == 1)
+        return {"val_loss": 1.0}
+
+    made = replace(task(12), metrics=(Metric("loss"), Metric("val_loss")), evaluate=evaluate, loss=interrupted)
+    with pytest.raises(Interrupted) if stopped else contextlib.nullcontext():
+        train(made, OPTIM, TrainConfig(steps=6, eval_every=100, checkpoint_every=100), context)
+    assert saved == [False, True]  # before the first step, and at the end
+
+
+@pytest.mark.parametrize("long", [True, False])
+def test_a_long_validation_is_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, long: bool) -> None:
+    context, lines = where(tmp_path)
+    notes: list[str] = []
+    monkeypatch.setattr(lines, "note", notes.append)
+    monkeypatch.setattr(loop, "LONG_VALIDATION_SECONDS", -1.0 if long else 1e9)
+    train(replace(validated({0: 2.0, 2: 1.0}), evaluation_tokens=1234), OPTIM, TrainConfig(steps=2), context)
+    told = [note for note in notes if note.startswith("validation: 1,234 tokens, about ")]
+    assert len(told) == (2 if long else 0)  # before the first step, and at the end
 
 
 def free(monkeypatch: pytest.MonkeyPatch, *sizes: int) -> None:
