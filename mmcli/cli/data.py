@@ -98,11 +98,12 @@ def preview(
 
 
 def _open(files: Sequence[str], stage: str | None, columns: Sequence[str]) -> Sources:
-    from mmcli.data.sources.sources import open_any, open_sources
+    from mmcli.data.sources.sources import MIXED, open_any, open_sources
 
     if stage is None:
         return open_any(files, columns=columns)
-    return open_sources(files, kind=_kind_of_stage(stage), columns=columns)
+    kind = _kind_of_stage(stage)
+    return open_sources(files, kind=kind, columns=columns, mixed=kind in MIXED)
 
 
 def _kind_of_stage(stage: str) -> str:
@@ -113,7 +114,9 @@ def _kind_of_stage(stage: str) -> str:
     """
     from mmcli.data.records.kinds import all_kinds
 
-    kinds = {kind.stage: name for name, kind in all_kinds().items()}
+    kinds: dict[str, str] = {}
+    for name, kind in all_kinds().items():
+        kinds.setdefault(kind.stage, name)
     if stage not in kinds:
         raise UserError(f'--stage {stage}: there is no record kind for "{stage}"', did_you_mean(stage, list(kinds)))
     return kinds[stage]

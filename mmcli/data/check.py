@@ -76,14 +76,14 @@ def check_data(
     Raises:
         UserError: the tokenizer has no usable chat template where one is needed.
     """
-    kinds = Counter[str]()
+    kinds, needed = Counter[str](), None if sources.kind == "mixed" else sources.kind
     lengths, hashes = array("q"), array("Q")  # 8 bytes a value, however large the data is
     trained = text_bytes = 0
     source_tokens = [0] * len(sources.members)
     with RecordAccount(quarantine) as account:
         if tokenizer is None:
             for read in keep_records(sources, account, _texts_of(sources.kind), report=report, task="check"):
-                kinds.update(kind_of(record.value, sources.kind) for record in read.records)
+                kinds.update(kind_of(record.value, needed) for record in read.records)
                 for _, texts in read.kept:
                     hashes.append(_hash_texts(texts))
                     text_bytes += sum(len(text.encode()) for text in texts)
@@ -91,7 +91,7 @@ def check_data(
         else:
             encoded_batches = encode_records(sources, tokenizer, account, report=report, task="check")
         for batch in encoded_batches:
-            kinds.update(kind_of(record.value, sources.kind) for record in batch.records)
+            kinds.update(kind_of(record.value, needed) for record in batch.records)
             for _, encoded in batch.kept:
                 sequences = list(sequences_of(encoded))
                 lengths.extend(len(sequence.ids) for sequence in sequences)

@@ -14,13 +14,14 @@ from mmcli.train.config import OptimConfig, TrainConfig
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    """Next-token prediction on plain text."""
+    """Next-token prediction on plain text, or on a mixture of text and conversations."""
 
+    mask_prompts: bool = option(True, "in conversations, no loss on what the assistant does not write")
     init: Literal["auto", "bigram", "random"] = option(
         "auto", "weights of a new model: fitted to the bigrams of the data, or random; auto: what pays", flag="--init"
     )
     model: ModelConfig = option(ModelConfig, "the model")
-    data: DataConfig = option(DataConfig, "the training text")
+    data: DataConfig = option(DataConfig, "the training text, or text and conversations")
     optim: OptimConfig = option(OptimConfig, "the optimizer")
     train: TrainConfig = option(TrainConfig, "the training")
 
@@ -40,7 +41,7 @@ class SftConfig:
 
     train_on: Literal["all", "last"] = option("all", "assistant turns with a loss: all, or only the last")
     train_reasoning: bool = option(True, "train on the assistant's reasoning too; false: only on what follows it")
-    data: DataConfig = option(DataConfig, "the conversations")
+    data: DataConfig = option(DataConfig, "the conversations, or conversations and text")
     optim: OptimConfig = option(OptimConfig, "the optimizer")
     train: TrainConfig = option(TrainConfig, "the training")
 

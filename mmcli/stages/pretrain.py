@@ -1,4 +1,4 @@
-"""Pretraining: next-token prediction on plain text."""
+"""Pretraining: next-token prediction on plain text, or on a mixture of text and conversations."""
 
 from __future__ import annotations
 
@@ -30,12 +30,13 @@ SPEED_REACHED = 0.5  # of the rate of a large matrix product
 
 
 def run(config: PretrainConfig, context: StageContext) -> dict[str, Any]:
-    """Train on plain text; the totals of the run."""
+    """Train on plain text, or a mixture; the totals of the run."""
     make_deterministic()
     accelerator = choose_accelerator(config.train.device, config.train.precision, context, width=config.model.dim)
-    data = open_data("text", config.data)  # refuse what is not there before anything is made
+    data = open_data("text", config.data, mixed=True)  # refuse what is not there before anything is made
     start = prepare_start(config.model, data, config.train, context, accelerator.device)
-    rows = open_rows(data, config.train, start.tokenizer, context)
+    options: dict[str, Any] = {"mask_prompts": config.mask_prompts} if data.train.kind == "mixed" else {}
+    rows = open_rows(data, config.train, start.tokenizer, context, **options)
     sample = continuations(start, rows, config.train.seed, prompt_tokens=PROMPT_TOKENS)
     seconds = start_from_bigrams(start, rows, config, accelerator, context)
     task = token_task(start, rows, config.train, accelerator, context, sample=sample)

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: conversations, loss on the assistant's tokens alone, end of turn included."""
+"""Supervised fine-tuning: conversations, loss on the assistant's tokens alone, end of turn included; and some text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def run(config: SftConfig, context: StageContext) -> dict[str, Any]:
     """Train on conversations; the totals of the run."""
     make_deterministic()
     accelerator = choose_accelerator(config.train.device, config.train.precision, context)
-    data = open_data("chat", config.data)  # refuse what is not there before anything is made
+    data = open_data("chat", config.data, mixed=True)  # refuse what is not there before anything is made
     start = prepare_start(None, data, config.train, context, accelerator.device)
     rows = open_rows(
         data,

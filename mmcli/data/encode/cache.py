@@ -121,6 +121,15 @@ class TokenCache:
             return np.ones(where.stop - where.start, dtype=np.uint8)
         return self._trained[where]
 
+    def cuttable(self, which_M: np.ndarray) -> np.ndarray:
+        """[M] bool, the sequences that are text: trained from their first token on, so that they may be cut anywhere.
+
+        Conversations and pairs begin with what is not trained, and are kept whole.
+        """
+        if self._trained is None:
+            return np.ones(len(which_M), dtype=bool)
+        return np.asarray(self._trained[self._offsets[which_M]] != 0)
+
     def _slice(self, i: int, start: int, stop: int | None) -> slice:
         first = int(self._offsets[i])
         length = int(self._offsets[i + 1]) - first

@@ -12,14 +12,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from mmcli.data.encode.workers import EncoderPool, Results
 from mmcli.data.record import EncodedRecord, Record, RecordError, Rejected, reject
 from mmcli.data.records.account import RecordAccount
 from mmcli.data.records.conversations import Message, as_chat, split_reasoning
-from mmcli.data.records.kinds import Encode, as_text, dump_kinds, find_kind
+from mmcli.data.records.kinds import Encode, as_text, dump_kinds, find_kind, is_chat
 from mmcli.data.records.preferences import Preference, as_preference
 from mmcli.data.sources.sources import Sources
 from mmcli.errors import UserError
@@ -230,21 +230,46 @@ def encode_conversations(
 
     Args:
         options: `train_on`: "all" replies of a conversation (the default) or the "last" one. `train_reasoning`:
-            whether the reasoning before a reply is trained too (the default).
+            whether the reasoning before a reply is trained too (the default). `mask_prompts`: False to train all
+            tokens but the first, which is how a conversation is told from text that may be cut.
 
     Raises:
         UserError: the tokenizer has no usable chat template.
     """
     as_shown = _as_shown(tokenizer)  # a bad template is one error, not one for each record
     train_on, train_reasoning = options.get("train_on", "all"), options.get("train_reasoning", True)
+    masked = options.get("mask_prompts", True)
 
     def encode(record: Record) -> EncodedRecord:
         chat = as_chat(record)
         messages = as_shown(chat.messages)
         encoded = encode_chat(tokenizer, messages, tools=chat.tools, train_on=train_on, train_reasoning=train_reasoning)
-        return EncodedRecord([encoded.ids], [encoded.trained], _text_bytes(messages))
+        trained = encoded.trained if masked else [False] + [True] * (len(encoded.ids) - 1)
+        return EncodedRecord([encoded.ids], [trained], _text_bytes(messages))
 
     return encode_each(encode, records)
+
+
+def encode_mixed(
+    tokenizer: Tokenizer, records: Sequence[Record], options: Mapping[str, Any]
+) -> list[EncodedRecord | RecordError]:
+    """Each record as `encode_documents` or as `encode_conversations` has it, whose options these are.
+
+    Raises:
+        UserError: the tokenizer has no usable chat template.
+    """
+    is_conversation = [is_chat(record.value) for record in records]
+    texts = [record for record, chat in zip(records, is_conversation, strict=True) if not chat]
+    chats = [record for record, chat in zip(records, is_conversation, strict=True) if chat]
+    documents = (_trained_whole(each) for each in encode_documents(tokenizer, texts, {}))
+    conversations = iter(encode_conversations(tokenizer, chats, options))
+    return [next(conversations if chat else documents) for chat in is_conversation]
+
+
+def _trained_whole(result: EncodedRecord | RecordError) -> EncodedRecord | RecordError:
+    if isinstance(result, RecordError):
+        return result
+    return replace(result, trained=[[True] * len(ids) for ids in result.ids])
 
 
 def encode_preferences(

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from mmcli.data.record import Record, RecordError, Rejected
 from mmcli.data.records.conversations import as_chat, split_reasoning
+from mmcli.data.records.kinds import is_chat
 from mmcli.data.records.preferences import as_preference
 from mmcli.text.chat import Conversation, prompt_mismatch, shows_reasoning
 from mmcli.text.tokenizer import Tokenizer
@@ -20,8 +21,10 @@ def mismatch_of_records(kind: str, records: Iterable[Record | Rejected], tokeniz
     Raises:
         UserError: the tokenizer has no usable chat template.
     """
-    if kind not in ("chat", "preference"):
+    if kind not in ("chat", "preference", "mixed"):
         return None
+    if kind == "mixed":
+        records, kind = (each for each in records if isinstance(each, Record) and is_chat(each.value)), "chat"
     return prompt_mismatch(tokenizer, _conversations(kind, itertools.islice(records, SAMPLE), tokenizer))
 
 

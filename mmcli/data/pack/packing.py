@@ -12,7 +12,7 @@ where nothing fits, a document is cut to fill the row exactly, if possible into 
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -88,17 +88,23 @@ def pack_cache(
     """Rows over a selection of a cache (all of it if None).
 
     Args:
-        split: by default True for text, False where only some tokens are trained (conversations are kept whole, the
-            end of those longer than a row is cut off, and those with nothing left to train on are dropped).
+        split: by default True for text, False for conversations (they are kept whole, the end of those longer than a
+            row is cut off, and those with nothing left to train on are dropped). A row has either text or
+            conversations.
 
     Raises:
         UserError: nothing is left to train on.
     """
     selection = selection or Selection.whole(cache)
-    split = not cache.masked if split is None else split
-    keep = np.ones(len(selection), dtype=bool) if split else trainable(cache, selection, seq_len)
-    lengths = np.where(keep, selection.lengths, 0)
-    rows = pack_rows(lengths, seq_len, split=split, seed=seed, window=window)
+    is_split_N = cache.cuttable(selection.documents) if split is None else np.full(len(selection), split)
+    parts = []
+    for split in (True, False):
+        if (is_split_N == split).any():
+            keep = is_split_N == split
+            keep &= True if split else trainable(cache, selection, seq_len)
+            part = pack_rows(np.where(keep, selection.lengths, 0), seq_len, split=split, seed=seed, window=window)
+            parts.append(replace(part, dropped=part.dropped - int((is_split_N != split).sum())))
+    rows = _joined(parts, seq_len)
     if not len(rows):
         raise UserError(
             f"nothing is left to train on at seq-len {seq_len:,}: {rows.dropped:,} documents dropped",
@@ -113,6 +119,23 @@ def pack_cache(
         rows.dropped,
         rows.truncated,
         rows.truncated_tokens,
+    )
+
+
+def _joined(parts: list[Rows], seq_len: int) -> Rows:
+    """The rows of one part after those of the other."""
+    none = np.zeros(0, dtype=np.int64)
+    before = np.cumsum([0, *(len(part.piece_doc) for part in parts)])
+    ends = [part.row_offsets[1:] + pieces for part, pieces in zip(parts, before[:-1], strict=True)]
+    return Rows(
+        piece_doc=np.concatenate([none, *(part.piece_doc for part in parts)]),
+        piece_start=np.concatenate([none, *(part.piece_start for part in parts)]),
+        piece_len=np.concatenate([none, *(part.piece_len for part in parts)]),
+        row_offsets=np.concatenate([np.zeros(1, dtype=np.int64), *ends]),
+        seq_len=seq_len,
+        dropped=sum(part.dropped for part in parts),
+        truncated=sum(part.truncated for part in parts),
+        truncated_tokens=sum(part.truncated_tokens for part in parts),
     )
 
 

@@ -54,10 +54,10 @@ class Selection:
         if cache.mixture is None:
             return self
         each = cache.sequences_per_record
-        cut = not cache.masked and each == 1
         stops = self.stops.copy()
         targets = token_targets(self.source_tokens(cache), cache.mixture)
         for inside, target in zip(self._by_source(cache), targets, strict=True):
+            cut = bool(cache.cuttable(self.documents[inside]).all())
             lengths_R = self.lengths[inside].reshape(-1, each).sum(axis=1)
             hashes_R = scatter(np.asarray(cache.hashes)[self.documents[inside[::each]]], seed)
             taken_R = take_tokens(lengths_R, hashes_R, target, cut=cut)
@@ -114,8 +114,7 @@ def split_documents(
         return everything.mixed(cache, seed), nothing
     hashes = scatter(np.asarray(cache.hashes[:: cache.sequences_per_record]), seed)  # [R] of the records
     distinct, group = np.unique(hashes, return_inverse=True)  # ascending; group[r]: where record r's hash is in it
-    cuttable = not cache.masked and cache.sequences_per_record == 1
-    if cuttable and len(distinct) < FEW:
+    if len(distinct) < FEW and cache.cuttable(everything.documents).all():
         kept, held_out = _split_tail(cache, everything, group, fraction, max_tokens)
         return _mixed_or_all(cache, seed, kept, held_out)
     usable = np.arange(len(distinct)) if usable_R is None else np.unique(group[usable_R])

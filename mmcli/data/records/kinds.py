@@ -5,9 +5,10 @@
 | text | `{"text"}`, `{"content"}`, `{"paragraphs": [...]}`; a document of a text file is `{"text"}` too |
 | chat | messages, or a question with its answer: see `conversations.py` |
 | preference | a prompt with a chosen and a rejected reply: see `preferences.py` |
+| mixed | each record text or chat, where a stage takes both: see `mixed.py` |
 
 A plugin adds a kind with an entry point of the group `mmcli.records` that names a `RecordKind`, or a program with
-`register_kind`. The built-in kinds exclude each other, and no plugin changes what they are.
+`register_kind`. The built-in kinds but the last exclude each other, and no plugin changes what they are.
 """
 
 from __future__ import annotations
@@ -128,6 +129,7 @@ _BUILT_IN = (
     ("mmcli.data.records.kinds", "TEXT"),
     ("mmcli.data.records.conversations", "CHAT"),
     ("mmcli.data.records.preferences", "PREFERENCE"),
+    ("mmcli.data.records.mixed", "MIXED"),
 )
 _kinds: dict[str, RecordKind] = {}
 _broken: dict[str, MmcliError] = {}  # installed kinds that cannot be loaded

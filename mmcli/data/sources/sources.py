@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from mmcli.data.config import DataConfig
 from mmcli.data.formats.files import HOW, DataFile, hash_file, open_files, read_file
@@ -25,6 +26,8 @@ from mmcli.data.sources.hub import PREFIX, HubData, open_hub
 from mmcli.errors import UserError
 
 DEMO = "demo"
+DEMO_OF_KIND = re.compile(r"demo:(text|chat|preference)")
+MIXED = {"text": "chat", "chat": "text"}  # the kind of a stage, and what may be mixed with it
 PEEK = 20  # records of a file that tell its kind
 READING = 2  # version of the rules by which files become records; part of the fingerprint
 WEIGHTED = re.compile(r"(.+):([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)")
@@ -37,6 +40,7 @@ class Source:
     name: str
     weight: float | None = None
     demo: bool = False
+    kind: str | None = None  # of the built-in corpus; None: that of the data
     hub: HubData | None = None
     files: tuple[DataFile, ...] = ()
     left_out: dict[str, int] = field(default_factory=dict)  # files that its folder or glob has too, by reason
@@ -44,7 +48,7 @@ class Source:
     def describe(self) -> str:
         """One line for the person: what is read, how large it is, and how it is cut."""
         if self.demo:
-            return "the built-in corpus"
+            return "the built-in corpus" + (f" ({self.kind})" if self.kind else "")
         if self.hub is not None:
             return f"{self.hub.name} (as of {self.hub.revision[:7]})"
         if len(self.files) > 3:
@@ -56,7 +60,7 @@ class Source:
 class Sources:
     """Data to read: sources in the order in which they were named.
 
-    `columns` are (field of the record, field of the data); `most` bounds the records that are read.
+    `columns` are (field of the record, field of the data); `most` bounds the records that are read of each.
     """
 
     members: tuple[Source, ...]
@@ -91,7 +95,7 @@ class Sources:
             if source.demo:
                 from mmcli.data import demo
 
-                digest.update(f"demo {self.kind} {demo.fingerprint(self.seed)}\n".encode())
+                digest.update(f"demo {source.kind or self.kind} {demo.fingerprint(self.seed)}\n".encode())
             if source.hub is not None:
                 digest.update(f"hub {source.hub.name} {source.hub.revision}\n".encode())
             for file in source.files:
@@ -131,7 +135,7 @@ class Sources:
         return ", ".join(each.describe() for each in self.members)
 
     def first(self, most: int) -> Sources:
-        """The beginning of this data: its first `most` records."""
+        """The beginning of this data: the first `most` records of each source."""
         return replace(self, most=most)
 
     def records(self, on_bytes: OnBytes | None = None) -> Iterator[Record | Rejected]:
@@ -140,12 +144,13 @@ class Sources:
 
     def numbered(self, on_bytes: OnBytes | None = None) -> Iterator[tuple[int, Record | Rejected]]:
         """`records`, each with the number of its source."""
-        every = ((number, item) for number, each in enumerate(self.members) for item in self._read(each, on_bytes))
-        return itertools.islice(every, self.most)
+        for number, each in enumerate(self.members):
+            for item in itertools.islice(self._read(each, on_bytes), self.most):
+                yield number, item
 
     def _read(self, source: Source, on_bytes: OnBytes | None) -> Iterator[Record | Rejected]:
         if source.demo:
-            yield from _demo_records(self.kind, self.seed)
+            yield from _demo_records(source.kind or self.kind, self.seed)
         for _, _, items in _streams(source, on_bytes):
             yield from renamed(items, self.columns) if self.columns else items
 
@@ -181,44 +186,84 @@ class OpenedData:
     val: Sources | None
 
 
-def open_data(kind: str, data: DataConfig) -> OpenedData:
+def open_data(kind: str, data: DataConfig, *, mixed: bool = False) -> OpenedData:
     """The sources that a stage's data names; this looks at the files' beginnings and reads no further.
+
+    Args:
+        mixed: see `open_sources`; the validation data of a mixture may be of either kind.
 
     Raises:
         UserError: nothing there, or data of another kind.
     """
-    train, val = (
-        None if names is None else open_sources(names, kind=kind, strict=data.strict, columns=data.columns or ())
-        for names in (data.sources, data.val)
-    )
-    assert train is not None
+    strict, columns = data.strict, data.columns or ()
+    train = open_sources(data.sources, kind=kind, strict=strict, columns=columns, mixed=mixed)
+    if data.val is None:
+        return OpenedData(data, train, None)
+    if train.kind == kind:
+        return OpenedData(data, train, open_sources(data.val, kind=kind, strict=strict, columns=columns))
+    val = _opened(data.val, columns, kind=train.kind, demo=kind, strict=strict)
     return OpenedData(data, train, val)
 
 
 def open_sources(
-    data: Sequence[str], *, kind: str = "text", strict: bool = False, seed: int = 0, columns: Sequence[str] = ()
+    data: Sequence[str],
+    *,
+    kind: str = "text",
+    strict: bool = False,
+    seed: int = 0,
+    columns: Sequence[str] = (),
+    mixed: bool = False,
 ) -> Sources:
     """Find and look at everything that `data` names.
 
     Args:
         data: each `demo`, a file, a folder, a glob or `hf:OWNER/NAME[@REVISION][:CONFIG][:SPLIT]`, and `:WEIGHT` after
-            all of them or none. (`./demo` is a file or folder of that name.)
+            all of them or none. (`./demo` is a file or folder of that name.) `demo:chat` is the built-in corpus's
+            conversations where `demo` would be its text.
         kind: the record kind that the stage needs; `demo` has all built-in kinds, a file has one.
         strict: refuse the data at its first unusable record.
         seed: of the built-in corpus.
         columns: `text=body`: a record's `text` is what the data calls `body`; see `columns.py`.
+        mixed: text beside conversations, or conversations beside text, will do: the data is then of the kind "mixed".
 
     Raises:
         UserError: nothing is named; a name matches nothing; a file named by itself is empty, of an ending that is
             not known, or of another kind than `kind`; weights that are not positive or not for all; a column that no
             record has.
     """
-    sources = replace(find_sources(data, columns), kind=find_kind(kind).name, strict=strict, seed=seed)
+    return _opened(data, columns, kind=kind, mixed=mixed, strict=strict, seed=seed)
+
+
+def _opened(
+    data: Sequence[str],
+    columns: Sequence[str],
+    *,
+    kind: str,
+    mixed: bool = False,
+    demo: str | None = None,
+    **how: Any,
+) -> Sources:
+    """
+    Args:
+        demo: the kind of the built-in corpus where that of the data is none of its kinds.
+        how: other attributes of the sources.
+    """
+    sources = replace(find_sources(data, columns), kind=find_kind(kind).name, **how)
     beginnings = read_beginnings(sources)
     if sources.columns:
         check_columns(sources.columns, [record for each in beginnings for record in each.records])
+    if mixed and {kind, MIXED[kind]} <= _kinds(beginnings, sources):
+        sources, demo = replace(sources, kind="mixed"), kind
+    if demo is not None:
+        sources = replace(sources, members=tuple(replace(each, kind=each.kind or demo) for each in sources.members))
     _check_kind(beginnings, sources)
     return sources
+
+
+def _kinds(beginnings: Sequence[Beginning], sources: Sources) -> set[str]:
+    """The kinds of the first records; the built-in corpus has that of the data, unless it is named with another."""
+    found = {kind_of(value) for each in beginnings for value in each.values(sources.columns)}
+    return found | {each.kind or sources.kind for each in sources.members if each.demo}
 
 
 def open_any(data: Sequence[str], kinds: Sequence[str] | None = None, *, columns: Sequence[str] = ()) -> Sources:
@@ -254,7 +299,7 @@ def of_any_kind(sources: Sources, beginnings: Sequence[Beginning], kinds: Sequen
         except UserError as refusal:
             refusals.append(refusal)
             continue
-        if tried.members[0].demo:
+        if tried.members[0].demo and tried.members[0].kind in (None, kind):
             return tried
         first = itertools.islice((value for each in beginnings for value in each.values(sources.columns)), PEEK)
         found = Counter(map(kind_of, first))
@@ -305,10 +350,18 @@ def _open_source(argument: str) -> Source:
     name, weight = split_weight(argument)
     if name == DEMO:
         return Source(name, weight, demo=True)
+    if part := _part_of_demo(name):
+        return Source(name, weight, demo=True, kind=part)
     if is_hub(name):
         return Source(name, weight, hub=open_hub(name))
     files, left_out = open_files(name)
     return Source(name, weight, files=files, left_out=left_out)
+
+
+def _part_of_demo(name: str) -> str | None:
+    """The kind of the built-in corpus that `demo:chat` names."""
+    match = DEMO_OF_KIND.fullmatch(name)
+    return match[1] if match is not None and not Path(name).exists() else None
 
 
 def split_weight(name: str) -> tuple[str, float | None]:
@@ -321,8 +374,8 @@ def split_weight(name: str) -> tuple[str, float | None]:
     if match is None or Path(name).expanduser().exists():
         return name, None
     path, weight = match[1], float(match[2])
-    known = path == DEMO or path.startswith(PREFIX) or glob.has_magic(path) or Path(path).expanduser().exists()
-    if not known:
+    built_in = path == DEMO or _part_of_demo(path) is not None
+    if not (built_in or path.startswith(PREFIX) or glob.has_magic(path) or Path(path).expanduser().exists()):
         return name, None
     if not 0 < weight < float("inf"):
         raise UserError(f"{name}: the weight {match[2]} is not above 0", "give a share such as 0.3, or leave it out")
@@ -347,6 +400,9 @@ def _check_kind(beginnings: Sequence[Beginning], sources: Sources) -> None:
 
     A file of another kind among good ones in a folder is no error here: its records are rejected one by one.
     """
+    for source in sources.members:
+        if source.kind not in (None, sources.kind) and not (sources.kind == "mixed" and source.kind in MIXED):
+            raise _refusal(source.name, source.kind, sources.kind)
     refusals = []
     for each in beginnings:
         if refusal := _other_kind(each.name, each.values(sources.columns), sources.kind):
@@ -359,13 +415,16 @@ def _check_kind(beginnings: Sequence[Beginning], sources: Sources) -> None:
 
 def _other_kind(name: str, values: Sequence[dict[str, object]], needed: str) -> UserError | None:
     """The error for a file whose first records are all of other known kinds."""
-    kinds = all_kinds()
     found = Counter(kind_of(value, needed) for value in values)
     if not found or found[needed] or found[UNKNOWN]:
         return None
-    other = kinds[found.most_common(1)[0][0]]
-    what = f"{name} holds {other.label}, and this stage needs {kinds[needed].label}"
-    return UserError(what, f"train on it with `mmcli {other.stage}`, or give --data a file of {kinds[needed].label}")
+    return _refusal(name, found.most_common(1)[0][0], needed)
+
+
+def _refusal(name: str, kind: str, needed: str) -> UserError:
+    other, label = find_kind(kind), find_kind(needed).label
+    what = f"{name} holds {other.label}, and this stage needs {label}"
+    return UserError(what, f"train on it with `mmcli {other.stage}`, or give --data a file of {label}")
 
 
 def describe_files(files: Sequence[DataFile]) -> str:
