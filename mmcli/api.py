@@ -310,7 +310,7 @@ def load(
     ref = _find(model, runs_dir)
     tokenizer = Tokenizer.load(ref.path)
     engine = load_engine(ref, backend, device=device, max_len=max_len, report=report)
-    chat = is_chat_model(ref.path, tokenizer, stage=ref.run.stage if ref.run else None)
+    chat = is_chat_model(ref.path, tokenizer, stage=ref.stage)
     return LoadedModel(ref.label, engine, tokenizer, chat)
 
 
@@ -384,7 +384,7 @@ def export_onnx(
 
     ref = _find(model, runs_dir)
     folder = Path(out) if out is not None else default_folder(ref, dtype)
-    return export_onnx(ref.path, folder, dtype=dtype, stage=ref.run.stage if ref.run else None, report=report)
+    return export_onnx(ref.path, folder, dtype=dtype, stage=ref.stage, report=report)
 
 
 def export_hf(
@@ -409,7 +409,7 @@ def export_hf(
 
     ref = _find(model, runs_dir)
     folder = Path(out) if out is not None else default_hf_folder(ref, dtype)
-    return export_huggingface(ref.path, folder, dtype=dtype, stage=ref.run.stage if ref.run else None)
+    return export_huggingface(ref.path, folder, dtype=dtype, stage=ref.stage)
 
 
 def _find(model: Model, runs_dir: str | Path) -> _ModelRef:

@@ -305,6 +305,15 @@ class ModelRef:
     def label(self) -> str:
         return self.run.name if self.run else str(self.path)
 
+    @property
+    def stage(self) -> str | None:
+        """What it was trained for: `mmcli_stage` of its config.json, else the stage of its run; None: unknown."""
+        try:
+            said = json.loads((self.path / "config.json").read_text(encoding="utf-8")).get("mmcli_stage")
+        except (OSError, ValueError, AttributeError):
+            said = None
+        return str(said) if said else self.run.stage if self.run else None
+
 
 def where_now(path: Path) -> Path:
     """Where a run's folder, or what lies in it, is now: the run may have been renamed since this path was kept."""

@@ -180,8 +180,7 @@ def _converse(
 ) -> Conversation:
     from mmcli.generate.conversation import Conversation, is_chat_model
 
-    stage = found.run.stage if found.run else None
-    answers = is_chat_model(found.path, tokenizer, stage=stage)
+    answers = is_chat_model(found.path, tokenizer, stage=found.stage)
     system = None if system is None else _checked(system, "--system")
     return Conversation(engine, tokenizer, system=system, chat=answers, thinking=think)
 

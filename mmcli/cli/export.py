@@ -47,7 +47,7 @@ def onnx(
     report.note(f"exporting {found.label} to {folder}")
     from mmcli.export.onnx_export import export_onnx
 
-    made = export_onnx(found.path, folder, dtype=dtype, stage=found.run.stage if found.run else None, report=report)
+    made = export_onnx(found.path, folder, dtype=dtype, stage=found.stage, report=report)
     if json:
         print_json(_document(found, made))
     else:
@@ -82,8 +82,7 @@ def huggingface(
     report.note(f"exporting {found.label} to {folder}")
     from mmcli.export.huggingface import export_huggingface
 
-    stage = found.run.stage if found.run else None
-    made = export_huggingface(found.path, folder, dtype=dtype, stage=stage)
+    made = export_huggingface(found.path, folder, dtype=dtype, stage=found.stage)
     if json:
         facts = {**dataclasses.asdict(made), "folder": str(made.folder), "perplexity_rise": made.perplexity_rise}
         print_json({"model": found.label, **facts})

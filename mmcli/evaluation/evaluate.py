@@ -95,7 +95,7 @@ def evaluate(
     )
     questions = get_questions() if limit is None else choose_questions(get_questions(), limit)
     tokenizer = Tokenizer.load(ref.path)
-    chat = is_chat_model(ref.path, tokenizer, stage=ref.run.stage if ref.run else None)
+    chat = is_chat_model(ref.path, tokenizer, stage=ref.stage)
     how = "as messages" if chat else 'as completion prompts "Question: ... Answer:" (base model)'
     report.note(f"{ref.label}: {len(questions):,} questions, {how}")
     prompts = encode_questions(tokenizer, questions, chat=chat)

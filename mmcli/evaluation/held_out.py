@@ -62,7 +62,7 @@ def measure_loss(
 
     report = report or Silent()
     tokenizer = Tokenizer.load(ref.path)
-    chat = is_chat_model(ref.path, tokenizer, stage=ref.run.stage if ref.run else None)
+    chat = is_chat_model(ref.path, tokenizer, stage=ref.stage)
     sources = open_any(data, ("chat", "text") if chat else ("text", "chat"), columns=columns)
     sources.refuse_weights("the loss of a text")
     window = _window(ref, seq_len)

@@ -42,7 +42,7 @@ def open_onnx_engine(
         folder = default_folder(ref, "fp32")
         if report is not None:
             report.note(f"{ref.label} has no ONNX export of these weights yet: making it in {folder}")
-        export_onnx(ref.path, folder, stage=ref.run.stage if ref.run else None, report=report)
+        export_onnx(ref.path, folder, stage=ref.stage, report=report)
     elif report is not None and folder not in (ref.path, default_folder(ref, "fp32")):
         report.note(f"{ref.label}: taking its newest export, {folder}")
     return OnnxEngine.load(folder, slots=slots, max_len=max_len, threads=threads)

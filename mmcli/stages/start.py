@@ -278,7 +278,13 @@ def choose_micro_batch(
 
 
 def save_into(folder: Path, start: Start, context: StageContext) -> None:
-    """Fill `folder` with the model as others read it; its config.json says which stage made it."""
+    """Fill `folder` with the model as others read it; its config.json says which stage made it.
+
+    "pretrain" is a model that continues text; "pretrain-chat" one whose text was mixed with conversations.
+    """
+    stage, data = context.run.stage, context.run.info().get("data")
+    if stage == "pretrain" and isinstance(data, dict) and data.get("kind") == "mixed":
+        stage = "pretrain-chat"
     facts = {"Trained by": f"mmcli {context.run.stage}", "Run": context.run.name}
     model = start.model
     if start.adapter is not None:
@@ -287,7 +293,7 @@ def save_into(folder: Path, start: Start, context: StageContext) -> None:
         model = start.adapter.merge(model)
     save_model(folder, model, model.config, start.tokenizer, extra=facts)
     path = folder / "config.json"
-    config = {**json.loads(path.read_text(encoding="utf-8")), "mmcli_stage": context.run.stage}
+    config = {**json.loads(path.read_text(encoding="utf-8")), "mmcli_stage": stage}
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -139,6 +139,7 @@ def open_rows(
     context.run.update(
         data={
             "sources": list(data.config.sources),
+            "kind": cache.kind,
             "cache": cache.key,
             "kept": tally.kept,
             "rejected": tally.rejected,
