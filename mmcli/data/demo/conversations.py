@@ -27,20 +27,18 @@ def _of(family: str) -> Callable[[Talker], list[Message]]:
 
 def translation(talker: Talker) -> list[Message]:
     """One to three words to translate."""
-    asks = [next(talker.decks["translation"]) for _ in range(talker.draw.pick((1, 1, 2, 3)))]
-    return dialogue(*(turn for ask in asks for turn in (talker.question(ask), talker.answer(ask))))
+    return talker.several("translation", (1, 1, 2, 3))
 
 
 def pairs(talker: Talker) -> list[Message]:
     """One to three opposites, plurals or measure words."""
-    asks = [next(talker.decks["pairs"]) for _ in range(talker.draw.pick((1, 1, 2, 3)))]
-    return dialogue(*(turn for ask in asks for turn in (talker.question(ask), talker.answer(ask))))
+    return talker.several("pairs", (1, 1, 2, 3))
 
 
 def arithmetic(talker: Talker) -> list[Message]:
-    """One or two sums, differences or comparisons."""
-    asks = [task_ask(pick_task(talker.draw), talker.language) for _ in range(talker.draw.pick((1, 1, 2)))]
-    return dialogue(*(turn for ask in asks for turn in (talker.question(ask), talker.answer(ask))))
+    """One to three sums, differences or comparisons."""
+    count = talker.draw.pick((1, 1, 2, 3))
+    return dialogue(*talker.exchanges(task_ask(pick_task(talker.draw), talker.language) for _ in range(count)))
 
 
 def follow_ups(talker: Talker) -> list[Message]:
@@ -84,15 +82,16 @@ def small_talk(talker: Talker) -> list[Message]:
     return dialogue(*turns)
 
 
-def _identity(talker: Talker) -> list[str]:
-    draw = talker.draw
-    topic = draw.pick(identity.TOPICS[talker.language])
-    return [draw.pick(topic.asked), draw.pick(topic.replies).format(name=identity.NAME[talker.language])]
+def _identity(talker: Talker, count: int = 1) -> list[str]:
+    draw, turns = talker.draw, list[str]()
+    for topic in draw.sample(identity.TOPICS[talker.language], count):
+        turns += [draw.pick(topic.asked), draw.pick(topic.replies).format(name=identity.NAME[talker.language])]
+    return turns
 
 
 def about_me(talker: Talker) -> list[Message]:
-    """Who the assistant is: one or two questions."""
-    turns = [turn for _ in range(talker.draw.pick((1, 1, 2))) for turn in _identity(talker)]
+    """Who the assistant is: one to three questions."""
+    turns = _identity(talker, talker.draw.pick((1, 1, 2, 3)))
     turns[0] = talker.draw.pick(talker.asked.WRAPPERS[:10]).format(turns[0])
     return dialogue(*turns)
 
@@ -189,10 +188,10 @@ KINDS: dict[str, tuple[Callable[[Talker], list[Message]], int]] = {
     "story": (story, 100),
     "unknown": (unknown, 350),
     "describe": (describe, 80),
-    "reading": (reading, 700),
+    "reading": (reading, 800),
     "counting": (counting, 350),
     "thinking": (thinking, 300),
-    "tools": (tools, 200),
+    "tools": (tools, 160),
 }
 
 

@@ -3,6 +3,7 @@
 from mmcli.data.demo.arithmetic import pick_task, task_ask
 from mmcli.data.demo.exchanges import who, yes_no
 from mmcli.data.demo.lexicon import ORDERS
+from mmcli.data.demo.render import sentence
 from mmcli.data.demo.words import COUNT, OPPOSITE, TRANSLATION, spaced
 from mmcli.data.demo.world import ENTITIES, Language, Term
 from mmcli.data.demo.writer import Writer
@@ -54,8 +55,9 @@ def order(writer: Writer) -> str:
         if round_trip or 0 <= i + step < len(items):
             template = (_NEXT[language][0] if draw.chance(0.6) else draw.pick(_NEXT[language]))[0 if step == 1 else 1]
             text = template.format(items[i].say(language), items[(i + step) % len(items)].say(language))
-            lines.append(spaced(text))
-    return f"{title}{colon}{comma.join(stretch)}{stop}\n{writer.paragraph(lines)}"
+            lines.append(sentence(spaced(text)))
+    told = writer.paragraph(list(dict.fromkeys(lines)))
+    return f"{title}{colon}{comma.join(stretch)}{stop}\n{told}"
 
 
 _OPPOSITE_FORMS: dict[Language, tuple[str, ...]] = {
@@ -63,7 +65,7 @@ _OPPOSITE_FORMS: dict[Language, tuple[str, ...]] = {
     "zh": ("“{}”和“{}”意思相反。", "“{}”与“{}”是一对反义词。", "不是“{}”，就是“{}”。"),
 }
 _COUNT_FORMS: dict[Language, tuple[str, ...]] = {
-    "en": ("One “{}”, two “{}”.", "We say one “{}” but many “{}”.", "More than one “{}” are “{}”."),
+    "en": ("One “{0}”, two “{1}”.", "We say one “{0}” but many “{1}”.", "“{1}” is the plural of “{0}”."),
     "zh": ("“{0}”用“{1}”来数：一{1}{0}。", "说到“{0}”，我们用“{1}”：三{1}{0}。", "数“{0}”的时候用“{1}”。"),
 }
 _TRANSLATION_FORMS: dict[Language, tuple[str, ...]] = {

@@ -13,8 +13,8 @@ def story(writer: Writer) -> str:
 
 
 def profile(writer: Writer) -> str:
-    """One person, in three to six sentences that each tell one fact and have the name."""
-    return writer.paragraph(writer.facts(next(writer.people), writer.draw.number(3, 6)))
+    """One person, in four to eight sentences that each tell one fact and have the name."""
+    return writer.paragraph(writer.facts(next(writer.people), writer.draw.number(4, 8)))
 
 
 def portrait(writer: Writer) -> str:
@@ -25,7 +25,7 @@ def portrait(writer: Writer) -> str:
 def roll(writer: Writer) -> str:
     """The same about several people: where each lives, or what each has for a pet."""
     name = writer.draw.pick(ATTRIBUTES["person"])
-    people = dict.fromkeys(next(writer.people) for _ in range(writer.draw.number(4, 7)))
+    people = dict.fromkeys(next(writer.people) for _ in range(writer.draw.number(5, 9)))
     return "\n".join(writer.told(person, name) for person in people)
 
 
@@ -61,9 +61,9 @@ def shared(writer: Writer) -> str:
 
 
 def town(writer: Writer) -> str:
-    """One town in three to five facts, sometimes with one of the people who live there."""
+    """One town in three to six facts, sometimes with one of the people who live there."""
     place = next(writer.towns)
-    lines = writer.facts(place, writer.draw.number(3, 5))
+    lines = writer.facts(place, writer.draw.number(3, 6))
     if writer.draw.chance(0.3):
         people = [p for p in PEOPLE if p.values["town"] == place.name]
         lines.append(writer.told(writer.draw.pick(people), "town"))
@@ -71,9 +71,9 @@ def town(writer: Writer) -> str:
 
 
 def things(writer: Writer) -> str:
-    """Two to four animals, plants or objects, a line for each."""
+    """Three to five animals, plants or objects, a line for each."""
     draw = writer.draw
-    found = [next(writer.things) for _ in range(draw.number(2, 4))]
+    found = [next(writer.things) for _ in range(draw.number(3, 5))]
     return "\n".join(writer.paragraph(writer.facts(thing, draw.number(1, 3))) for thing in found)
 
 

@@ -10,7 +10,7 @@ from string import Formatter
 from mmcli.data.demo.ask import Ask
 from mmcli.data.demo.draw import Draw, stable_number
 from mmcli.data.demo.render import sentence
-from mmcli.data.demo.world import COLOURS, FOODS, PETS, Language, Term, terms
+from mmcli.data.demo.world import COLOURS, FOODS, PETS, SEASONS, Language, Term, terms
 
 _NAMES = terms(
     "Anders/安德, Bella/贝拉, Dino/迪诺, Elli/艾莉, Gino/吉诺, Hedda/海达, Ilse/伊尔莎, Jaro/亚罗, Kira/琪拉, "
@@ -19,13 +19,14 @@ _NAMES = terms(
 )
 _VALUES: dict[str, tuple[Term, ...]] = {
     "place": terms(
-        "market/集市, school/学校, river/河边, library/图书馆, forest/树林, beach/海滩, park/公园, farm/农场"
+        "market/集市, school/学校, station/车站, library/图书馆, forest/树林, beach/海滩, park/公园, farm/农场"
     ),
     "thing": terms("book/书, hat/帽子, lamp/台灯, kite/风筝, basket/篮子, bell/铃铛, chair/椅子, scarf/围巾, pen/钢笔"),
     "day": terms("Monday/星期一, Tuesday/星期二, Wednesday/星期三, Thursday/星期四, Friday/星期五, Saturday/星期六"),
     "food": FOODS,
     "colour": COLOURS,
     "pet": PETS,
+    "season": SEASONS,
     "number": tuple(Term(str(n), str(n)) for n in range(2, 10)),
 }
 
@@ -84,6 +85,29 @@ _EVENTS: dict[Language, tuple[_Event, ...]] = {
                 ("Who wore a coat?", "{} wore a coat.", "B"),
             ),
         ),
+        _Event(
+            "{A} gave {B} a {thing2}.",
+            (
+                ("What did {A} give to {B}?", "{A} gave {B} a {}.", "thing2"),
+                ("Who got the {thing2}?", "{} got the {thing2}.", "B"),
+                ("Who gave away the {thing2}?", "{} gave away the {thing2}.", "A"),
+            ),
+        ),
+        _Event(
+            "{B} lost a {thing3} near the {place2}.",
+            (
+                ("What did {B} lose?", "{B} lost a {}.", "thing3"),
+                ("Where did {B} lose the {thing3}?", "{B} lost the {thing3} near the {}.", "place2"),
+                ("Who lost the {thing3}?", "{} lost the {thing3}.", "B"),
+            ),
+        ),
+        _Event(
+            "{A} came home in {season}.",
+            (
+                ("In which season did {A} come home?", "{A} came home in {}.", "season"),
+                ("Who came home in {season}?", "{} came home in {season}.", "A"),
+            ),
+        ),
     ),
     "zh": (
         _Event(
@@ -121,6 +145,29 @@ _EVENTS: dict[Language, tuple[_Event, ...]] = {
             "{B}穿着{colour2}的大衣。",
             (("{B}的大衣是什么颜色的？", "{B}的大衣是{}的。", "colour2"), ("谁穿着大衣？", "{}穿着大衣。", "B")),
         ),
+        _Event(
+            "{A}把{thing2}送给了{B}。",
+            (
+                ("{A}把什么送给了{B}？", "{A}把{}送给了{B}。", "thing2"),
+                ("谁收到了{thing2}？", "{}收到了{thing2}。", "B"),
+                ("谁把{thing2}送人了？", "{}把{thing2}送人了。", "A"),
+            ),
+        ),
+        _Event(
+            "{B}在{place2}附近丢了{thing3}。",
+            (
+                ("{B}丢了什么？", "{B}丢了{}。", "thing3"),
+                ("{B}在哪里丢了{thing3}？", "{B}在{}附近丢了{thing3}。", "place2"),
+                ("谁丢了{thing3}？", "{}丢了{thing3}。", "B"),
+            ),
+        ),
+        _Event(
+            "{season}的时候，{A}回家了。",
+            (
+                ("{A}在什么季节回家？", "{A}在{}回家。", "season"),
+                ("谁在{season}回家？", "{}在{season}回家。", "A"),
+            ),
+        ),
     ),
 }
 _LAYOUTS: dict[Language, tuple[str, ...]] = {
@@ -146,19 +193,29 @@ def text_is_held_out(text: str) -> bool:
 
 @cache
 def _surfaces(slot: str) -> tuple[str, ...]:
-    values = _NAMES if slot in ("A", "B") else _VALUES[slot.removesuffix("2")]
-    return tuple(dict.fromkeys(name.lower() for value in values for name in value))
+    return tuple(dict.fromkeys(name.lower() for value in _values(slot) for name in value))
+
+
+def _kind(slot: str) -> str:
+    return "name" if slot in ("A", "B") else slot.rstrip("23")
+
+
+def _values(slot: str) -> tuple[Term, ...]:
+    return _NAMES if _kind(slot) == "name" else _VALUES[_kind(slot)]
 
 
 def reading_ask(draw: Draw, language: Language, held_out: bool = False) -> Ask:
-    """A text of three or four sentences with one question about it. Other values of its kind, and what else the text names, are rivals."""
+    """A text of three or four sentences with one question about it.
+
+    Other values of its kind are the rivals, and so is what else the text names.
+    """
     events, text = _EVENTS[language], ""
     while not text or text_is_held_out(text) != held_out:
         chosen_events = sorted(draw.sample(range(len(events)), draw.number(3, 4)))
-        first, second = draw.sample(_NAMES, 2)
-        chosen = {slot: draw.pick(values) for slot, values in _VALUES.items()}
-        chosen |= {"A": first, "B": second, "colour2": draw.pick([c for c in COLOURS if c != chosen["colour"]])}
-        slots = {slot: value.say(language) for slot, value in chosen.items()}
+        slots = dict(zip("AB", (name.say(language) for name in draw.sample(_NAMES, 2)), strict=True))
+        for slot, values in _VALUES.items():
+            for n, term in enumerate(draw.sample(values, 3), 1):  # colour, colour2, colour3
+                slots[slot + str(n if n > 1 else "")] = term.say(language)
         told = [sentence(events[n].text.format_map(slots)) for n in chosen_events]
         text = (" " if language == "en" else "").join(told)
     event = events[draw.pick(chosen_events)]
@@ -166,11 +223,11 @@ def reading_ask(draw: Draw, language: Language, held_out: bool = False) -> Ask:
     question = question.format_map(slots)
     value, answer = slots[slot], slots[slot].lower()
     form = form.replace("{}", "{{}}").format_map(slots)
-    mentioned = {slots[name].lower() for other in chosen_events for name in _slots(events[other].text)}
-    own = {slots[name].lower() for name in _slots(event.text)}
-    rivals = tuple(dict.fromkeys((*_surfaces(slot), *sorted(mentioned))))
-    rivals = tuple(name for name in rivals if name not in own)
-    others = [v.say(language) for v in (_NAMES if slot in ("A", "B") else _VALUES[slot.removesuffix("2")])]
+    mentioned = {slots[name].lower() for n in chosen_events for name in _slots(events[n].text)}
+    # A right reply may say what else the event is about, but no other value of the same kind.
+    beside = {slots[name].lower() for name in _slots(event.text) if _kind(name) != _kind(slot)} | {answer}
+    rivals = tuple(name for name in dict.fromkeys((*_surfaces(slot), *sorted(mentioned))) if name not in beside)
+    others = [v.say(language) for v in _values(slot)]
     return Ask(
         family="reading",
         key=f"reading:{stable_number(text + question):016x}",

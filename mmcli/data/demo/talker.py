@@ -1,5 +1,6 @@
 """What every kind of conversation needs: messages, a language, random choices, and decks of questions."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mmcli.data.demo.ask import Ask
@@ -53,6 +54,17 @@ class Talker:
     def answer(self, ask: Ask) -> str:
         """The right answer as a sentence: mostly the first form, which is learned sooner than two."""
         return ask.full(self.draw.chance(0.3))
+
+    def exchanges(self, asks: Iterable[Ask]) -> list[str]:
+        """Questions with their answers, turn by turn; only the first may have a word before it."""
+        turns: list[str] = []
+        for ask in asks:
+            turns += [self.draw.pick(ask.questions) if turns else self.question(ask), self.answer(ask)]
+        return turns
+
+    def several(self, family: str, counts: Sequence[int]) -> list[Message]:
+        """A conversation of one of `counts` questions of a family."""
+        return dialogue(*self.exchanges(next(self.decks[family]) for _ in range(self.draw.pick(counts))))
 
     def askable(self, person: Entity) -> list[str]:
         """The person's attributes that are not held out, in a new order."""

@@ -119,6 +119,13 @@ def test_one_reply_to_everything_scores_next_to_nothing():
     assert best / len(facts) < 0.05
 
 
+def test_the_answer_is_in_the_text_and_the_text_is_no_answer():
+    for each in (q for q in questions() if q.family == "reading"):
+        text = each.messages[-1]["content"].casefold()
+        assert each.answers[0] in text
+        assert not is_correct(each, text)
+
+
 def question(*answers: str, rivals: tuple[str, ...] = (), text: str = "?", exact: bool = False) -> Question:
     return Question("id", "en", "facts", ({"role": "user", "content": text},), answers, rivals, (), exact)
 

@@ -18,9 +18,9 @@ from mmcli.data.demo.world import ATTRIBUTES, LANGUAGES, PEOPLE
 from mmcli.data.record import Record
 from mmcli.data.records.conversations import as_chat
 
-FIRST_1000_DOCUMENTS = "53784f7cf44ee27f525f58786f4f5f665a50dda96faa05d887ad815852f8c29d"
-FIRST_1000_CONVERSATIONS = "82b037e91f25d234216937237fb5a8ffa070ab4df094f477fc08ab6a3ef73f89"
-ALL_QUESTIONS = "5de0a51b4d73d944ed74963a0461e72e7cae07ab43c8328ae5f0135d46d01fb6"
+FIRST_1000_DOCUMENTS = "8f4e7369b65f2b09e60904c9ea1f423280af203101403e7e0dff7e13b0f565bf"
+FIRST_1000_CONVERSATIONS = "9dc5fdefafa377857e586b70633fde7ba7d6a96ad53fe5756f0c700a814451a6"
+ALL_QUESTIONS = "4845fe883c839e42727dca0a1edb7c20bc45456b04ccf37e7bc48bafbbbce97d"
 
 
 def digest(texts) -> str:
@@ -84,7 +84,8 @@ def test_generation_is_quick():
 
 
 def test_no_slot_is_left_in_the_text(training_text):
-    assert not re.search(r"[{}]|\bNone\b|\.\.|。。| ,|  ", training_text.replace("\n", "|"))
+    text = re.sub(r'\{"name": "calculator", "arguments": \{[^{}]*\}\}', "", training_text)
+    assert not re.search(r"[{}]|\bNone\b|\.\.|。。| ,|  ", text.replace("\n", "|"))
 
 
 def test_conversations_alternate_and_are_short(conversations):
