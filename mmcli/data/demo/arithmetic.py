@@ -66,7 +66,7 @@ _WORDS: dict[Language, dict[str, tuple[str, ...]]] = {
         ),
     },
 }
-_HELD_OUT_WORDS: dict[Language, dict[str, tuple[str, ...]]] = {
+HELD_OUT_WORDS: dict[Language, dict[str, tuple[str, ...]]] = {
     "en": {
         "+": ("Can you work out {a} + {b}?", "What do you get for {a} plus {b}?"),
         "-": ("Can you work out {a} - {b}?", "What do you get for {a} minus {b}?"),
@@ -131,7 +131,7 @@ def task_ask(task: Task, language: Language) -> Ask:
         key=f"arithmetic:{a}{operation}{b}",
         language=language,
         questions=tuple(q.format(a=a, b=b) for q in _WORDS[language][operation]),
-        held_out_questions=tuple(q.format(a=a, b=b) for q in _HELD_OUT_WORDS[language][operation]),
+        held_out_questions=tuple(q.format(a=a, b=b) for q in HELD_OUT_WORDS[language][operation]),
         forms=(form,),
         value=str(value),
         others=others,

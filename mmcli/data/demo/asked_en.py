@@ -132,7 +132,7 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "What colour is {s}?",
             "Which colour does {s} have?",
             "What is the colour of {s}?",
-            "In what colour do people see {s}?",
+            "What colour does {s} show?",
             "Which colour is {s}?",
         ),
         "season": (
@@ -163,7 +163,7 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "Which material is {s} made of?",
             "What is the material of {s}?",
             "What did the maker use for {s}?",
-            "Of which material is {s}?",
+            "From which material is {s} made?",
         ),
         "use": (
             "What is {s} used for?",
@@ -188,7 +188,7 @@ HELD_OUT_QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "hobby": ("What hobby does {s} have?", "What does {s} like doing on free days?"),
     },
     "town": {
-        "landmark": ("What do people come to see in {s}?", "For what is {s} famous?"),
+        "landmark": ("What do people come to see in {s}?", "What makes {s} famous?"),
         "product": ("What do people make in {s}?", "Which product can you buy in {s}?"),
         "terrain": ("In what kind of place does {s} lie?", "Where is the town of {s}?"),
         **{
@@ -203,14 +203,14 @@ HELD_OUT_QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "class": ("Which kind of animal is {s}?", "To what class of animals does {s} belong?"),
     },
     "plant": {
-        "colour": ("What colour does {s} have?", "Of what colour is {s}?"),
+        "colour": ("What colour does {s} have?", "Can you name the colour of {s}?"),
         "season": ("In what season is {s} most beautiful?", "Which season is {s} most beautiful in?"),
         "place": ("In which place does {s} grow?", "Where do you find {s}?"),
     },
     "object": {
         "room": ("In what room is {s} kept?", "Where do people keep {s}?"),
-        "material": ("What material is {s} made of?", "Out of what is {s} made?"),
-        "use": ("For what is {s} used?", "What do people use {s} for?"),
+        "material": ("What material is {s} made of?", "What is {s} made from?"),
+        "use": ("What purpose does {s} serve?", "What do people use {s} for?"),
     },
 }
 

@@ -180,7 +180,7 @@ _LAYOUTS: dict[Language, tuple[str, ...]] = {
     ),
     "zh": ("{0}{1}", "{0}\n{1}", "读一读：{0}\n{1}", "短文：{0}\n问题：{1}", "这里有一个小故事。{0}{1}"),
 }
-_HELD_OUT_LAYOUTS: dict[Language, tuple[str, ...]] = {
+HELD_OUT_LAYOUTS: dict[Language, tuple[str, ...]] = {
     "en": ("Look at these sentences: {0}\n{1}", "{0}\nAnswer from the text: {1}"),
     "zh": ("请看这几句话：{0}\n{1}", "{0}\n根据短文回答：{1}"),
 }
@@ -233,7 +233,7 @@ def reading_ask(draw: Draw, language: Language, held_out: bool = False) -> Ask:
         key=f"reading:{stable_number(text + question):016x}",
         language=language,
         questions=tuple(layout.format(text, question) for layout in _LAYOUTS[language]),
-        held_out_questions=tuple(layout.format(text, question) for layout in _HELD_OUT_LAYOUTS[language]),
+        held_out_questions=tuple(layout.format(text, question) for layout in HELD_OUT_LAYOUTS[language]),
         forms=(form,),
         value=value,
         others=tuple(other for other in others if other != value),

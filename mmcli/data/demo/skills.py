@@ -8,7 +8,7 @@ from mmcli.data.demo.draw import Draw, stable_number
 from mmcli.data.demo.lexicon import TRANSLATIONS
 from mmcli.data.demo.world import COLOURS, FOODS, HOBBIES, JOBS, PETS, Language
 
-_COUNT: dict[Language, dict[bool, dict[str, tuple[str, ...]]]] = {  # by language, then whether held out
+COUNT: dict[Language, dict[bool, dict[str, tuple[str, ...]]]] = {  # by language, then whether held out
     "en": {
         False: {
             "up": (
@@ -98,8 +98,8 @@ def counting_ask(draw: Draw, language: Language, held_out: bool = False) -> Ask:
         family="counting",
         key=f"counting:{key}",
         language=language,
-        questions=tuple(text.format_map(slots) for text in _COUNT[language][False][kind]),
-        held_out_questions=tuple(text.format_map(slots) for text in _COUNT[language][True][kind]),
+        questions=tuple(text.format_map(slots) for text in COUNT[language][False][kind]),
+        held_out_questions=tuple(text.format_map(slots) for text in COUNT[language][True][kind]),
         forms=(_THERE_ARE[language] if listing else "{}",),
         value=value,
         others=tuple(others),
@@ -109,7 +109,7 @@ def counting_ask(draw: Draw, language: Language, held_out: bool = False) -> Ask:
     )
 
 
-_THINK: dict[Language, tuple[tuple[str, ...], tuple[str, ...]]] = {
+THINK: dict[Language, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "en": (
         (
             "Think step by step: what is {a} + {b}?",
@@ -154,8 +154,8 @@ def thinking_ask(draw: Draw, language: Language, held_out: bool = False) -> tupl
         family="thinking",
         key=f"thinking:{a}+{b}",
         language=language,
-        questions=tuple(text.format(a=a, b=b) for text in _THINK[language][0]),
-        held_out_questions=tuple(text.format(a=a, b=b) for text in _THINK[language][1]),
+        questions=tuple(text.format(a=a, b=b) for text in THINK[language][0]),
+        held_out_questions=tuple(text.format(a=a, b=b) for text in THINK[language][1]),
         forms=(f"{a} + {b} = {{}}",),
         value=str(a + b),
         others=near,
@@ -172,7 +172,7 @@ CALCULATOR: dict[str, Any] = {
         "parameters": {"type": "object", "properties": {"expression": {"type": "string"}}},
     },
 }
-_CALL: dict[Language, tuple[tuple[str, ...], tuple[str, ...]]] = {
+CALL: dict[Language, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "en": (
         (
             "What is {a} {o} {b}?",
@@ -210,8 +210,8 @@ def tool_ask(draw: Draw, language: Language, held_out: bool = False) -> tuple[As
         family="tools",
         key=f"tools:{a}{operation}{b}",
         language=language,
-        questions=tuple(text.format_map(slots) for text in _CALL[language][0]),
-        held_out_questions=tuple(text.format_map(slots) for text in _CALL[language][1]),
+        questions=tuple(text.format_map(slots) for text in CALL[language][0]),
+        held_out_questions=tuple(text.format_map(slots) for text in CALL[language][1]),
         forms=(f"{a} {operation} {b} = {{}}",),
         value=str(value),
         others=(str(value + 1), str(value - 10)),

@@ -6,13 +6,13 @@ import unicodedata
 import pytest
 
 from mmcli.data import demo
-from mmcli.data.demo import identity, prompts, questions
-from mmcli.data.demo.arithmetic import pair_is_held_out
+from mmcli.data.demo import identity, prompts, questions, skills
+from mmcli.data.demo.arithmetic import HELD_OUT_WORDS, pair_is_held_out
 from mmcli.data.demo.ask import Ask
 from mmcli.data.demo.asks import asks, held_out_keys
 from mmcli.data.demo.draw import Draw
 from mmcli.data.demo.exchanges import ASKABLE
-from mmcli.data.demo.reading import reading_ask, text_is_held_out
+from mmcli.data.demo.reading import HELD_OUT_LAYOUTS, reading_ask, text_is_held_out
 from mmcli.data.demo.render import ASKED, fill
 from mmcli.data.demo.world import ATTRIBUTES, LANGUAGES, PEOPLE, is_held_out
 
@@ -26,6 +26,10 @@ PROBLEM = re.compile(r"^\D*(\d+)\D+(\d+)\D+(?:\1 [+-] \2 = \d+|\d+)")
 def plain(text: str) -> str:
     """NFKC, casefold, single spaces; the punctuation stays, so that 'a pig?' is not part of 'a pigeon?'."""
     return "\n".join(" ".join(line.split()) for line in unicodedata.normalize("NFKC", text).casefold().split("\n"))
+
+
+def plain_part(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).casefold()
 
 
 def contains(text: str, phrase: str) -> bool:
@@ -100,6 +104,22 @@ def test_no_held_out_question_is_anywhere(all_plain, chats):
         # "And her pet?" is asked often, but never about this person; after a text to read, the text is what is new.
         if question.family not in ("follow-up", "reading"):
             assert not contains(all_plain, last[-1]), question.id
+
+
+def test_no_held_out_phrasing_of_a_skill_is_anywhere(text):
+    """Whatever numbers, words and texts stand in it."""
+    lines = "\n".join(dict.fromkeys(plain(text).splitlines()))
+    templates = [phrasing for words in HELD_OUT_WORDS.values() for listed in words.values() for phrasing in listed]
+    for language in LANGUAGES:
+        templates += [phrasing for listed in skills.COUNT[language][True].values() for phrasing in listed]
+        templates += [*skills.THINK[language][1], *skills.CALL[language][1], *HELD_OUT_LAYOUTS[language]]
+    assert len(templates) >= 30
+    for template in templates:
+        parts = re.split(r"\{(\w+)\}", template)
+        # Slots: two numbers, a sign, a list of words, and the text and the question of a layout.
+        slots = {"a": r"\d+", "b": r"\d+", "o": r"[+*-]", "list": r"[^.:?]+", "0": r".+", "1": r".+"}
+        pattern = "".join(slots[part] if n % 2 else re.escape(plain_part(part)) for n, part in enumerate(parts))
+        assert not re.search(rf"(?<![^\W_]){pattern}", lines), template
 
 
 def test_the_texts_to_read_are_held_out():
