@@ -113,7 +113,7 @@ def test_right_replies_count(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) ->
     table = invoke(runs_dir, *QUICK, "--show", "1").stdout
     rows = {line.split()[0]: line.split()[1:] for line in table.splitlines() if line.strip()}
     assert rows["things"] == ["0/1", "0.0%", "1/1", "100.0%", "1/2", "50.0%"]
-    assert rows["together"] == ["0/10", "0.0%", "9/10", "90.0%", "9/20", "45.0%"]
+    assert rows["together"] == ["0/15", "0.0%", "14/15", "93.3%", "14/30", "46.7%"]
     assert {"wrong", "correct", "answer"} <= set(rows)
 
 
@@ -144,7 +144,7 @@ def test_questions_past_the_context_are_wrong_and_told(runs_dir: Path, tmp_path:
 def test_onnx_answers_the_same_without_torch(runs_dir: Path) -> None:
     expected = document(runs_dir, *QUICK, "--show", "40")
     made = document(runs_dir, *QUICK, "--show", "40", "--backend", "onnx")  # makes the export
-    assert made == {**expected, "backend": "onnx"} and len(made["examples"]) == 20
+    assert made == {**expected, "backend": "onnx"} and len(made["examples"]) == 30
     [folder] = (runs_dir / "0003-sft-tiny" / "export").iterdir()
     args = [str(folder), *QUICK, "--backend", "onnx", "--runs-dir", str(runs_dir), "--json"]
     code = f"import sys\nsys.modules['torch'] = None\nfrom mmcli.cli import eval\neval.app({args!r})"

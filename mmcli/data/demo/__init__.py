@@ -11,8 +11,9 @@ from typing import Any
 
 from mmcli.data.demo.conversations import conversations
 from mmcli.data.demo.documents import documents
+from mmcli.data.demo.judge import Question, is_correct
 from mmcli.data.demo.preferences import preferences
-from mmcli.data.demo.questions import Question, is_correct, questions
+from mmcli.data.demo.questions import questions
 from mmcli.errors import UserError
 
 __all__ = [
@@ -27,7 +28,7 @@ __all__ = [
     "records",
 ]
 
-CORPUS_VERSION = "1"
+CORPUS_VERSION = "2"
 """Changes whenever the generated text does."""
 
 

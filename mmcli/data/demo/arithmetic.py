@@ -7,8 +7,8 @@ are seen in other tasks.
 
 from functools import cache
 
-from mmcli.data.demo.asks import Ask
-from mmcli.data.demo.draw import stable_number
+from mmcli.data.demo.ask import Ask
+from mmcli.data.demo.draw import Draw, stable_number
 from mmcli.data.demo.world import Language
 
 Task = tuple[int, str, int]
@@ -16,14 +16,66 @@ Task = tuple[int, str, int]
 
 _WORDS: dict[Language, dict[str, tuple[str, ...]]] = {
     "en": {
-        "+": ("What is {a} + {b}?", "How much is {a} plus {b}?", "Calculate {a} + {b}."),
-        "-": ("What is {a} - {b}?", "How much is {a} minus {b}?", "Calculate {a} - {b}."),
-        ">": ("Which is larger, {a} or {b}?", "Which number is bigger, {a} or {b}?"),
+        "+": (
+            "What is {a} + {b}?",
+            "How much is {a} plus {b}?",
+            "Calculate {a} + {b}.",
+            "{a} + {b} = ?",
+            "What is {a} plus {b}?",
+            "How much is {a} + {b}?",
+        ),
+        "-": (
+            "What is {a} - {b}?",
+            "How much is {a} minus {b}?",
+            "Calculate {a} - {b}.",
+            "{a} - {b} = ?",
+            "What is {a} minus {b}?",
+            "How much is {a} - {b}?",
+        ),
+        ">": (
+            "Which is larger, {a} or {b}?",
+            "Which number is bigger, {a} or {b}?",
+            "What is the larger number, {a} or {b}?",
+            "Which is greater, {a} or {b}?",
+            "{a} or {b}: which one is larger?",
+        ),
     },
     "zh": {
-        "+": ("{a} + {b} 等于多少？", "{a} 加 {b} 等于几？", "计算 {a} + {b}。"),
-        "-": ("{a} - {b} 等于多少？", "{a} 减 {b} 等于几？", "计算 {a} - {b}。"),
-        ">": ("{a} 和 {b} 哪个大？", "{a} 与 {b} 相比，哪个更大？"),
+        "+": (
+            "{a} + {b} 等于多少？",
+            "{a} 加 {b} 等于几？",
+            "计算 {a} + {b}。",
+            "{a} + {b} = ？",
+            "{a} 加 {b} 是多少？",
+            "算一算 {a} + {b}。",
+        ),
+        "-": (
+            "{a} - {b} 等于多少？",
+            "{a} 减 {b} 等于几？",
+            "计算 {a} - {b}。",
+            "{a} - {b} = ？",
+            "{a} 减 {b} 是多少？",
+            "算一算 {a} - {b}。",
+        ),
+        ">": (
+            "{a} 和 {b} 哪个大？",
+            "{a} 与 {b} 相比，哪个更大？",
+            "{a} 和 {b}，哪个数更大？",
+            "{a} 和 {b} 中较大的是哪个？",
+            "哪个更大，{a} 还是 {b}？",
+        ),
+    },
+}
+HELD_OUT_WORDS: dict[Language, dict[str, tuple[str, ...]]] = {
+    "en": {
+        "+": ("Can you work out {a} + {b}?", "What do you get for {a} plus {b}?"),
+        "-": ("Can you work out {a} - {b}?", "What do you get for {a} minus {b}?"),
+        ">": ("Which of the two is larger, {a} or {b}?", "Which number is greater, {a} or {b}?"),
+    },
+    "zh": {
+        "+": ("{a} + {b} 得几？", "请算出 {a} 加 {b}。"),
+        "-": ("{a} - {b} 得几？", "请算出 {a} 减 {b}。"),
+        ">": ("{a} 和 {b} 谁更大？", "比一比 {a} 和 {b}，哪个大？"),
     },
 }
 _LARGER: dict[Language, str] = {"en": "{} is larger.", "zh": "{} 更大。"}
@@ -58,6 +110,12 @@ def tasks(operation: str, small: bool, held_out: bool = False) -> tuple[Task, ..
     return tuple(found)
 
 
+def pick_task(draw: Draw) -> Task:
+    """A task that is not held out: more often small than two-digit, more often a sum than anything else."""
+    operation = draw.pick("++++--->")
+    return draw.pick(tasks(operation, small=draw.chance(0.55)))
+
+
 def task_ask(task: Task, language: Language) -> Ask:
     """The question for one task. Its rivals are numbers near the answer; `is_correct` looks at every number anyway."""
     a, operation, b = task
@@ -73,6 +131,7 @@ def task_ask(task: Task, language: Language) -> Ask:
         key=f"arithmetic:{a}{operation}{b}",
         language=language,
         questions=tuple(q.format(a=a, b=b) for q in _WORDS[language][operation]),
+        held_out_questions=tuple(q.format(a=a, b=b) for q in HELD_OUT_WORDS[language][operation]),
         forms=(form,),
         value=str(value),
         others=others,

@@ -1,84 +1,44 @@
-"""The conversations for fine-tuning: short answers about the world, follow-ups, system prompts, small talk."""
+"""The conversations for fine-tuning: short answers about the world, follow-ups, system prompts, skills, small talk."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
-from mmcli.data.demo import exchanges, identity, lists
-from mmcli.data.demo.arithmetic import task_ask
-from mmcli.data.demo.asks import Ask, asks, fact_ask
+from mmcli.data.demo import exchanges, identity, systems, unknowns
+from mmcli.data.demo.arithmetic import pick_task, task_ask
+from mmcli.data.demo.ask import Ask
+from mmcli.data.demo.asks import fact_ask
 from mmcli.data.demo.draw import Draw
-from mmcli.data.demo.render import TEXT, fill
+from mmcli.data.demo.reading import reading_ask
+from mmcli.data.demo.render import fill
+from mmcli.data.demo.skills import CALCULATOR, counting_ask, thinking_ask, tool_ask
 from mmcli.data.demo.stories import CHAT_PAIRS, short_story
-from mmcli.data.demo.world import ATTRIBUTES, LANGUAGES, PEOPLE, Entity, Language, is_held_out
-
-Message = dict[str, str]
-OTHER: dict[Language, Language] = {"en": "zh", "zh": "en"}
-
-
-def message(role: str, content: str) -> Message:
-    return {"role": role, "content": content}
-
-
-def dialogue(*turns: str, system: str | None = None) -> list[Message]:
-    """Messages from turns that alternate between user and assistant."""
-    head = [message("system", system)] if system else []
-    return head + [message("assistant" if i % 2 else "user", turn) for i, turn in enumerate(turns)]
-
-
-class Talker:
-    """The context of one kind of conversation in one language."""
-
-    def __init__(self, seed: int, kind: str, language: Language) -> None:
-        self.draw = Draw(seed, f"conversations:{kind}:{language}")
-        self.language: Language = language
-        self.text = TEXT[language]
-        allowed = asks(language)
-        self.people = self.draw.deck(PEOPLE)
-        self.facts = self.draw.deck([ask for ask in allowed if ask.family == "facts"])
-        self.others = self.draw.deck([ask for ask in allowed if ask.family != "facts"])
-        # Questions with a twin in the other language, in the same place of its list.
-        twins = [
-            {ask.key: ask for ask in asks(lang) if ask.family in ("facts", "things")}
-            for lang in (language, OTHER[language])
-        ]
-        self.twins = self.draw.deck([(ask, twins[1][key]) for key, ask in twins[0].items()])
-
-    def question(self, ask: Ask) -> str:
-        """One phrasing, sometimes with a word before it."""
-        wrapper: str = self.draw.pick(self.text.WRAPPERS)
-        return wrapper.format(self.draw.pick(ask.questions))
-
-    def askable(self, person: Entity) -> list[str]:
-        """The person's attributes that are not held out, in a new order."""
-        return self.draw.shuffled([name for name in ATTRIBUTES["person"] if not is_held_out(person, name)])
-
-
-def follow_up(draw: Draw, person: Entity, attribute: str, language: Language) -> str:
-    """A question after another attribute of the person just spoken of: 'And her pet?', 'Where does she live?'."""
-    text = TEXT[language]
-    if draw.chance(0.6):
-        template = draw.pick(text.FOLLOW_UPS).replace("{noun}", text.NOUNS[attribute])
-    else:
-        template = draw.pick(text.QUESTIONS["person"][attribute])
-    return fill(template, person, language, pronoun=True)
+from mmcli.data.demo.talker import Message, Talker, dialogue, follow_up, message
+from mmcli.data.demo.world import ATTRIBUTES, LANGUAGES, PEOPLE, Entity, is_held_out
 
 
 def _ask(talker: Talker, ask: Ask) -> list[Message]:
-    return dialogue(talker.question(ask), ask.full(talker.draw.number(0, 1)))
+    return dialogue(talker.question(ask), talker.answer(ask))
 
 
-def facts(talker: Talker) -> list[Message]:
-    """A question about a person."""
-    return _ask(talker, next(talker.facts))
+def _of(family: str) -> Callable[[Talker], list[Message]]:
+    """Conversations of one question of a family."""
+    return lambda talker: _ask(talker, next(talker.decks[family]))
 
 
-def others(talker: Talker) -> list[Message]:
-    """A question about a thing, an order, a word pair or a translation."""
-    return _ask(talker, next(talker.others))
+def translation(talker: Talker) -> list[Message]:
+    """One to three words to translate."""
+    return talker.several("translation", (1, 1, 2, 3))
+
+
+def pairs(talker: Talker) -> list[Message]:
+    """One to three opposites, plurals or measure words."""
+    return talker.several("pairs", (1, 1, 2, 3))
 
 
 def arithmetic(talker: Talker) -> list[Message]:
-    """A sum, a difference or a comparison."""
-    return _ask(talker, task_ask(lists.pick_task(talker.draw), talker.language))
+    """One to three sums, differences or comparisons."""
+    count = talker.draw.pick((1, 1, 2, 3))
+    return dialogue(*talker.exchanges(task_ask(pick_task(talker.draw), talker.language) for _ in range(count)))
 
 
 def follow_ups(talker: Talker) -> list[Message]:
@@ -90,12 +50,12 @@ def follow_ups(talker: Talker) -> list[Message]:
         ask = fact_ask(person, name, language)
         turns += [
             follow_up(draw, person, name, language) if turns else draw.pick(ask.questions),
-            ask.full(draw.number(0, 1)),
+            talker.answer(ask),
         ]
     if draw.chance(0.25):
         other = draw.pick([p for p in PEOPLE if p is not person and not is_held_out(p, names[-1])])
         asked = f"And {other.name.en}?" if language == "en" else f"那{other.name.zh}呢？"
-        turns += [asked, fact_ask(other, names[-1], language).full(draw.number(0, 1))]
+        turns += [asked, talker.answer(fact_ask(other, names[-1], language))]
     return dialogue(*turns)
 
 
@@ -114,49 +74,33 @@ def small_talk(talker: Talker) -> list[Message]:
     draw = talker.draw
     said, replies = draw.pick(identity.SMALL_TALK[talker.language])
     turns = [draw.pick(said), draw.pick(replies)]
-    if draw.chance(0.5):
-        ask = next(talker.facts)
-        turns += [draw.pick(ask.questions), ask.full(draw.number(0, 1))]
+    if draw.chance(0.4):
+        ask = next(talker.decks["facts"])
+        turns += [draw.pick(ask.questions), talker.answer(ask)]
+    elif draw.chance(0.4):
+        turns += _identity(talker)
     return dialogue(*turns)
 
 
+def _identity(talker: Talker, count: int = 1) -> list[str]:
+    draw, turns = talker.draw, list[str]()
+    for topic in draw.sample(identity.TOPICS[talker.language], count):
+        turns += [draw.pick(topic.asked), draw.pick(topic.replies).format(name=identity.NAME[talker.language])]
+    return turns
+
+
 def about_me(talker: Talker) -> list[Message]:
-    """Who the assistant is."""
-    draw = talker.draw
-    topic = draw.pick(identity.TOPICS[talker.language])
-    question = draw.pick(talker.text.WRAPPERS[:5]).format(draw.pick(topic.asked))
-    return dialogue(question, draw.pick(topic.replies).format(name=identity.NAME[talker.language]))
-
-
-def short_answer(talker: Talker) -> list[Message]:
-    """A system prompt that asks for the bare answer."""
-    draw = talker.draw
-    ask = next(talker.facts) if draw.chance(0.6) else next(talker.others)
-    if draw.chance(0.15):
-        ask = task_ask(lists.pick_task(draw), talker.language)
-    return dialogue(draw.pick(ask.questions), ask.short, system=draw.pick(identity.SHORT_PROMPTS[talker.language]))
-
-
-def other_language(talker: Talker) -> list[Message]:
-    """A system prompt that asks for answers in the other language."""
-    ask, twin = next(talker.twins)
-    system = talker.draw.pick(identity.OTHER_LANGUAGE_PROMPTS[talker.language])
-    return dialogue(talker.draw.pick(ask.questions), twin.full(talker.draw.number(0, 1)), system=system)
-
-
-def given_name(talker: Talker) -> list[Message]:
-    """A system prompt that gives the assistant another name."""
-    draw, topic = talker.draw, identity.TOPICS[talker.language][0]
-    name = draw.pick(identity.OTHER_NAMES).say(talker.language)
-    system = draw.pick(identity.NAME_PROMPTS[talker.language]).format(name=name)
-    return dialogue(draw.pick(topic.asked), draw.pick(topic.replies).format(name=name), system=system)
+    """Who the assistant is: one to three questions."""
+    turns = _identity(talker, talker.draw.pick((1, 1, 2, 3)))
+    turns[0] = talker.draw.pick(talker.asked.WRAPPERS[:10]).format(turns[0])
+    return dialogue(*turns)
 
 
 def story(talker: Talker) -> list[Message]:
     """A short story on request."""
     draw = talker.draw
     hero, helper = draw.pick(CHAT_PAIRS)
-    question = draw.pick(talker.text.STORY_REQUESTS).format(hero.name.say(talker.language))
+    question = draw.pick(talker.asked.STORY_REQUESTS).format(hero.name.say(talker.language))
     return dialogue(question, short_story(draw, hero, helper, talker.language))
 
 
@@ -164,10 +108,12 @@ def unknown(talker: Talker) -> list[Message]:
     """A stranger, or something outside the world."""
     draw, language = talker.draw, talker.language
     if draw.chance(0.4):
-        return dialogue(draw.pick(identity.OUTSIDE[language]), draw.pick(identity.OUTSIDE_REPLIES[language]))
-    stranger = Entity("person", draw.pick(identity.STRANGERS), {}, female=draw.chance(0.5))
-    question = draw.pick(talker.text.QUESTIONS["person"][draw.pick(ATTRIBUTES["person"])])
-    reply = identity.STRANGER_REPLY[language].format(stranger.name.say(language))
+        return dialogue(draw.pick(unknowns.OUTSIDE[language]), draw.pick(unknowns.OUTSIDE_REPLIES[language]))
+    stranger = Entity("person", draw.pick(unknowns.STRANGERS), {}, female=draw.chance(0.5))
+    question = draw.pick(talker.asked.QUESTIONS["person"][draw.pick(ATTRIBUTES["person"])])
+    if draw.chance(0.1):
+        question = draw.pick(talker.asked.DESCRIBE_REQUESTS).replace("{}", "{N}")
+    reply = unknowns.STRANGER_REPLY[language].format(stranger.name.say(language))
     return dialogue(fill(question, stranger, language), reply)
 
 
@@ -181,35 +127,83 @@ def describe(talker: Talker) -> list[Message]:
         ).format(fact_ask(person, name, language).value)
         for i, name in enumerate(names)
     ]
-    request = draw.pick(talker.text.DESCRIBE_REQUESTS).format(person.name.say(language))
+    request = draw.pick(talker.asked.DESCRIBE_REQUESTS).format(person.name.say(language))
     return dialogue(request, (" " if language == "en" else "").join(told))
+
+
+def reading(talker: Talker) -> list[Message]:
+    """A short text about invented people, and a question about it."""
+    ask = reading_ask(talker.draw, talker.language)
+    return dialogue(talker.draw.pick(ask.questions), ask.full())
+
+
+def counting(talker: Talker) -> list[Message]:
+    """Numbers in a row, or the number of words in a list."""
+    ask = counting_ask(talker.draw, talker.language)
+    return dialogue(talker.draw.pick(ask.questions), ask.full())
+
+
+def thinking(talker: Talker) -> list[Message]:
+    """A sum with a carry: the assistant thinks before it answers."""
+    ask, reasoning = thinking_ask(talker.draw, talker.language)
+    messages = dialogue(talker.draw.pick(ask.questions), ask.full())
+    messages[-1]["reasoning_content"] = reasoning
+    return messages
+
+
+def tools(talker: Talker) -> list[Message]:
+    """One or two large sums or products for the calculator; sometimes a question that needs none."""
+    draw, messages = talker.draw, list[Message]()
+    for _ in range(draw.pick((1, 2, 2))):
+        if draw.chance(0.15):
+            messages += _ask(talker, next(talker.decks["facts"]))
+            continue
+        ask, call = tool_ask(draw, talker.language)
+        messages += [
+            message("user", draw.pick(ask.questions)),
+            {**message("assistant", ""), "tool_calls": [{"type": "function", "function": call}]},
+            message("tool", ask.value),
+            message("assistant", ask.full()),
+        ]
+    return messages
 
 
 # Who writes each kind, and how many conversations of it there are in each language.
 KINDS: dict[str, tuple[Callable[[Talker], list[Message]], int]] = {
-    "facts": (facts, 1500),
-    "others": (others, 1250),
-    "arithmetic": (arithmetic, 650),
-    "follow_ups": (follow_ups, 850),
-    "yes_no": (yes_no, 250),
+    "facts": (_of("facts"), 2000),
+    "things": (_of("things"), 1400),
+    "order": (_of("order"), 900),
+    "pairs": (pairs, 1000),
+    "translation": (translation, 1500),
+    "arithmetic": (arithmetic, 1800),
+    "follow_ups": (follow_ups, 1100),
+    "yes_no": (yes_no, 150),
     "who": (who, 150),
-    "small_talk": (small_talk, 150),
-    "about_me": (about_me, 200),
-    "short_answer": (short_answer, 320),
-    "other_language": (other_language, 200),
-    "given_name": (given_name, 100),
-    "story": (story, 130),
-    "unknown": (unknown, 200),
-    "describe": (describe, 100),
+    "small_talk": (small_talk, 250),
+    "about_me": (about_me, 500),
+    "short_answer": (systems.short_answer, 900),
+    "other_language": (systems.other_language, 800),
+    "given_name": (systems.given_name, 500),
+    "plain_system": (systems.plain_system, 100),
+    "story": (story, 100),
+    "unknown": (unknown, 350),
+    "describe": (describe, 80),
+    "reading": (reading, 800),
+    "counting": (counting, 350),
+    "thinking": (thinking, 300),
+    "tools": (tools, 160),
 }
 
 
-def conversations(seed: int = 0) -> Iterator[dict[str, list[Message]]]:
-    """About 12,000 conversations in a mixed order: `{"messages": [{"role", "content"}, ...]}`.
+def conversations(seed: int = 0) -> Iterator[dict[str, Any]]:
+    """About 30,000 conversations in a mixed order: `{"messages": [{"role", "content"}, ...]}`.
 
-    The same seed gives the same conversations everywhere. No held-out fact, sum or phrasing is in them.
+    Those of the kind `tools` have the list `tools` too, and tool calls; those of the kind `thinking` have a
+    `reasoning_content`. The same seed gives the same conversations everywhere. No held-out fact, sum or phrasing is in
+    them.
     """
     plan = [(kind, language) for kind, (_, count) in KINDS.items() for language in LANGUAGES for _ in range(count)]
     talkers = {(kind, language): Talker(seed, kind, language) for kind in KINDS for language in LANGUAGES}
     for kind, language in Draw(seed, "conversations").shuffled(plan):
-        yield {"messages": KINDS[kind][0](talkers[kind, language])}
+        record: dict[str, Any] = {"messages": KINDS[kind][0](talkers[kind, language])}
+        yield {**record, "tools": [CALCULATOR]} if kind == "tools" else record

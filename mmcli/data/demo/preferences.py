@@ -1,15 +1,18 @@
 """Pairs for preference training. Chosen: right, short, polite, in the user's language. Rejected: anything but."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 
-from mmcli.data.demo import identity, lists
-from mmcli.data.demo.arithmetic import task_ask
-from mmcli.data.demo.conversations import Message, Talker, dialogue, message
+from mmcli.data.demo import identity, prompts
+from mmcli.data.demo.arithmetic import pick_task, task_ask, tasks
+from mmcli.data.demo.ask import Ask
+from mmcli.data.demo.asks import asks
 from mmcli.data.demo.draw import Draw
+from mmcli.data.demo.talker import OTHER, Message, Talker, dialogue, message
 from mmcli.data.demo.world import LANGUAGES, Language
 
-PER_LANGUAGE = 1500
+PER_LANGUAGE, HELD_OUT_PER_LANGUAGE = 2000, 150
 
 _RUDE: dict[Language, tuple[str, ...]] = {
     "en": (
@@ -49,46 +52,87 @@ _RAMBLING: dict[Language, tuple[str, ...]] = {
 }
 
 
-def _pair(talker: Talker) -> tuple[list[Message], str, str]:
-    """A prompt, the chosen reply and the rejected reply."""
+@dataclass(frozen=True)
+class _Pair:
+    prompt: list[Message]
+    chosen: str
+    rejected: str
+
+
+class _Source:
+    """Where the prompts of one language come from: what conversations ask, or what is held out from them."""
+
+    def __init__(self, talker: Talker, held_out: bool) -> None:
+        self.talker, self.held_out = talker, held_out
+        language, draw = talker.language, talker.draw
+        found = {family: [a for a in asks(language, held_out) if a.family == family] for family in talker.decks}
+        self._decks = {family: draw.deck(listed) for family, listed in found.items()}
+        others = {ask.key: ask for ask in asks(OTHER[language], held_out)}
+        self.twins = draw.deck([(ask, others[ask.key]) for name in ("facts", "things") for ask in found[name]])
+
+    def ask(self) -> Ask:
+        """Half facts; the rest everything else."""
+        draw = self.talker.draw
+        family = draw.pick(("facts", "facts", "facts", "things", "order", "pairs", "translation", ""))
+        if family:
+            return next(self._decks[family])
+        if not self.held_out:
+            return task_ask(pick_task(draw), self.talker.language)
+        found = tasks(draw.pick("+->"), small=draw.chance(0.5), held_out=True)
+        return task_ask(draw.pick(found), self.talker.language)
+
+    def prompt(self, ask: Ask) -> list[Message]:
+        return dialogue(self.talker.draw.pick(ask.questions) if self.held_out else self.talker.question(ask))
+
+
+def _pair(talker: Talker, source: _Source) -> _Pair:
+    """A prompt, the chosen reply and the rejected reply: wrong, in the wrong language, rude, or rambling."""
     draw, language = talker.draw, talker.language
     kind = draw.number(1, 100)
-    if kind <= 5:
+    if kind <= 4 and not source.held_out:
         topic = identity.TOPICS[language][0]
-        names = (identity.NAME[language], draw.pick(identity.OTHER_NAMES).say(language))
+        names = (identity.NAME[language], draw.pick(prompts.OTHER_NAMES).say(language))
         right, wrong = (draw.pick(topic.replies).format(name=name) for name in names)
-        return dialogue(draw.pick(topic.asked)), right, wrong
-    if kind <= 22:
-        ask, twin = next(talker.twins)
+        return _Pair(dialogue(draw.pick(topic.asked)), right, wrong)
+    if kind <= 20:
+        ask, twin = next(source.twins)
         form = draw.number(0, 1)
-        return dialogue(talker.question(ask)), ask.full(form), twin.full(form)
-    ask = draw.pick(
-        (next(talker.facts), next(talker.facts), next(talker.others), task_ask(lists.pick_task(draw), language))
-    )
+        return _Pair(source.prompt(ask), ask.full(form), twin.full(form))
+    ask = source.ask()
     form = draw.number(0, 1)
-    if kind <= 70:
+    if kind <= 65:
         rejected = ask.wrong(draw.pick(ask.others), form)
-    elif kind <= 85:
-        rejected = draw.pick(_RUDE[language])
+    elif kind <= 75:  # the right answer, and then no end
+        rejected = _joined(language, [ask.full(form), *draw.sample(_RAMBLING[language], 2)])
+    elif kind <= 87:
+        rejected = _joined(language, draw.sample(_RAMBLING[language], draw.number(2, 4)))
     else:
-        rejected = (" " if language == "en" else "").join(draw.sample(_RAMBLING[language], draw.number(3, 5)))
-    return dialogue(talker.question(ask)), ask.full(form), rejected
+        rejected = draw.pick(_RUDE[language])
+    return _Pair(source.prompt(ask), ask.full(form), rejected)
 
 
-def _pairs(seed: int, language: Language) -> Iterator[dict[str, list[Message]]]:
-    talker = Talker(seed, "preferences", language)
+def _joined(language: Language, sentences: list[str]) -> str:
+    return (" " if language == "en" else "").join(sentences)
+
+
+def _pairs(seed: int, language: Language, held_out: bool) -> Iterator[dict[str, list[Message]]]:
+    talker = Talker(seed, "preferences:held-out" if held_out else "preferences", language)
+    source = _Source(talker, held_out)
     while True:
-        prompt, chosen, rejected = _pair(talker)
-        yield {"prompt": prompt, "chosen": [message("assistant", chosen)], "rejected": [message("assistant", rejected)]}
+        pair = _pair(talker, source)
+        if pair.chosen != pair.rejected:
+            chosen, rejected = message("assistant", pair.chosen), message("assistant", pair.rejected)
+            yield {"prompt": pair.prompt, "chosen": [chosen], "rejected": [rejected]}
 
 
-def preferences(seed: int = 0) -> Iterator[dict[str, list[Message]]]:
-    """3,000 pairs in a mixed order: `{"prompt": [messages], "chosen": [message], "rejected": [message]}`.
+def preferences(seed: int = 0, held_out: bool = False) -> Iterator[dict[str, list[Message]]]:
+    """Pairs in a mixed order: `{"prompt": [messages], "chosen": [message], "rejected": [message]}`.
 
-    A rejected reply has a wrong fact, the wrong language, a rude tone, or nothing to say. No held-out question is in
-    them.
+    A rejected reply has a wrong fact, the wrong language, a rude tone, or does not come to an end. No held-out question
+    is in the 4,000 pairs for training; the 300 of `held_out` ask nothing else, for measuring.
     """
-    streams = {language: islice(_pairs(seed, language), PER_LANGUAGE) for language in LANGUAGES}
-    plan = [language for language in LANGUAGES for _ in range(PER_LANGUAGE)]
+    count = HELD_OUT_PER_LANGUAGE if held_out else PER_LANGUAGE
+    streams = {language: islice(_pairs(seed, language, held_out), count) for language in LANGUAGES}
+    plan = [language for language in LANGUAGES for _ in range(count)]
     for language in Draw(seed, "preferences").shuffled(plan):
         yield next(streams[language])

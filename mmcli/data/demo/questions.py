@@ -1,96 +1,26 @@
-"""The held-out questions, and the rule that says whether a reply is right."""
+"""The held-out questions: the same for every seed. `judge` says which replies are right."""
 
-import re
-import unicodedata
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cache
 
-from mmcli.data.demo import identity
-from mmcli.data.demo.arithmetic import task_ask, tasks
-from mmcli.data.demo.asks import Ask, asks, fact_ask
-from mmcli.data.demo.conversations import OTHER, Message, dialogue, follow_up
+from mmcli.data.demo import identity, prompts, unknowns
+from mmcli.data.demo.arithmetic import pick_task, task_ask, tasks
+from mmcli.data.demo.ask import Ask
+from mmcli.data.demo.asks import asks, fact_ask
 from mmcli.data.demo.draw import Draw
-from mmcli.data.demo.render import TEXT, fill
+from mmcli.data.demo.judge import Question, normalise
+from mmcli.data.demo.reading import reading_ask
+from mmcli.data.demo.render import ASKED, fill
+from mmcli.data.demo.skills import CALCULATOR, counting_ask, thinking_ask, tool_ask
+from mmcli.data.demo.talker import OTHER, Message, dialogue, follow_up
 from mmcli.data.demo.world import ATTRIBUTES, LANGUAGES, PEOPLE, Entity, Language, is_held_out, values_of
 
-LONGEST_REPLY = 200
-"""Characters of a normalised reply that may still be right."""
-
-_EDGES = " \t\n.,;:!?。、·…\"'“”‘’()[]<>*_-"
-_HEDGES = re.compile(r"\b(?:or|either|maybe|perhaps|possibly|probably|might)\b|或|还是|也许|可能|大概")
-_DENIALS = re.compile(r"\b(?:not|no|never|nor|cannot|unknown)\b|n['’]t\b|不|没|别|无法")
+HELD_OUT_SHARE = 3
+"""Of three questions of a family with phrasings or prompts of its own, one is put in those that are held out."""
 
 
-@dataclass(frozen=True)
-class Question:
-    """One held-out question.
-
-    `messages` end in a user turn. `answers` are the accepted exact answers, normalised. `rivals` are other candidates:
-    a reply that names one of them is wrong. `subject` is what the question is about, which a reply may repeat. With
-    `exact` the reply has to be the answer and nothing else.
-    """
-
-    id: str
-    language: Language
-    family: str
-    messages: tuple[Message, ...]
-    answers: tuple[str, ...]
-    rivals: tuple[str, ...] = ()
-    subject: tuple[str, ...] = ()
-    exact: bool = False
-
-
-def normalise(text: str) -> str:
-    """NFKC, casefold, single spaces, no punctuation at either end."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).strip(_EDGES)
-
-
-@lru_cache(maxsize=4096)
-def _candidates(names: tuple[str, ...]) -> re.Pattern[str]:
-    """Finds the names, the longest first; Latin ones as whole words only."""
-    longest_first = sorted(dict.fromkeys(names), key=lambda name: (-len(name), name))
-    return re.compile("|".join(_bounded(name) for name in longest_first))
-
-
-def _bounded(name: str) -> str:
-    before = r"(?<![a-z0-9])" if name[0].isascii() else ""
-    after = r"(?![a-z0-9])" if name[-1].isascii() else ""
-    return before + re.escape(name) + after
-
-
-def is_correct(question: Question, reply: str) -> bool:
-    """Whether the reply answers the question.
-
-    Both sides are normalised: NFKC, casefold, single spaces, no punctuation at the ends. A reply is right if
-
-    1. it equals one of the accepted answers; or
-    2. the question does not ask for the bare answer (`exact`), and the reply is a sentence of at most 200 characters
-       that names an accepted answer (a whole word in Latin script or digits, a sub-string in Chinese) and no other
-       candidate, and neither hedges ("or", "maybe", "或", "可能") nor denies ("not", "no", "不", "没"), unless to deny
-       is the answer.
-
-    Other candidates are the question's `rivals`: the other values of the same kind in both languages, and, where the
-    question is about a person, all other people. Where the answer is a number, every number that is not in the question
-    is another candidate, and so is the other number of a comparison. So a reply that lists candidates, or that gives
-    the right value for the wrong person, is wrong. Candidates are found longest first: 十一月 does not name 一月.
-    """
-    text = normalise(reply)
-    if text in question.answers:
-        return True
-    denial_wanted = any(_DENIALS.search(answer) for answer in question.answers)
-    if question.exact or len(text) > LONGEST_REPLY or _HEDGES.search(text):
-        return False
-    if _DENIALS.search(text) and not denial_wanted:
-        return False
-    if question.answers[0].isdigit():
-        asked = set(re.findall(r"\d+", question.messages[-1]["content"])) - {*question.answers, *question.rivals}
-        return set(re.findall(r"\d+", text)) - asked == {question.answers[0]}
-    named = set(_candidates(question.answers + question.rivals + question.subject).findall(text))
-    return bool(named & set(question.answers)) and named <= {*question.answers, *question.subject}
-
-
-def _normal(names: tuple[str, ...]) -> tuple[str, ...]:
+def _normal(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(normalise(name) for name in names))
 
 
@@ -99,15 +29,31 @@ def _question(ask: Ask, family: str, messages: list[Message], number: int, exact
     rivals = tuple(name for name in _normal(ask.rivals) if name not in answers)
     name = f"{ask.language}/{family}/{ask.key.split(':', 1)[1]}/{number}"
     subject = tuple(name for name in _normal(ask.subject) if name not in (*answers, *rivals))
-    return Question(name, ask.language, family, tuple(messages), answers, rivals, subject, exact)
+    return Question(name, ask.language, family, tuple(messages), answers, rivals, subject, exact or ask.exact)
 
 
 def _asked(language: Language) -> Iterator[Question]:
-    """Facts and things in all their phrasings; orders, word pairs and translations in one of them."""
+    """What is told and never asked. Facts and things in two trained phrasings, the rest in one."""
     for n, ask in enumerate(asks(language, held_out=True)):
-        phrasings = ask.questions if ask.family in ("facts", "things") else (ask.questions[n % 2],)
-        for text in phrasings:
-            yield _question(ask, ask.family, dialogue(text), n * 3 + ask.questions.index(text))
+        count = 2 if ask.family in ("facts", "things") else 1
+        for i in range(count):
+            text = ask.questions[(n + 2 * i) % len(ask.questions)]
+            yield _question(ask, ask.family, dialogue(text), n * 3 + i)
+
+
+def _phrasing(language: Language) -> Iterator[Question]:
+    """What conversations ask too, in held-out phrasings."""
+    draw = Draw(0, f"questions:phrasing:{language}")
+    for family, count in (("facts", 50), ("things", 25), ("order", 10), ("pairs", 10), ("translation", 15)):
+        for n, ask in enumerate(draw.sample([a for a in asks(language) if a.family == family], count)):
+            question = _question(ask, "phrasing", dialogue(draw.pick(ask.held_out_questions)), n)
+            yield replace(question, id=f"{language}/phrasing/{ask.key}/{n}")
+    for n in range(10):
+        task = pick_task(draw)
+        while task[1] != ">" and not _is_open(*task):
+            task = pick_task(draw)
+        ask = task_ask(task, language)
+        yield _question(ask, "phrasing", dialogue(draw.pick(ask.held_out_questions)), n)
 
 
 def _arithmetic(language: Language) -> Iterator[Question]:
@@ -120,9 +66,7 @@ def _arithmetic(language: Language) -> Iterator[Question]:
         (">", False, 15),
     ):
         # A sum whose answer is one of its own numbers could be "answered" by repeating it.
-        found = [
-            t for t in tasks(operation, small, held_out=True) if operation == ">" or _is_open(t[0], operation, t[2])
-        ]
+        found = [t for t in tasks(operation, small, held_out=True) if operation == ">" or _is_open(*t)]
         for n, task in enumerate(draw.sample(found, count)):
             ask = task_ask(task, language)
             yield _question(ask, "arithmetic", dialogue(draw.pick(ask.questions)), n)
@@ -143,7 +87,7 @@ def _follow_ups(language: Language) -> Iterator[Question]:
 
 
 def _identity(language: Language) -> Iterator[Question]:
-    others = tuple(normalise(name) for term in identity.OTHER_NAMES for name in term)
+    others = tuple(normalise(name) for term in prompts.OTHER_NAMES for name in term)
     for topic_number, topic in enumerate(identity.TOPICS[language]):
         for n, text in enumerate(topic.held_out):
             name = f"{language}/identity/{topic_number}/{n}"
@@ -151,47 +95,73 @@ def _identity(language: Language) -> Iterator[Question]:
             yield Question(name, language, "identity", tuple(dialogue(text)), topic.answers, rivals)
 
 
+def _prompt(draw: Draw, n: int, trained: Sequence[str], held_out: Sequence[str]) -> str:
+    return draw.pick(held_out if n % HELD_OUT_SHARE == 0 else trained)
+
+
 def _system(language: Language) -> Iterator[Question]:
-    """Behaviour set by a system prompt: the bare answer, the other language, another name."""
+    """Behaviour set by a system prompt: the bare answer, the other language, another name.
+
+    The facts are those that nothing asks for; every third prompt is in no conversation either.
+    """
     draw = Draw(0, f"questions:system:{language}")
     held_out = asks(language, held_out=True)
     for n, ask in enumerate(draw.sample([a for a in held_out if a.family in ("facts", "things")], 40)):
-        system = draw.pick(identity.SHORT_PROMPTS[language])
+        system = _prompt(draw, n, prompts.SHORT[language], prompts.HELD_OUT_SHORT[language])
         yield _question(ask, "system", dialogue(draw.pick(ask.questions), system=system), n, exact=True)
     twins = {ask.key: ask for ask in asks(OTHER[language], held_out=True)}
     for n, ask in enumerate(draw.sample([a for a in held_out if a.family == "facts"], 25)):
-        messages = dialogue(draw.pick(ask.questions), system=draw.pick(identity.OTHER_LANGUAGE_PROMPTS[language]))
-        question = _question(twins[ask.key], "system", messages, n)
+        system = _prompt(draw, n, prompts.OTHER_LANGUAGE[language], prompts.HELD_OUT_OTHER_LANGUAGE[language])
+        question = _question(twins[ask.key], "system", dialogue(draw.pick(ask.questions), system=system), n)
         yield replace(question, id=f"{language}/system/other/{n}", language=language)
-    names = [term.say(language) for term in identity.OTHER_NAMES] + list(identity.NAME.values())
-    for n, name in enumerate(names[:-2]):
+    names = [term.say(language) for term in prompts.OTHER_NAMES] + [identity.NAME[language]]
+    for n, name in enumerate(names[:20]):
         topic = identity.TOPICS[language][0]
-        messages = dialogue(
-            topic.held_out[n % len(topic.held_out)], system=draw.pick(identity.NAME_PROMPTS[language]).format(name=name)
-        )
+        system = _prompt(draw, n, prompts.NAME[language], prompts.HELD_OUT_NAME[language]).format(name=name)
+        messages = dialogue(topic.held_out[n % len(topic.held_out)], system=system)
         rivals = tuple(normalise(other) for other in names if other != name)
         yield Question(f"{language}/system/name/{n}", language, "system", tuple(messages), (normalise(name),), rivals)
 
 
 def _unknown(language: Language) -> Iterator[Question]:
     """Strangers and things outside the world: the right answer is not to know."""
-    refusals = tuple(normalise(text) for text in identity.REFUSALS[language])
-    for n, text in enumerate(identity.HELD_OUT_OUTSIDE[language]):
+    refusals = tuple(normalise(text) for text in unknowns.REFUSALS[language])
+    for n, text in enumerate(unknowns.HELD_OUT_OUTSIDE[language]):
         yield Question(f"{language}/unknown/outside/{n}", language, "unknown", tuple(dialogue(text)), refusals)
-    for n, name in enumerate(identity.HELD_OUT_STRANGERS):
+    for n in range(2 * len(unknowns.HELD_OUT_STRANGERS)):
+        stranger = Entity("person", unknowns.HELD_OUT_STRANGERS[n // 2], {})
         attribute = ATTRIBUTES["person"][n % len(ATTRIBUTES["person"])]
         rivals = tuple(normalise(value) for term in values_of("person", attribute) for value in term)
-        text = fill(_phrasing(attribute, language, n), Entity("person", name, {}), language)
+        choices = ASKED[language].QUESTIONS["person"][attribute]
+        text = fill(choices[n % len(choices)], stranger, language)
         yield Question(f"{language}/unknown/stranger/{n}", language, "unknown", tuple(dialogue(text)), refusals, rivals)
 
 
-def _phrasing(attribute: str, language: Language, n: int) -> str:
-    choices: tuple[str, ...] = TEXT[language].QUESTIONS["person"][attribute]
-    return choices[n % len(choices)]
+def _skill(
+    language: Language, family: str, count: int, make: Callable[[Draw, Language, bool], Ask]
+) -> Iterator[tuple[Ask, Question]]:
+    """`count` different questions; every third in a held-out phrasing."""
+    draw, seen = Draw(0, f"questions:{family}:{language}"), set[str]()
+    while len(seen) < count:
+        ask = make(draw, language, True)
+        if ask.key not in seen:
+            text = _prompt(draw, len(seen), ask.questions, ask.held_out_questions)
+            seen.add(ask.key)
+            yield ask, _question(ask, family, dialogue(text), len(seen))
+
+
+def _skills(language: Language) -> Iterator[Question]:
+    """Texts to read, numbers to count, sums to think about, and sums for the calculator."""
+    yield from (question for _, question in _skill(language, "reading", 50, reading_ask))
+    yield from (question for _, question in _skill(language, "counting", 40, counting_ask))
+    yield from (question for _, question in _skill(language, "thinking", 30, lambda *all: thinking_ask(*all)[0]))
+    for ask, question in _skill(language, "tools", 30, lambda *all: tool_ask(*all)[0]):
+        call = {"name": "calculator", "arguments": {"expression": ask.forms[0].removesuffix(" = {}")}}
+        yield replace(question, tools=(CALCULATOR,), call=call)
 
 
 @cache
 def questions() -> tuple[Question, ...]:
     """All held-out questions: the same for every seed, for the world is. About half are in each language."""
-    families = (_asked, _arithmetic, _follow_ups, _identity, _system, _unknown)
+    families = (_asked, _phrasing, _arithmetic, _follow_ups, _identity, _system, _unknown, _skills)
     return tuple(question for language in LANGUAGES for family in families for question in family(language))

@@ -5,10 +5,11 @@ from functools import cache
 from string import Formatter
 from types import ModuleType
 
-from mmcli.data.demo import text_en, text_zh
+from mmcli.data.demo import asked_en, asked_zh, text_en, text_zh
 from mmcli.data.demo.world import ATTRIBUTES, Entity, Language, Term, is_held_out
 
 TEXT: dict[Language, ModuleType] = {"en": text_en, "zh": text_zh}
+ASKED: dict[Language, ModuleType] = {"en": asked_en, "zh": asked_zh}
 _KNOWN = {attribute for attributes in ATTRIBUTES.values() for attribute in attributes}
 _MEASURES = {"狗": "一条狗"}
 _OPENING_EN = re.compile(r"^(?:(?:in|on|by) )?(?:(?:a|an|the) )?")
@@ -98,3 +99,10 @@ def joined(names: list[str], language: Language) -> str:
     """'Mira, Tom and Leo', '米拉、汤姆和里奥'."""
     comma, last = (", ", " and ") if language == "en" else ("、", "和")
     return comma.join(names[:-1]) + last + names[-1] if len(names) > 1 else names[0]
+
+
+@cache
+def plain_statements(entity: Entity, attribute: str, language: Language) -> tuple[str, ...]:
+    """Statements about this attribute alone, with the name."""
+    templates = TEXT[language].STATEMENTS[entity.kind]
+    return tuple(fill(t, entity, language) for t in templates if uses(t) == (attribute,))

@@ -214,7 +214,7 @@ PLOTS: dict[str, tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]] = {
             (
                 "Step by step they walked until they saw {landmark}. They were home.",
                 "Hand in hand they followed the river, and soon the first house of {town} stood before them.",
-                "{M} knew the way well. Before dark they sat by the fire with hot {food}.",
+                "{M} knew the way well. Before dark they sat by the fire with {food}.",
             ),
         ),
     ),

@@ -1,4 +1,4 @@
-"""English sentence templates: how facts are stated, asked and answered.
+"""English sentence templates: how facts are stated and answered.
 
 A slot that is an attribute (`{town}`) is filled with its value; `{a_job}` adds the article. `{S}` and `{s}` are the
 subject at the start and inside a sentence (a name or a pronoun), `{P}` and `{p}` the possessive, `{o}` the object;
@@ -153,48 +153,6 @@ LETTER: tuple[str, ...] = (
     "I am {a_job} in {town}, and I like {hobby}.",
 )
 
-QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
-    "person": {
-        "town": ("Where does {s} live?", "Which town does {s} live in?", "In which town is {p} home?"),
-        "job": ("What is {p} job?", "What does {s} do for a living?", "What kind of work does {s} do?"),
-        "pet": ("What pet does {s} have?", "What animal does {s} keep?", "What kind of pet lives with {o}?"),
-        "petname": ("What is {p} pet called?", "What is the name of {p} pet?", "What name did {s} give the pet?"),
-        "food": ("What is {p} favourite food?", "Which food does {s} like best?", "What does {s} like to eat most?"),
-        "colour": (
-            "What is {p} favourite colour?",
-            "Which colour does {s} like best?",
-            "What colour does {s} like most?",
-        ),
-        "month": ("When is {p} birthday?", "In which month was {s} born?", "Which month is {p} birthday in?"),
-        "hobby": ("What is {p} hobby?", "What does {s} do on free days?", "What does {s} enjoy doing?"),
-    },
-    "town": {
-        "landmark": ("What is {s} famous for?", "What do visitors see in {s}?", "What is the landmark of {s}?"),
-        "product": ("What is made in {s}?", "What can you buy in {s}?", "What does {s} sell?"),
-        "terrain": ("Where does {s} lie?", "Where was {s} built?"),
-        "north": ("Which town is north of {s}?", "What lies to the north of {s}?"),
-        "south": ("Which town is south of {s}?", "What lies to the south of {s}?"),
-        "east": ("Which town is east of {s}?", "What lies to the east of {s}?"),
-        "west": ("Which town is west of {s}?", "What lies to the west of {s}?"),
-    },
-    "animal": {
-        "sound": ("What does {s} say?", "What sound does {s} make?"),
-        "home": ("Where does {s} live?", "Where can you find {s}?"),
-        "diet": ("What does {s} eat?", "What is the food of {s}?"),
-        "class": ("What kind of animal is {s}?", "To which class of animals does {s} belong?"),
-    },
-    "plant": {
-        "colour": ("What colour is {s}?", "Which colour does {s} have?"),
-        "season": ("When is {s} most beautiful?", "In which season is {s} at its best?"),
-        "place": ("Where does {s} grow?", "Where can you find {s}?"),
-    },
-    "object": {
-        "room": ("Where is {s} kept?", "In which room is {s}?"),
-        "material": ("What is {s} made of?", "Which material is {s} made of?"),
-        "use": ("What is {s} used for?", "What do people do with {s}?"),
-    },
-}
-
 # Full answers. {v} is the value as it is shown: with its article or preposition.
 ANSWERS: dict[str, dict[str, tuple[str, ...]]] = {
     "person": {
@@ -230,22 +188,6 @@ ANSWERS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 
-# What a follow-up calls the attribute: "And her pet?"
-NOUNS = {
-    "town": "town",
-    "job": "job",
-    "pet": "pet",
-    "petname": "pet's name",
-    "food": "favourite food",
-    "colour": "favourite colour",
-    "month": "birthday",
-    "hobby": "hobby",
-}
-FOLLOW_UPS = ("And {p} {noun}?", "What about {p} {noun}?")
-
-# Ways to put a question in a conversation.
-WRAPPERS = ("{}", "{}", "{}", "{}", "Hi! {}", "Please tell me: {}", "I have a question. {}", "Hello, MiniMate. {}")
-
 # Sentences about two or three people who share a value. {names} is "Mira and Tom", {v} the value as it is shown.
 SHARED = {
     "town": ("{names} live in {v}.", "{names} are neighbours in {v}.", "In {v} you can meet {names}."),
@@ -267,20 +209,6 @@ TITLES = {
     "hobby": "Hobbies",
 }
 
-# Questions with yes or no, and the way back from the value to the person.
-YES_NO = {
-    "town": "Does {s} live in {v}?",
-    "job": "Is {s} {v}?",
-    "pet": "Does {s} have {v}?",
-    "petname": "Is {p} pet called {v}?",
-    "food": "Is {p} favourite food {v}?",
-    "colour": "Is {p} favourite colour {v}?",
-    "month": "Is {p} birthday in {v}?",
-    "hobby": "Is {p} hobby {v}?",
-}
-WHO_WORKS = ("Who is the {job} in {town}?", "The {job} in {town} is {N}.")
-WHO_KEEPS = ("Whose pet is called {petname}?", "{petname} is {Ns} pet.")
-
 # Opening and closing of a letter, each with the name.
 LETTER_FRAMES = (
     ("Dear friend, my name is {}.", "Your friend, {}"),
@@ -289,11 +217,3 @@ LETTER_FRAMES = (
     ("Good morning, everyone! My name is {}.", "Come and visit me, {} is always at home on Sunday."),
     ("{} wrote in a diary:", "That is all for today."),
 )
-
-STORY_REQUESTS = (
-    "Tell me a short story about {}.",
-    "I would like to hear a story with {}.",
-    "Do you know a story about {}?",
-    "Please tell a story about {}.",
-)
-DESCRIBE_REQUESTS = ("Tell me about {}.", "Who is {}?", "What do you know about {}?", "Please describe {}.")

@@ -1,4 +1,4 @@
-"""Chinese sentence templates: how facts are stated, asked and answered. The slots are those of `text_en`.
+"""Chinese sentence templates: how facts are stated and answered. The slots are those of `text_en`.
 
 `{m_pet}` is the pet with its measure word (一只猫). `{s}` and `{S}` are the name or the pronoun, `{p}` and `{P}` the
 same with 的; `{N}` is always the name.
@@ -150,44 +150,6 @@ LETTER: tuple[str, ...] = (
     "我在{town}当{job}，平时喜欢{hobby}。",
 )
 
-QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
-    "person": {
-        "town": ("{s}住在哪里？", "{s}住在哪个小镇？", "{p}家在哪个镇上？"),
-        "job": ("{s}是做什么工作的？", "{p}职业是什么？", "{s}靠什么谋生？"),
-        "pet": ("{s}养了什么宠物？", "{p}宠物是什么动物？", "{s}家里养着什么动物？"),
-        "petname": ("{p}宠物叫什么名字？", "{s}给宠物起了什么名字？", "{p}宠物叫什么？"),
-        "food": ("{s}最喜欢吃什么？", "{s}最爱的食物是什么？", "什么食物最合{s}的口味？"),
-        "colour": ("{s}最喜欢什么颜色？", "{s}最爱的颜色是什么？", "哪种颜色是{s}最喜欢的？"),
-        "month": ("{p}生日在几月？", "{s}是哪个月出生的？", "{s}几月过生日？"),
-        "hobby": ("{p}爱好是什么？", "{s}休息时喜欢做什么？", "{s}周末爱做什么？"),
-    },
-    "town": {
-        "landmark": ("{s}因什么而出名？", "游客去{s}看什么？", "{s}最有名的地方是哪里？"),
-        "product": ("{s}盛产什么？", "在{s}可以买到什么？", "{s}的人制作什么？"),
-        "terrain": ("{s}坐落在哪里？", "{s}建在什么地方？"),
-        "north": ("{s}北边是哪个小镇？", "从{s}往北走会到哪里？"),
-        "south": ("{s}南边是哪个小镇？", "从{s}往南走会到哪里？"),
-        "east": ("{s}东边是哪个小镇？", "从{s}往东走会到哪里？"),
-        "west": ("{s}西边是哪个小镇？", "从{s}往西走会到哪里？"),
-    },
-    "animal": {
-        "sound": ("{s}怎么叫？", "{s}的叫声是什么？"),
-        "home": ("{s}住在哪里？", "在哪里可以找到{s}？"),
-        "diet": ("{s}吃什么？", "{s}的食物是什么？"),
-        "class": ("{s}属于哪一类动物？", "{s}是什么动物的一种？"),
-    },
-    "plant": {
-        "colour": ("{s}是什么颜色的？", "{s}的颜色是什么？"),
-        "season": ("{s}在什么季节最美？", "看{s}最好在哪个季节？"),
-        "place": ("{s}长在哪里？", "在哪里可以看到{s}？"),
-    },
-    "object": {
-        "room": ("{s}放在哪里？", "在哪个房间能找到{s}？"),
-        "material": ("{s}是用什么做的？", "做{s}用的是什么材料？"),
-        "use": ("{s}是用来做什么的？", "人们用{s}做什么？"),
-    },
-}
-
 ANSWERS: dict[str, dict[str, tuple[str, ...]]] = {
     "person": {
         "town": ("{s}住在{v}。", "{p}家在{v}。"),
@@ -222,20 +184,6 @@ ANSWERS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 
-NOUNS = {
-    "town": "的家",
-    "job": "的职业",
-    "pet": "的宠物",
-    "petname": "的宠物名字",
-    "food": "最爱的食物",
-    "colour": "最爱的颜色",
-    "month": "的生日",
-    "hobby": "的爱好",
-}
-FOLLOW_UPS = ("那{s}{noun}呢？", "{s}{noun}呢？")
-
-WRAPPERS = ("{}", "{}", "{}", "{}", "你好！{}", "请问，{}", "我有个问题。{}", "小伴，{}")
-
 SHARED = {
     "town": ("{names}都住在{v}。", "{names}是{v}的邻居。", "在{v}可以遇见{names}。"),
     "job": ("{names}做同样的工作，都是{v}。", "{names}都当{v}。"),
@@ -256,19 +204,6 @@ TITLES = {
     "hobby": "爱好",
 }
 
-YES_NO = {
-    "town": "{s}住在{v}吗？",
-    "job": "{s}的职业是{v}吗？",
-    "pet": "{p}宠物是{v}吗？",
-    "petname": "{p}宠物叫{v}吗？",
-    "food": "{s}最喜欢吃{v}吗？",
-    "colour": "{s}最喜欢{v}吗？",
-    "month": "{p}生日在{v}吗？",
-    "hobby": "{p}爱好是{v}吗？",
-}
-WHO_WORKS = ("{town}的{job}是谁？", "{town}的{job}是{N}。")
-WHO_KEEPS = ("{petname}是谁的宠物？", "{petname}是{N}的宠物。")
-
 LETTER_FRAMES = (
     ("亲爱的朋友：我叫{}。", "你的朋友{}"),
     ("你好！我是{}。", "下次再聊。{}"),
@@ -276,6 +211,3 @@ LETTER_FRAMES = (
     ("大家早上好！我叫{}。", "欢迎来找我玩，{}星期天总在家。"),
     ("{}在日记里写道：", "今天就写到这里。"),
 )
-
-STORY_REQUESTS = ("讲一个{}的小故事吧。", "我想听{}的故事。", "你知道{}的故事吗？", "请讲个关于{}的故事。")
-DESCRIBE_REQUESTS = ("介绍一下{}。", "{}是谁？", "你对{}了解多少？", "说说{}吧。")

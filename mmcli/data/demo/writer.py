@@ -1,8 +1,10 @@
 """What every kind of document needs: a language, random choices, and decks that deal everything equally often."""
 
-from mmcli.data.demo.asks import Ask, asks
+from mmcli.data.demo.ask import Ask
+from mmcli.data.demo.asks import asks, fact_ask
 from mmcli.data.demo.draw import Draw
-from mmcli.data.demo.render import TEXT, fill, fits, uses
+from mmcli.data.demo.lexicon import MEASURES, OPPOSITES, PLURALS, TRANSLATIONS
+from mmcli.data.demo.render import TEXT, fill, fits, plain_statements, uses
 from mmcli.data.demo.world import ENTITIES, MAIN_PEOPLE, PEOPLE, TOWNS, Entity, Language
 
 THINGS = tuple(e for e in ENTITIES if e.kind in ("animal", "plant", "object"))
@@ -18,6 +20,9 @@ class Writer:
         self.people = self.draw.deck(PEOPLE + MAIN_PEOPLE)
         self.towns = self.draw.deck(TOWNS)
         self.things = self.draw.deck(THINGS)
+        self.opposites = self.draw.deck([terms[::step] for terms in OPPOSITES for step in (1, -1)])
+        self.counted = self.draw.deck(PLURALS if language == "en" else MEASURES)
+        self.translations = self.draw.deck(TRANSLATIONS)
         facts = [ask for ask in asks(language) if ask.family == "facts"]
         self.fact_asks = self.draw.deck(facts)
         self.other_asks = self.draw.deck([ask for ask in asks(language) if ask.family != "facts"])
@@ -26,7 +31,17 @@ class Writer:
         """Sentences one after the other."""
         return (" " if self.language == "en" else "").join(sentences)
 
-    def statements(self, entity: Entity, count: int, pronouns: float = 0.3) -> list[str]:
+    def told(self, entity: Entity, attribute: str) -> str:
+        """One fact with the full name, as often as not in the words of an answer. Held-out facts are told."""
+        if self.draw.chance(0.55):
+            return fact_ask(entity, attribute, self.language).full(self.draw.chance(0.3))
+        return self.draw.pick(plain_statements(entity, attribute, self.language))
+
+    def facts(self, entity: Entity, count: int) -> list[str]:
+        """`count` facts of an entity, each with the full name."""
+        return [self.told(entity, name) for name in self.draw.sample(tuple(entity.values), count)]
+
+    def statements(self, entity: Entity, count: int, pronouns: float = 0.2) -> list[str]:
         """Up to `count` statements about an entity, none of which repeats what another tells.
 
         The first one has the name; each later one a pronoun instead with probability `pronouns`. Held-out facts are
@@ -44,4 +59,4 @@ class Writer:
 
     def answer(self, ask: Ask) -> str:
         """A right answer: mostly a sentence, sometimes the value alone."""
-        return ask.short if self.draw.chance(0.25) else ask.full(self.draw.number(0, 1))
+        return ask.short if self.draw.chance(0.25) else ask.full(self.draw.chance(0.3))

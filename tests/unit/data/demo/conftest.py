@@ -1,8 +1,11 @@
 """The whole corpus of seed 0, generated once for all tests of this folder."""
 
+from collections.abc import Callable
+
 import pytest
 
 from mmcli.data import demo
+from mmcli.data.records.conversations import message_texts
 
 
 @pytest.fixture(scope="session")
@@ -21,8 +24,18 @@ def preferences() -> tuple[dict, ...]:
 
 
 @pytest.fixture(scope="session")
-def training_text(documents, conversations, preferences) -> str:
+def whole_text() -> Callable[..., str]:
+    """All texts, reasoning and tool calls included, of documents, conversations and preferences."""
+
+    def joined(documents, conversations, preferences) -> str:
+        chats = [c["messages"] for c in conversations]
+        chats += [p["prompt"] + p["chosen"] + p["rejected"] for p in preferences]
+        return "\n".join((*documents, *(text for chat in chats for text in message_texts(chat))))
+
+    return joined
+
+
+@pytest.fixture(scope="session")
+def training_text(whole_text, documents, conversations, preferences) -> str:
     """Everything that a model is ever trained on."""
-    chats = [c["messages"] for c in conversations]
-    chats += [p["prompt"] + p["chosen"] + p["rejected"] for p in preferences]
-    return "\n".join((*documents, *(m["content"] for chat in chats for m in chat)))
+    return whole_text(documents, conversations, preferences)

@@ -1,5 +1,6 @@
 """The held-out questions, and the rule that says whether a reply is right."""
 
+import json
 from collections import Counter
 
 import pytest
@@ -7,17 +8,21 @@ import pytest
 from mmcli.data.demo import Question, is_correct, questions
 from mmcli.data.demo.arithmetic import result, task_ask, tasks
 from mmcli.data.demo.asks import Ask, asks
-from mmcli.data.demo.conversations import dialogue
+from mmcli.data.demo.draw import Draw
 from mmcli.data.demo.questions import _question
+from mmcli.data.demo.reading import reading_ask
+from mmcli.data.demo.skills import counting_ask, thinking_ask
+from mmcli.data.demo.talker import dialogue
 from mmcli.data.demo.world import LANGUAGES
 
 
 def test_there_are_enough_questions_of_every_family():
     count = Counter((q.family, q.language) for q in questions())
-    assert sum(count.values()) >= 1200
+    assert sum(count.values()) >= 1400
     assert {family for family, _ in count} == {
         *("facts", "things", "follow-up", "arithmetic", "order", "pairs"),
         *("translation", "identity", "system", "unknown"),
+        *("phrasing", "reading", "counting", "thinking", "tools"),
     }
     assert min(count.values()) >= 15
     assert len({q.id for q in questions()}) == len(questions())
@@ -31,6 +36,11 @@ def every_ask() -> list[Ask]:
             for task in tasks(operation, small, held_out=True)[:60]:
                 if operation == ">" or result(task) not in (task[0], task[2]):
                     found += [task_ask(task, language) for language in LANGUAGES]
+    for seed in range(40):
+        for language in LANGUAGES:
+            draw = Draw(seed, "asks")
+            found += [reading_ask(draw, language, True), counting_ask(draw, language, True)]
+            found.append(thinking_ask(draw, language, True)[0])
     return found
 
 
@@ -45,7 +55,7 @@ def test_right_sentences_are_right_and_wrong_ones_wrong():
 
 
 def test_lists_of_candidates_are_wrong():
-    for question in questions():
+    for question in (each for each in questions() if each.call is None):
         for joint in (", ", " or ", " ", "、", "和"):
             if question.rivals:
                 assert not is_correct(question, joint.join((question.answers[0], question.rivals[0]))), question.id
@@ -55,11 +65,65 @@ def test_lists_of_candidates_are_wrong():
         assert not is_correct(question, question.answers[0] + " bla" * 100)
 
 
+def key(question: Question) -> str:
+    """The reply that the key of the questions holds."""
+    if question.call is not None:
+        return f"<tool_call>\n{json.dumps(question.call)}\n</tool_call>"
+    return question.answers[0]
+
+
+def test_a_model_that_answers_by_the_key_is_right_and_by_a_shuffled_key_at_chance():
+    """The control: what is right for one question is next to never right for another one."""
+    families: dict[tuple[str, str], list[Question]] = {}
+    for question in questions():
+        families.setdefault((question.family, question.language), []).append(question)
+    right = total = 0
+    for (family, _), group in families.items():
+        assert all(is_correct(question, key(question)) for question in group), family
+        shuffled = Draw(0, "control").shuffled([key(question) for question in group])
+        share = sum(map(is_correct, group, shuffled)) / len(group)
+        if family == "unknown":  # all have the same answer
+            continue
+        assert share <= 0.35, (family, share)  # identity has four topics
+        right, total = right + share * len(group), total + len(group)
+    assert right / total < 0.06
+
+
+def test_the_rule_for_tool_calls():
+    asked = [each for each in questions() if each.family == "tools"]
+    assert asked and all(each.tools and each.call is not None for each in asked)
+    first = asked[0]
+    assert first.call is not None
+    expression = first.call["arguments"]["expression"]
+    closer = expression.replace(" ", "")
+    tight = json.dumps({"name": "calculator", "arguments": {"expression": closer}})
+    assert is_correct(first, f"<tool_call>{tight}</tool_call>\n")
+    for reply in (
+        tight,
+        first.answers[0],
+        key(asked[1]),
+        key(first) + " " + first.answers[0],
+        key(first) + key(first),
+        key(first).replace("calculator", "abacus"),
+        "<tool_call>\n{}\n</tool_call>",
+        '<tool_call>\n{"name": 1}\n</tool_call>',
+        '<tool_call>\n{"name": "calculator", "arguments": "1"}\n</tool_call>',
+    ):
+        assert not is_correct(first, reply), reply
+
+
 def test_one_reply_to_everything_scores_next_to_nothing():
     """No constant reply is right for more than a small part of the facts."""
     facts = [q for q in questions() if q.family in ("facts", "things", "follow-up")]
     best = max(sum(is_correct(q, reply) for q in facts) for reply in {a for q in facts for a in q.answers})
     assert best / len(facts) < 0.05
+
+
+def test_the_answer_is_in_the_text_and_the_text_is_no_answer():
+    for each in (q for q in questions() if q.family == "reading"):
+        text = each.messages[-1]["content"].casefold()
+        assert each.answers[0] in text
+        assert not is_correct(each, text)
 
 
 def question(*answers: str, rivals: tuple[str, ...] = (), text: str = "?", exact: bool = False) -> Question:
