@@ -79,7 +79,10 @@ def encode_questions(tokenizer: Tokenizer, questions: Sequence[Question], *, cha
         UserError: the chat template cannot be used.
     """
     if chat:
-        return [encode_chat(tokenizer, each.messages, add_generation_prompt=True).ids for each in questions]
+        return [
+            encode_chat(tokenizer, each.messages, tools=list(each.tools) or None, add_generation_prompt=True).ids
+            for each in questions
+        ]
     bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     return [[*bos, *tokenizer.encode_text(_as_text(each))] for each in questions]
 
