@@ -13,8 +13,8 @@ from mmcli.data.demo.judge import Question, normalise
 from mmcli.data.demo.reading import reading_ask
 from mmcli.data.demo.render import ASKED, fill
 from mmcli.data.demo.skills import CALCULATOR, counting_ask, thinking_ask, tool_ask
-from mmcli.data.demo.talker import OTHER, Message, dialogue, follow_up
-from mmcli.data.demo.world import ATTRIBUTES, LANGUAGES, PEOPLE, Entity, Language, is_held_out, values_of
+from mmcli.data.demo.talker import Message, dialogue, follow_up
+from mmcli.data.demo.world import ATTRIBUTES, LANGUAGES, OTHER, PEOPLE, Entity, Language, is_held_out, values_of
 
 EVERY = 3
 """Of three questions of a family with phrasings or prompts of its own, one is put in those that are held out."""

@@ -18,7 +18,7 @@ from mmcli.data.demo.world import ATTRIBUTES, LANGUAGES, PEOPLE
 from mmcli.data.record import Record
 from mmcli.data.records.conversations import as_chat
 
-FIRST_1000_DOCUMENTS = "018c300499f96942af30e4a68c27290d40ad9866fd3120b584c372233fa1b023"
+FIRST_1000_DOCUMENTS = "570f66a88aada5cd7e90513eddb82d6325c270cacf8ea70493c6d557391eeb8f"
 FIRST_1000_CONVERSATIONS = "7af33e6617a0423a44f83c4e4d5f414fc4a5b32fd8918e4ecfd620ac2fc507ff"
 ALL_QUESTIONS = "ec7166a893a4228eb82ba72d612f387e5bd027fb7bb4f0f5955f9e5d51154f22"
 
