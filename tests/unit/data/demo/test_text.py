@@ -68,9 +68,9 @@ def test_another_seed_is_another_text(documents, conversations):
 
 
 def test_documents_have_the_promised_size(documents):
-    assert 11_000 <= len(documents) <= 13_000
+    assert 10_000 <= len(documents) <= 16_000
     size = sum(len(text.encode()) for text in documents)
-    assert 2_000_000 <= size <= 3_500_000
+    assert 2_000_000 <= size <= 4_000_000
     assert all(20 <= len(text) <= 1000 for text in documents)
     assert len(set(documents)) == len(documents)
 
@@ -89,7 +89,7 @@ def test_no_slot_is_left_in_the_text(training_text):
 
 
 def test_conversations_alternate_and_are_short(conversations):
-    assert 28_000 <= len(conversations) <= 32_000
+    assert 25_000 <= len(conversations) <= 36_000
     long = 0
     for conversation in conversations:
         messages = [m for m in conversation["messages"] if m["role"] != "tool" and not m.get("tool_calls")]
