@@ -1,8 +1,8 @@
 """The built-in corpus: a small closed world in English and Chinese, written by our own code from a seed.
 
 `documents` is for pretraining, `conversations` for supervised fine-tuning, `preferences` for preference training, and
-`questions` with `is_correct` for measuring: what they ask is asked nowhere else. The text is the same on every machine
-for the same seed, and needs no network and nothing but the standard library.
+`questions` with `is_correct` for measuring: they are in no training text, for what they ask or for how they put it. The
+text is the same on every machine for the same seed, and needs no network and nothing but the standard library.
 """
 
 import hashlib

@@ -24,7 +24,7 @@ KINDS: dict[str, tuple[Callable[[Writer], str], int]] = {
     "order": (lists.order, 450),
     "opposites": (lists.opposites, 250),
     "counted": (lists.counted, 180),
-    "translations": (lists.translations, 850),
+    "translations": (lists.translations, 950),
     "sums": (sums.sums, 600),
     "rows": (sums.rows, 250),
     "families": (sums.families, 150),

@@ -5,7 +5,7 @@ from mmcli.data.demo.exchanges import who, yes_no
 from mmcli.data.demo.lexicon import ORDERS
 from mmcli.data.demo.render import sentence
 from mmcli.data.demo.words import COUNT, OPPOSITE, TRANSLATION, spaced
-from mmcli.data.demo.world import ENTITIES, Language, Term
+from mmcli.data.demo.world import ENTITIES, OTHER, Language
 from mmcli.data.demo.writer import Writer
 
 _HEADS: dict[Language, tuple[tuple[str, str], ...]] = {
@@ -50,12 +50,10 @@ def order(writer: Writer) -> str:
     if draw.chance(0.35):
         title, stretch = _BACKWARDS[language].format(title), stretch[::-1]
     lines = []
-    for _ in range(draw.number(4, 7)):
-        i, step = draw.number(0, len(items) - 1), draw.pick((1, -1))
-        if round_trip or 0 <= i + step < len(items):
-            template = (_NEXT[language][0] if draw.chance(0.6) else draw.pick(_NEXT[language]))[0 if step == 1 else 1]
-            text = template.format(items[i].say(language), items[(i + step) % len(items)].say(language))
-            lines.append(sentence(spaced(text)))
+    for _ in range(draw.number(5, 8)):
+        item, value, step = next(writer.orders[name])
+        template = (_NEXT[language][0] if draw.chance(0.6) else draw.pick(_NEXT[language]))[0 if step == 1 else 1]
+        lines.append(sentence(spaced(template.format(item.say(language), value.say(language)))))
     told = writer.paragraph(list(dict.fromkeys(lines)))
     return f"{title}{colon}{comma.join(stretch)}{stop}\n{told}"
 
@@ -80,9 +78,9 @@ _TRANSLATION_FORMS: dict[Language, tuple[str, ...]] = {
 
 
 def opposites(writer: Writer) -> str:
-    """Four to seven sentences about opposites, mostly in the words of the answers."""
+    """Five to nine sentences about opposites, mostly in the words of the answers."""
     draw, language, lines = writer.draw, writer.language, []
-    for _ in range(draw.number(4, 7)):
+    for _ in range(draw.number(5, 9)):
         one, two = (term.say(language) for term in next(writer.opposites))
         form = OPPOSITE[language][1].replace("{word}", "{}")
         lines.append((form if draw.chance(0.65) else draw.pick(_OPPOSITE_FORMS[language])).format(one, two))
@@ -90,9 +88,9 @@ def opposites(writer: Writer) -> str:
 
 
 def counted(writer: Writer) -> str:
-    """Four to seven sentences about plurals or measure words, mostly in the words of the answers."""
+    """Five to nine sentences about plurals or measure words, mostly in the words of the answers."""
     draw, language, lines = writer.draw, writer.language, []
-    for _ in range(draw.number(4, 7)):
+    for _ in range(draw.number(5, 9)):
         form = COUNT[language][1].replace("{word}", "{}")
         form = form if draw.chance(0.65) else draw.pick(_COUNT_FORMS[language])
         lines.append(form.format(*next(writer.counted)))
@@ -100,17 +98,17 @@ def counted(writer: Writer) -> str:
 
 
 def translations(writer: Writer) -> str:
-    """Four to seven sentences about translations, both ways, mostly in the words of the answers; sometimes of names."""
+    """Five to nine sentences about translations, both ways, mostly in the words of the answers; sometimes of names."""
     draw, language, lines = writer.draw, writer.language, []
     to_chinese, to_english = (form.replace("{word}", "{}") for _, form in TRANSLATION[language])
-    for _ in range(draw.number(4, 7)):
-        word: Term = draw.pick(ENTITIES).name if draw.chance(0.1) else next(writer.translations)
-        if draw.chance(0.4):
-            lines.append(to_chinese.format(word.en, word.zh))
-        elif draw.chance(0.65):
-            lines.append(to_english.format(word.zh, word.en))
-        else:
+    for _ in range(draw.number(5, 9)):
+        word, into = next(writer.translations)
+        if draw.chance(0.1):
+            word = draw.pick(ENTITIES).name
+        if draw.chance(0.2):
             lines.append(draw.pick(_TRANSLATION_FORMS[language]).format(en=word.en, zh=word.zh))
+        else:
+            lines.append((to_english if into == "en" else to_chinese).format(word.say(OTHER[into]), word.say(into)))
     return "\n".join(lines)
 
 

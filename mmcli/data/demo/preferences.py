@@ -9,8 +9,8 @@ from mmcli.data.demo.arithmetic import pick_task, task_ask, tasks
 from mmcli.data.demo.ask import Ask
 from mmcli.data.demo.asks import asks
 from mmcli.data.demo.draw import Draw
-from mmcli.data.demo.talker import OTHER, Message, Talker, dialogue, message
-from mmcli.data.demo.world import LANGUAGES, Language
+from mmcli.data.demo.talker import Message, Talker, dialogue, message
+from mmcli.data.demo.world import LANGUAGES, OTHER, Language
 
 PER_LANGUAGE, HELD_OUT_PER_LANGUAGE = 2000, 150
 

@@ -13,10 +13,10 @@ from mmcli.data.demo.judge import Question, normalise
 from mmcli.data.demo.reading import reading_ask
 from mmcli.data.demo.render import ASKED, fill
 from mmcli.data.demo.skills import CALCULATOR, counting_ask, thinking_ask, tool_ask
-from mmcli.data.demo.talker import OTHER, Message, dialogue, follow_up
-from mmcli.data.demo.world import ATTRIBUTES, LANGUAGES, PEOPLE, Entity, Language, is_held_out, values_of
+from mmcli.data.demo.talker import Message, dialogue, follow_up
+from mmcli.data.demo.world import ATTRIBUTES, LANGUAGES, OTHER, PEOPLE, Entity, Language, is_held_out, values_of
 
-HELD_OUT_SHARE = 3
+EVERY = 3
 """Of three questions of a family with phrasings or prompts of its own, one is put in those that are held out."""
 
 
@@ -96,7 +96,7 @@ def _identity(language: Language) -> Iterator[Question]:
 
 
 def _prompt(draw: Draw, n: int, trained: Sequence[str], held_out: Sequence[str]) -> str:
-    return draw.pick(held_out if n % HELD_OUT_SHARE == 0 else trained)
+    return draw.pick(held_out if n % EVERY == 0 else trained)
 
 
 def _system(language: Language) -> Iterator[Question]:

@@ -65,12 +65,12 @@ CHAT_PAIRS = tuple(
 
 
 def short_story(draw: Draw, hero: Entity, helper: Entity, language: Language) -> str:
-    """A story of four parts that tells no held-out fact; hero and helper are one of `CHAT_PAIRS`."""
+    """A story of five parts that tells no held-out fact; hero and helper are one of `CHAT_PAIRS`."""
     parts = _PARTS[language]
     while True:
         things, beats = parts.PLOTS[draw.pick(tuple(parts.PLOTS))]
         thing = draw.pick(things)
-        chosen = [draw.pick(parts.OPENINGS), draw.pick(beats[0]), draw.pick(beats[2]), draw.pick(beats[3])]
+        chosen = [draw.pick(parts.OPENINGS), *(draw.pick(variants) for variants in beats)]
         if not any(_tells_held_out(template, hero, helper) for template in [*chosen, thing]):
             return _tell(draw, chosen, thing, hero, helper, language)
 

@@ -258,7 +258,7 @@ PLOTS: dict[str, tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]] = {
             ),
             (
                 "{He} took {thing} along, and {petname} the {pet} came too.",
-                "{He} packed {thing} and a little {food} into a basket.",
+                "{He} packed {thing} and some {food} into a basket.",
                 "{N} brought {thing}, sat down by the bed and told stories of {town}.",
             ),
             (

@@ -3,7 +3,8 @@
 from mmcli.data.demo import identity, prompts
 from mmcli.data.demo.arithmetic import pick_task, task_ask
 from mmcli.data.demo.ask import Ask
-from mmcli.data.demo.talker import OTHER, Message, Talker, dialogue
+from mmcli.data.demo.talker import Message, Talker, dialogue
+from mmcli.data.demo.world import OTHER
 
 
 def _any(talker: Talker) -> Ask:

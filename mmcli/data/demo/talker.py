@@ -7,11 +7,10 @@ from mmcli.data.demo.ask import Ask
 from mmcli.data.demo.asks import asks
 from mmcli.data.demo.draw import Draw
 from mmcli.data.demo.render import ASKED, TEXT, fill
-from mmcli.data.demo.world import ATTRIBUTES, PEOPLE, Entity, Language, is_held_out
+from mmcli.data.demo.world import ATTRIBUTES, OTHER, PEOPLE, Entity, Language, is_held_out
 
 Message = dict[str, Any]
 """`role` and `content`; of the assistant also `reasoning_content` or `tool_calls`."""
-OTHER: dict[Language, Language] = {"en": "zh", "zh": "en"}
 
 
 def message(role: str, content: str) -> Message:

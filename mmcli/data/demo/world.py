@@ -13,6 +13,7 @@ from mmcli.data.demo.draw import Draw, held_out
 
 Language = Literal["en", "zh"]
 LANGUAGES: tuple[Language, Language] = ("en", "zh")
+OTHER: dict[Language, Language] = {"en": "zh", "zh": "en"}
 HELD_OUT_SHARE = 0.22
 
 

@@ -3,11 +3,18 @@
 from mmcli.data.demo.ask import Ask
 from mmcli.data.demo.asks import asks, fact_ask
 from mmcli.data.demo.draw import Draw
-from mmcli.data.demo.lexicon import MEASURES, OPPOSITES, PLURALS, TRANSLATIONS
+from mmcli.data.demo.lexicon import MEASURES, OPPOSITES, ORDERS, PLURALS, TRANSLATIONS
 from mmcli.data.demo.render import TEXT, fill, fits, plain_statements, uses
-from mmcli.data.demo.world import ENTITIES, MAIN_PEOPLE, PEOPLE, TOWNS, Entity, Language
+from mmcli.data.demo.world import ENTITIES, LANGUAGES, MAIN_PEOPLE, PEOPLE, TOWNS, Entity, Language, Term
 
 THINGS = tuple(e for e in ENTITIES if e.kind in ("animal", "plant", "object"))
+
+
+def _neighbours(name: str) -> list[tuple[Term, Term, int]]:
+    """Each item of a list with the next (1) and with the previous one (-1)."""
+    items, round_trip = ORDERS[name]
+    found = [(item, items[(i + step) % len(items)], i + step, step) for i, item in enumerate(items) for step in (1, -1)]
+    return [(item, value, step) for item, value, i, step in found if round_trip or 0 <= i < len(items)]
 
 
 class Writer:
@@ -22,7 +29,8 @@ class Writer:
         self.things = self.draw.deck(THINGS)
         self.opposites = self.draw.deck([terms[::step] for terms in OPPOSITES for step in (1, -1)])
         self.counted = self.draw.deck(PLURALS if language == "en" else MEASURES)
-        self.translations = self.draw.deck(TRANSLATIONS)
+        self.translations = self.draw.deck([(term, into) for term in TRANSLATIONS for into in LANGUAGES])
+        self.orders = {name: self.draw.deck(_neighbours(name)) for name in ORDERS}
         facts = [ask for ask in asks(language) if ask.family == "facts"]
         self.fact_asks = self.draw.deck(facts)
         self.other_asks = self.draw.deck([ask for ask in asks(language) if ask.family != "facts"])

@@ -18,8 +18,8 @@ from mmcli.data.demo.world import ATTRIBUTES, LANGUAGES, PEOPLE
 from mmcli.data.record import Record
 from mmcli.data.records.conversations import as_chat
 
-FIRST_1000_DOCUMENTS = "018c300499f96942af30e4a68c27290d40ad9866fd3120b584c372233fa1b023"
-FIRST_1000_CONVERSATIONS = "7e9de2f3acbd2dbaa5cec073b961e9d6ec617c9e541533704d83c411953894f6"
+FIRST_1000_DOCUMENTS = "570f66a88aada5cd7e90513eddb82d6325c270cacf8ea70493c6d557391eeb8f"
+FIRST_1000_CONVERSATIONS = "7af33e6617a0423a44f83c4e4d5f414fc4a5b32fd8918e4ecfd620ac2fc507ff"
 ALL_QUESTIONS = "ec7166a893a4228eb82ba72d612f387e5bd027fb7bb4f0f5955f9e5d51154f22"
 
 
@@ -68,9 +68,9 @@ def test_another_seed_is_another_text(documents, conversations):
 
 
 def test_documents_have_the_promised_size(documents):
-    assert 11_000 <= len(documents) <= 13_000
+    assert 10_000 <= len(documents) <= 16_000
     size = sum(len(text.encode()) for text in documents)
-    assert 2_000_000 <= size <= 3_500_000
+    assert 2_000_000 <= size <= 4_000_000
     assert all(20 <= len(text) <= 1000 for text in documents)
     assert len(set(documents)) == len(documents)
 
@@ -89,7 +89,7 @@ def test_no_slot_is_left_in_the_text(training_text):
 
 
 def test_conversations_alternate_and_are_short(conversations):
-    assert 28_000 <= len(conversations) <= 32_000
+    assert 25_000 <= len(conversations) <= 36_000
     long = 0
     for conversation in conversations:
         messages = [m for m in conversation["messages"] if m["role"] != "tool" and not m.get("tool_calls")]
