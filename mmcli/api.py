@@ -3,7 +3,8 @@
 Names are looked up when they are used, so that `import mmcli.api` loads no torch. `API_VERSION` says which version of
 this interface it is; a test holds every name and signature.
 
-A command in one call each: `run_stage`, `resume_run`, `load`, `evaluate`, `measure_loss`, `export_onnx`, `export_hf`.
+A command in one call each: `run_stage`, `resume_run`, `load`, `evaluate`, `measure_loss`, `measure_preferences`,
+`export_onnx`, `export_hf`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from mmcli.config import Layer as _Layer
 from mmcli.run import ModelRef as _ModelRef
@@ -54,11 +55,17 @@ if TYPE_CHECKING:
     from mmcli.evaluation.engines import load_engine as load_engine
     from mmcli.evaluation.evaluate import SuiteResult as SuiteResult
     from mmcli.evaluation.held_out import HeldOutLoss as HeldOutLoss
+    from mmcli.evaluation.keep import keep_result as keep_result
     from mmcli.evaluation.loss import TextLoss as TextLoss
     from mmcli.evaluation.loss import engine_losses as engine_losses
     from mmcli.evaluation.loss import model_losses as model_losses
     from mmcli.evaluation.loss import sum_losses as sum_losses
+    from mmcli.evaluation.preferences import PreferenceAccuracy as PreferenceAccuracy
+    from mmcli.evaluation.questions import Reply as Reply
+    from mmcli.evaluation.scores import Score as Score
     from mmcli.evaluation.suites import Suite as Suite
+    from mmcli.evaluation.suites import SuiteItem as SuiteItem
+    from mmcli.evaluation.suites import find_suite as find_suite
     from mmcli.export.huggingface import HfExport as HfExport
     from mmcli.export.onnx_export import OnnxExport as OnnxExport
     from mmcli.find import find_model as find_model
@@ -84,6 +91,7 @@ if TYPE_CHECKING:
     from mmcli.model.formats.read import save_imported as save_imported
     from mmcli.model.logps import token_logps as token_logps
     from mmcli.model.transformer import Transformer as Transformer
+    from mmcli.report.evaluations import read_evaluations as read_evaluations
     from mmcli.run import ModelRef as ModelRef
     from mmcli.run import Run as Run
     from mmcli.run import list_runs as list_runs
@@ -133,6 +141,7 @@ _HOMES = {  # module -> the names that it gives
     "mmcli.find": "find_run find_model",
     "mmcli.run": "Run ModelRef list_runs",
     "mmcli.inputs": "Input pin_inputs",
+    "mmcli.report.evaluations": "read_evaluations",
     "mmcli.stages": "PretrainConfig SftConfig DpoConfig",
     "mmcli.text.tokenizer": "Tokenizer",
     "mmcli.text.train": "train_tokenizer",
@@ -164,8 +173,12 @@ _HOMES = {  # module -> the names that it gives
     "mmcli.evaluation.engines": "load_engine",
     "mmcli.evaluation.evaluate": "SuiteResult",
     "mmcli.evaluation.held_out": "HeldOutLoss",
+    "mmcli.evaluation.preferences": "PreferenceAccuracy",
+    "mmcli.evaluation.questions": "Reply",
+    "mmcli.evaluation.scores": "Score",
+    "mmcli.evaluation.keep": "keep_result",
     "mmcli.evaluation.loss": "model_losses engine_losses sum_losses TextLoss",
-    "mmcli.evaluation.suites": "Suite",
+    "mmcli.evaluation.suites": "Suite SuiteItem find_suite",
     "mmcli.train.config": "OptimConfig TrainConfig",
     "mmcli.train.device": "Accelerator choose_accelerator make_deterministic keep_freed_memory",
     "mmcli.train.task": "Task Rollouts StepBatch",
@@ -180,7 +193,10 @@ _HOMES = {  # module -> the names that it gives
     "mmcli.export.huggingface": "HfExport",
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
-_COMMANDS = ("model_config", "run_stage", "resume_run", "load", "evaluate", "measure_loss", "export_onnx", "export_hf")
+_COMMANDS = (
+    *("model_config", "run_stage", "resume_run", "load", "evaluate", "measure_loss", "measure_preferences"),
+    *("export_onnx", "export_hf"),
+)
 
 __all__ = sorted([*_MODULE_OF, *_COMMANDS])
 
@@ -319,6 +335,9 @@ def evaluate(
     suite: str = "demo",
     *,
     limit: int | None = None,
+    max_new_tokens: int = 64,
+    shuffle_answers: bool = False,
+    keep: bool = False,
     backend: str = "torch",
     device: str = "auto",
     runs_dir: str | Path = "runs",
@@ -327,14 +346,29 @@ def evaluate(
     """Ask a model the questions of a suite, as `mmcli eval --suite` does.
 
     Args:
+        suite: "demo", or one of an installed plugin.
         limit: questions of each family, at most; None: all.
+        max_new_tokens: a reply that does not end within them is wrong.
+        shuffle_answers: as a control, judge each reply by the answers of another question.
+        keep: keep the result in the run of the model, as the command does.
 
     Raises:
         UserError: no such model, suite, backend or device.
     """
     from mmcli.evaluation.evaluate import evaluate
 
-    return evaluate(_find(model, runs_dir), suite, limit=limit, backend=backend, device=device, report=report)
+    ref = _find(model, runs_dir)
+    result = evaluate(
+        ref,
+        suite,
+        limit=limit,
+        max_new_tokens=max_new_tokens,
+        shuffle_answers=shuffle_answers,
+        backend=backend,
+        device=device,
+        report=report,
+    )
+    return _kept(ref, result, keep, report)
 
 
 def measure_loss(
@@ -343,6 +377,7 @@ def measure_loss(
     *,
     columns: Sequence[str] = (),
     seq_len: int | None = None,
+    keep: bool = False,
     device: str = "auto",
     runs_dir: str | Path = "runs",
     report: _Reporter | None = None,
@@ -352,6 +387,7 @@ def measure_loss(
     Args:
         data: files, folders, globs or `hf:` data sets.
         seq_len: tokens that are read together, at most; None: as the model was trained.
+        keep: keep the result in the run of the model, as the command does.
 
     Raises:
         UserError: no such model, or data that cannot be used.
@@ -359,7 +395,46 @@ def measure_loss(
     from mmcli.evaluation.held_out import measure_loss
 
     ref = _find(model, runs_dir)
-    return measure_loss(ref, data, columns=columns, seq_len=seq_len, device=device, report=report)
+    result = measure_loss(ref, data, columns=columns, seq_len=seq_len, device=device, report=report)
+    return _kept(ref, result, keep, report)
+
+
+def measure_preferences(
+    model: Model,
+    data: Sequence[str] = ("demo",),
+    *,
+    columns: Sequence[str] = (),
+    keep: bool = False,
+    device: str = "auto",
+    runs_dir: str | Path = "runs",
+    report: _Reporter | None = None,
+) -> PreferenceAccuracy:
+    """How often the chosen reply is likelier than the rejected one, as `mmcli eval --suite preferences` measures it.
+
+    Args:
+        data: files, folders, globs or `hf:` data sets of pairs; "demo": the held-out pairs of the built-in corpus.
+        keep: keep the result in the run of the model, as the command does.
+
+    Raises:
+        UserError: no such model, or data that cannot be used.
+    """
+    from mmcli.evaluation.preferences import measure_preferences
+
+    ref = _find(model, runs_dir)
+    result = measure_preferences(ref, data, columns=columns, device=device, report=report)
+    return _kept(ref, result, keep, report)
+
+
+_Result = TypeVar("_Result", "SuiteResult", "HeldOutLoss", "PreferenceAccuracy")
+
+
+def _kept(ref: _ModelRef, result: _Result, keep: bool, report: _Reporter | None) -> _Result:
+    """The result; kept in the run of the model, if it is to be."""
+    from mmcli.evaluation.keep import keep_result
+
+    if keep:
+        keep_result(ref, result, report)
+    return result
 
 
 def export_onnx(

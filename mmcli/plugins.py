@@ -1,5 +1,5 @@
-"""Stages, adapters and record kinds that are installed: found in package metadata, loaded one by one, each failure
-kept to itself.
+"""Stages, adapters, record kinds and suites that are installed: found in package metadata, loaded one by one, each
+failure kept to itself.
 
 No torch here. Finding loads nothing; `load` imports what one entry point names.
 """
@@ -23,7 +23,8 @@ from mmcli.errors import MmcliError, Terminated, UserError
 from mmcli.stage import API_VERSION, Adapter, Stage
 
 OUR_PACKAGE = "mmcli"
-GROUPS = {"mmcli.stages": "stage", "mmcli.adapters": "adapter", "mmcli.records": "record kind"}
+GROUPS = {"mmcli.stages": "stage", "mmcli.adapters": "adapter", "mmcli.records": "record kind", "mmcli.suites": "suite"}
+SUITES = frozenset({"demo", "preferences"})  # of `mmcli eval --suite`: no plugin can take their names
 UNREADABLE = "?"  # kind and name of what damaged metadata hide
 COMMANDS = frozenset(  # the commands that are no stages: no plugin can take their names
     {
@@ -57,7 +58,7 @@ class Plugin:
 
 @functools.cache
 def installed() -> tuple[Plugin, ...]:
-    """Every stage, adapter and record kind of every installed package, sorted, clashes included."""
+    """Every stage, adapter, record kind and suite of every installed package, sorted, clashes included."""
     found: dict[Plugin, None] = {}
     packages: set[str] = set()
     for distribution in distributions():
@@ -125,8 +126,8 @@ def conflict(plugin: Plugin) -> Conflict | None:
     if not _NAME.fullmatch(plugin.name):
         return Conflict(f'the name "{plugin.name}" is not made of a-z, 0-9 and _, a letter first', remove)
     same = [other for other in installed() if (other.kind, other.name) == (plugin.kind, plugin.name)]
-    command = plugin.kind == "stage" and plugin.name in COMMANDS
-    if command or any(other.built_in for other in same):
+    reserved = plugin.name in {"stage": COMMANDS, "suite": SUITES}.get(plugin.kind, frozenset())
+    if reserved or any(other.built_in for other in same):
         return Conflict(f'the name "{plugin.name}" belongs to mmcli itself', remove)
     others = [other.package for other in same if other != plugin]
     if others:

@@ -27,6 +27,7 @@ from mmcli.lock import Locked, file_lock, is_locked
 ONNX_GRAPH = "model.onnx"  # in a folder that is an ONNX export
 RESOLVED = "resolved.toml"
 SAMPLES = "samples.jsonl"  # texts that the model wrote during the training
+EVALUATIONS = "evaluations.json"  # results of `mmcli eval`
 INPUTS = "inputs.json"  # see mmcli.inputs
 SEAL = "# sha256 of the lines above: "
 STATES = ("running", "finished", "stopped", "failed")

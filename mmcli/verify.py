@@ -13,7 +13,7 @@ from mmcli.errors import UserError
 from mmcli.inputs import config_input, difference, read_inputs
 from mmcli.lock import Locked, file_lock, is_locked
 from mmcli.manifest import damages, has_manifest
-from mmcli.run import CHECKPOINT_FILES, LOCK, RESOLVED, Run
+from mmcli.run import CHECKPOINT_FILES, EVALUATIONS, LOCK, RESOLVED, Run
 
 COPY = "restore it from a copy"
 
@@ -112,6 +112,9 @@ def _plain_faults(run: Run) -> Iterator[Fault]:
     for path, read in ((run.path / "run.json", _read_table), *((path, _read_toml) for path in run.path.glob("*.toml"))):
         if (problem := _problem(path, read)) is not None:
             yield Fault(f"{path} {problem}", COPY)
+    evaluations = run.path / EVALUATIONS
+    if evaluations.is_file() and (problem := _problem(evaluations, _read_table)) is not None:
+        yield Fault(f"{evaluations} {problem}", f"delete it, and measure again: mmcli eval {run.number}")
     for path in sorted(run.path.glob("*.jsonl")):
         if (problem := _problem(path, _read_lines)) is not None:
             yield Fault(f"{path} {problem}", f"restore it from a copy, or delete that line of {path.name}")

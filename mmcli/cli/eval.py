@@ -1,38 +1,56 @@
-"""`mmcli eval`: the score on a suite of held-out questions, or the loss of a text."""
+"""`mmcli eval`: the score on suites of questions, the accuracy of preferences, and the loss of a text."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mmcli.cli.help import App
-from mmcli.cli.options import AsJson, Backend, Columns, Device, Model, RunsDir
+from mmcli.cli.options import AsJson, Backend, Columns, Device, RunsDir
 from mmcli.errors import UserError
-from mmcli.evaluation.suites import SUITES
+from mmcli.evaluation.suites import PREFERENCES
 
 if TYPE_CHECKING:
-    from mmcli.evaluation.questions import Reply, Score
+    from mmcli.cli.eval_view import Shown
+    from mmcli.evaluation.keep import Result
     from mmcli.run import ModelRef
     from mmcli.stage import Reporter
 
 app = App()
-LANGUAGES = {"en": "English", "zh": "Chinese"}
+SHOW = re.compile(r"(wrong|right|all)(?::(\d+))?|(\d+)")
 
 
 @app.command()
 def evaluate(
-    model: Model = "latest",
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="MODEL", help="Run number or name, model folder, latest or latest:STAGE; several are compared."
+        ),
+    ] = None,
     suite: Annotated[
-        str | None,
-        typer.Option(metavar=f"<{'|'.join(SUITES)}>", help="Suite of questions; default: demo."),
+        list[str] | None,
+        typer.Option(metavar="NAME", help="demo, preferences or a plugin's suite; default: demo; repeatable."),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Maximum questions of each family. Default: all.")] = None,
-    show: Annotated[int | None, typer.Option(help="Show N wrong and N correct replies.")] = None,
+    show: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHICH[:N]", help="Print questions with their replies: wrong, right or all, N of each at most."
+        ),
+    ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Maximum tokens per reply; default: 64.")] = None,
-    data: Annotated[list[str] | None, typer.Option(help="Held-out loss on these files instead; repeatable.")] = None,
+    shuffle_answers: Annotated[
+        bool, typer.Option("--shuffle-answers", help="Control: judge each reply by another question's answers.")
+    ] = False,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Held-out loss of these files, or accuracy of their preference pairs; repeatable."),
+    ] = None,
     columns: Columns = None,
     seq_len: Annotated[int | None, typer.Option(help="--data: context window; default: as trained.")] = None,
     backend: Backend = "torch",
@@ -40,176 +58,134 @@ def evaluate(
     runs_dir: RunsDir = Path("runs"),
     json: AsJson = False,
 ) -> None:
-    """Score a model on held-out questions, or measure its loss on a text.
+    """Score models on held-out questions, on preference pairs, or by their loss on a text.
 
-    Example: mmcli eval latest:sft --limit 20 --show 3; mmcli eval 7 --data held-out.jsonl
+    Example: mmcli eval latest:sft --limit 20 --show wrong:3; mmcli eval latest:pretrain latest:sft latest:dpo;
+    mmcli eval 7 --data held-out.jsonl; mmcli eval 6 7 --suite demo --suite preferences
     """
-    from mmcli.cli.console import reporter
-    from mmcli.evaluation.engines import choose_backend
+    from mmcli.cli.console import print_json, reporter
+    from mmcli.cli.eval_view import print_comparison, print_result, to_document
+    from mmcli.evaluation.keep import keep_result
     from mmcli.find import find_language_model
 
-    if data is None:
-        if seq_len is not None:
-            raise UserError("--seq-len is for the loss of a text", "add --data FILE, or leave it out")
-        if columns:
-            raise UserError("--columns is for the loss of a text", "add --data FILE, or leave it out")
-    else:
-        for name, value in (("suite", suite), ("limit", limit), ("show", show), ("max-new-tokens", max_new_tokens)):
-            if value is not None:
-                raise UserError(f"--{name} is for questions, --data for the loss of a text", "give one of the two")
-        if backend != "torch":
-            raise UserError(f"--backend {backend} answers questions; the loss of a text is torch's", "leave it out")
-    found = find_language_model(model, runs_dir)
-    facts = {"model": found.label, "backend": choose_backend(found, backend)}
-    report = reporter()
-    if data is None:
-        _ask(found, facts, suite or "demo", limit, show, max_new_tokens, device, json=json, report=report)
-    else:
-        _measure(found, facts, data, columns or [], seq_len, device, json=json, report=report)
-
-
-def _ask(
-    found: ModelRef,
-    facts: dict[str, str],
-    suite: str,
-    limit: int | None,
-    show: int | None,
-    max_new_tokens: int | None,
-    device: str,
-    *,
-    json: bool,
-    report: Reporter,
-) -> None:
-    """Evaluate the model on a suite, and print the scores."""
-    from mmcli.cli.console import print_json
-    from mmcli.evaluation.evaluate import evaluate as evaluate_suite
-    from mmcli.evaluation.questions import MAX_NEW_TOKENS
-
-    if show is not None and show < 1:
-        raise UserError(f"--show {show} shows nothing", "give 1 or more, or leave it out")
-    longest = MAX_NEW_TOKENS if max_new_tokens is None else max_new_tokens
-    if longest < 1:
-        raise UserError(f"--max-new-tokens {longest} leaves nothing to write", "give 1 or more")
-    backend = facts["backend"]
-    result = evaluate_suite(
-        found, suite, limit=limit, max_new_tokens=longest, backend=backend, device=device, report=report
-    )
-    families, total = result.families, result.total
-    examples = result.examples(show or 0)
-    if json:
-        by_family = {name: {key: _score(score) for key, score in each.items()} for name, each in families.items()}
-        counts = {"correct": total.correct, "questions": total.total, "unfinished": result.unfinished}
-        shown = {"examples": [_example(reply) for reply in examples]} if show is not None else {}
-        print_json(
-            {
-                **facts,
-                "suite": result.suite,
-                "mode": result.mode,
-                "score": total.share,
-                **counts,
-                "families": by_family,
-                **shown,
-            }
-        )
-        return
-    _print_scores(families, total)
-    if result.unfinished:
-        report.note(f"{result.unfinished:,} replies did not end within {longest} tokens: counted as wrong")
-    _print_examples(examples)
-
-
-def _score(score: Score) -> dict[str, float]:
-    return {"correct": score.correct, "total": score.total, "score": score.share}
-
-
-def _print_scores(families: dict[str, dict[str, Score]], total: Score) -> None:
-    """One line a family, one column a language."""
-    from rich.table import Table
-
-    from mmcli.cli.console import out
-    from mmcli.evaluation.questions import add_scores
-
-    languages = list(dict.fromkeys(language for family in families.values() for language in family))
-    table = Table(box=None, pad_edge=False)
-    table.add_column("family", overflow="fold")
-    for name in (*(LANGUAGES.get(language, language) for language in languages), "together"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for family, scores in families.items():
-        cells = [_cell(scores.get(language)) for language in languages]
-        table.add_row(family, *cells, _cell(add_scores(scores.values())))
-    sums = [add_scores([each[name] for each in families.values() if name in each]) for name in languages]
-    table.add_row("together", *map(_cell, sums), _cell(total), style="bold")
-    out().print(table, soft_wrap=False)
-
-
-def _cell(score: Score | None) -> str:
-    return f"{score.correct}/{score.total} {score.share:6.1%}" if score else ""
-
-
-def _example(reply: Reply) -> dict[str, Any]:
-    question = reply.question
-    return {
-        "id": question.id,
-        "messages": list(question.messages),
-        "reply": reply.text,
-        "answers": list(question.answers),
-        "correct": reply.correct,
-        "ended": reply.ended,
+    shown = _read_show(show)
+    questions = {
+        "limit": limit,
+        "show": show,
+        "max-new-tokens": max_new_tokens,
+        "shuffle-answers": shuffle_answers or None,
     }
+    _refuse_unused(suite, data, questions, columns, seq_len, backend)
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise UserError(f"--max-new-tokens {max_new_tokens} leaves nothing to write", "give 1 or more")
+    found = [find_language_model(name, runs_dir) for name in dict.fromkeys(models or ["latest"])]
+    asked = {
+        "limit": limit,
+        "shuffle_answers": shuffle_answers,
+        "backend": backend,
+        **({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}),
+    }
+    measures = _measures(suite, data, columns or [], seq_len, asked)
+    results: list[list[Result]] = []
+    for ref in found:
+        report = reporter()
+        results.append([measure(ref, device, report) for measure in measures])
+        for result in results[-1]:
+            keep_result(ref, result, report)
+        report.close()
+    documents = [[to_document(ref, result, shown) for result in each] for ref, each in zip(found, results, strict=True)]
+    if json:
+        alone = len(found) == len(measures) == 1
+        labels = [ref.label for ref in found]
+        pairs = zip(labels, documents, strict=True)
+        print_json(documents[0][0] if alone else {"models": [{"model": name, "results": each} for name, each in pairs]})
+    elif len(found) == len(measures) == 1:
+        print_result(results[0][0], shown)
+    else:
+        print_comparison([ref.label for ref in found], results, shown)
 
 
-def _print_examples(replies: Sequence[Reply]) -> None:
-    from rich.table import Table
-    from rich.text import Text
+def _read_show(show: str | None) -> Shown | None:
+    """What `--show` asks for: wrong, right or all, each with a number or without; a number alone is of all.
 
-    from mmcli.cli.console import out
-    from mmcli.data.preview import printable
+    Raises:
+        UserError: it is none of these.
+    """
+    from mmcli.cli.eval_view import Shown
 
-    for reply in replies:
-        table = Table.grid(padding=(0, 1))
-        table.add_column(width=9, justify="right")
-        table.add_column(overflow="fold")
-        for message in reply.question.messages:
-            table.add_row(Text(message["role"], "dim"), Text(printable(message["content"])))
-        verdict = "correct" if reply.correct else "wrong"
-        text = Text(printable(reply.text) or "(nothing)", "green" if reply.correct else "red")
-        table.add_row(Text(verdict, "bold"), text.append("" if reply.ended else "... (did not end)"))
-        if not reply.correct:
-            table.add_row(Text("answer", "dim"), Text(" / ".join(reply.question.answers)))
-        out().print(Text(f"\n{reply.question.id}", "dim"), soft_wrap=False, overflow="fold")
-        out().print(table, soft_wrap=False)
+    if show is None:
+        return None
+    match = SHOW.fullmatch(show)
+    count = match[2] or match[3] if match else None
+    if match is None or (count is not None and int(count) < 1):
+        raise UserError(f"--show {show} shows nothing", "give wrong, right, all or such as wrong:5")
+    which: Any = match[1] or "all"
+    return Shown(which, int(count) if count is not None else None)
 
 
-def _measure(
-    found: ModelRef,
-    facts: dict[str, str],
-    data: list[str],
-    columns: list[str],
+def _refuse_unused(
+    suites: list[str] | None,
+    data: list[str] | None,
+    questions: dict[str, Any],
+    columns: list[str] | None,
     seq_len: int | None,
-    device: str,
-    *,
-    json: bool,
-    report: Reporter,
+    backend: str,
 ) -> None:
-    """Print the loss of a text (of the assistant's turns in conversations)."""
-    from mmcli.cli.console import out, print_json
-    from mmcli.evaluation.held_out import measure_loss
+    """Refuse options that belong to what is not measured.
 
-    measured = measure_loss(found, data, columns=columns, seq_len=seq_len, device=device, report=report)
-    loss = measured.loss
-    values = {
-        "loss": loss.loss,
-        "perplexity": loss.perplexity,
-        "bits_per_byte": loss.bits_per_byte,
-        "tokens": loss.tokens,
-        "bytes": loss.bytes,
-    }
-    if json:
-        how = {"kind": measured.kind, "seq_len": measured.seq_len}
-        records = {"kept": measured.kept, "rejected": measured.rejected}
-        print_json({**facts, **how, **records, **values})
-        return
-    for name, value in values.items():
-        shown = f"{value:,.4f}" if isinstance(value, float) else f"{value:,}"
-        unit = "nats a token" if name == "loss" else ""
-        out().print(f"{name.replace('_', ' '):>13}  {shown:>14}  {unit}".rstrip(), markup=False)
+    Raises:
+        UserError: there is one.
+    """
+    if data is None:
+        for name, value in (("seq-len", seq_len), ("columns", columns)):
+            if value:
+                raise UserError(f"--{name} is for the loss of a text", "add --data FILE, or leave it out")
+    elif seq_len is not None and PREFERENCES in (suites or []):
+        raise UserError("--seq-len is for the loss of a text", "leave it out: pairs are read whole")
+    asks = [name for name in suites or ([] if data is not None else ["demo"]) if name != PREFERENCES]
+    if not asks:
+        for name, value in questions.items():
+            if value is not None:
+                what = f"--{name} is for questions, and no suite of questions is asked for"
+                raise UserError(what, "add --suite demo, or leave it out")
+    if backend != "torch" and (data is not None or PREFERENCES in (suites or [])):
+        raise UserError(f"--backend {backend} answers questions; losses and preferences are torch's", "leave it out")
+
+
+Measure = Callable[["ModelRef", str, "Reporter"], "Result"]
+
+
+def _measures(
+    suites: list[str] | None, data: list[str] | None, columns: list[str], seq_len: int | None, asked: dict[str, Any]
+) -> list[Measure]:
+    """What is measured of each model, in the order in which it was asked for.
+
+    Raises:
+        UserError: a suite that there is not, or data that cannot be used.
+    """
+    from mmcli.evaluation.evaluate import evaluate
+    from mmcli.evaluation.held_out import measure_loss
+    from mmcli.evaluation.preferences import are_pairs, measure_preferences
+    from mmcli.evaluation.suites import find_suite
+
+    names = list(dict.fromkeys(suites or ([] if data is not None else ["demo"])))
+    if data is not None and PREFERENCES not in names and are_pairs(data, columns=columns):
+        if seq_len is not None:
+            raise UserError("--seq-len is for the loss of a text", "leave it out: pairs are read whole")
+        names.append(PREFERENCES)
+
+    def ask(name: str) -> Measure:
+        return lambda ref, device, report: evaluate(ref, name, device=device, report=report, **asked)
+
+    def prefer(ref: ModelRef, device: str, report: Reporter) -> Result:
+        pairs = data if data is not None else ["demo"]
+        return measure_preferences(ref, pairs, columns=columns, device=device, report=report)
+
+    def lose(ref: ModelRef, device: str, report: Reporter) -> Result:
+        return measure_loss(ref, data or [], columns=columns, seq_len=seq_len, device=device, report=report)
+
+    for name in names:
+        if name != PREFERENCES:
+            find_suite(name)
+    measures = [prefer if name == PREFERENCES else ask(name) for name in names]
+    return [*measures, lose] if data is not None and PREFERENCES not in names else measures

@@ -1,4 +1,4 @@
-"""`mmcli plugins list`: the installed stages, adapters and record kinds, and whether each can be loaded."""
+"""`mmcli plugins list`: the installed stages, adapters, record kinds and suites, and whether each can be loaded."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ app = App()
 
 @app.callback()
 def plugins() -> None:
-    """List the installed stages, adapters and record kinds."""
+    """List the installed stages, adapters, record kinds and suites."""
 
 
 @app.command("list")
 def list_(json: AsJson = False) -> None:
-    """List every installed stage, adapter and record kind with its package, and why one cannot be loaded.
+    """List every installed stage, adapter, record kind and suite, and why one cannot be loaded.
 
     Example: mmcli plugins list
     """
@@ -97,6 +97,13 @@ def _try(plugin: Plugin) -> None:
         from mmcli.data.records.kinds import RecordKind
 
         _check_module(load(plugin, RecordKind).encode)
+        return
+    if plugin.kind == "suite":
+        from mmcli.evaluation.suites import Suite
+
+        suite = load(plugin, Suite)
+        _check_module(suite.items)
+        _check_module(suite.judge)
         return
     from mmcli.cli.stages import options_app
     from mmcli.runner import load_stage

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,6 +36,22 @@ class HeldOutLoss:
     seq_len: int  # tokens of a window, at most
     kept: int  # records
     rejected: int
+    data: tuple[str, ...] = ()  # as it was named
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures, as `mmcli eval --json` prints them."""
+        return {
+            "data": list(self.data),
+            "kind": self.kind,
+            "seq_len": self.seq_len,
+            "kept": self.kept,
+            "rejected": self.rejected,
+            "loss": self.loss.loss,
+            "perplexity": self.loss.perplexity,
+            "bits_per_byte": self.loss.bits_per_byte,
+            "tokens": self.loss.tokens,
+            "bytes": self.loss.bytes,
+        }
 
 
 def measure_loss(
@@ -79,7 +96,7 @@ def measure_loss(
         batches = evaluation_batches(cache, rows, _micro_batch(place.type, rows.seq_len))
         losses = model_losses(model, _with_progress(batches, rows.tokens, report))
         loss = sum_losses(losses, tokenizer.byte_lengths())
-        return HeldOutLoss(loss, sources.kind, window, cache.tally.kept, cache.tally.rejected)
+        return HeldOutLoss(loss, sources.kind, window, cache.tally.kept, cache.tally.rejected, tuple(data))
 
 
 def _window(ref: ModelRef, seq_len: int | None) -> int:

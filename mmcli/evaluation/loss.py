@@ -60,12 +60,12 @@ def model_losses(model: Any, batches: Iterable[Batch]) -> Iterator[TokenLosses]:
     """
     for batch in batches:
         is_label_BT = batch.labels_BT != NO_LABEL
-        nats_BT = _batch_nats(model, batch)
+        nats_BT = batch_nats(model, batch)
         yield TokenLosses(batch.labels_BT[is_label_BT], nats_BT[is_label_BT])
 
 
-def _batch_nats(model: Any, batch: Batch) -> np.ndarray:
-    """-log p of the labels of a batch, float64 [B, T]."""
+def batch_nats(model: Any, batch: Batch) -> np.ndarray:
+    """-log p of the labels of a batch, float64 [B, T]; 0 where there is no label."""
     import torch
 
     from mmcli.model.attention import AttnContext

@@ -18,6 +18,7 @@ from mmcli.inputs import flat
 from mmcli.model.config import ModelConfig
 from mmcli.model.count import count_parameters
 from mmcli.report.curves import curve, is_number, last_values, metric_names, read_lines, smoothed
+from mmcli.report.evaluations import describe_evaluation, read_evaluations
 from mmcli.report.lineage import lineage
 from mmcli.report.overview import shown_metrics
 from mmcli.report.scale import Chart
@@ -50,6 +51,7 @@ def page(run: Run) -> str:
     parts = [
         _head(run, info, lines),
         _section("Curves", _curves(run, lines)),
+        _section("Evaluations", _evaluations(run)),
         _section("Samples", _samples(read_lines(run.path / SAMPLES))),
         _section("Lineage", _lineage(run)),
         _section("Data", _data(info)),
@@ -128,6 +130,13 @@ def _curves(run: Run, lines: Sequence[Mapping[str, Any]]) -> str:
             charts.append(Chart((curve(lines, name, label=""),), title=title))
     figures = [f"<figure>{svg(each, 440, 270, colours=OF_PAGE)}</figure>" for each in charts]
     return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
+
+
+def _evaluations(run: Run) -> str:
+    """What `mmcli eval` measured, a row a suite."""
+    found = [describe_evaluation(run, result) for result in read_evaluations(run)]
+    rows = [[each[key] for key in ("name", "score", "families", "notes")] for each in found]
+    return _table(("suite", "score (95 % interval)", "families", "measured"), rows) if rows else ""
 
 
 def _samples(lines: Sequence[Mapping[str, Any]]) -> str:

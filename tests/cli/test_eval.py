@@ -17,6 +17,7 @@ from mmcli.cli import chat as chat_command
 from mmcli.cli import eval as eval_command
 from mmcli.data import demo
 from mmcli.errors import UserError
+from mmcli.evaluation import demo_suite
 from mmcli.evaluation import questions as evaluate
 from mmcli.model.config import ModelConfig
 from mmcli.model.formats.hf_folder import load_model, save_model
@@ -40,7 +41,7 @@ def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("eval") / "runs"
     tokenizer = train_tokenizer(LINES * 3, vocab_size=400)
     tokenizer.save(Run.create(root, "tokenizer", "tiny").model)
-    model = Transformer(ModelConfig(dim=32, n_layers=2, n_heads=4, vocab_size=400, max_seq_len=300, init_std=0.2))
+    model = Transformer(ModelConfig(dim=32, n_layers=2, n_heads=4, vocab_size=400, max_seq_len=900, init_std=0.2))
     for stage in ("pretrain", "sft"):
         run = Run.create(root, stage, "tiny")
         save_model(run.model, model, model.config, tokenizer)
@@ -100,21 +101,24 @@ def test_right_replies_count(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) ->
     def judged(question: demo.Question, reply: str) -> bool:
         return question.language == "zh" and question.family != "facts"
 
-    monkeypatch.setattr(demo, "is_correct", judged)
+    monkeypatch.setattr(demo_suite, "is_correct", judged)
     monkeypatch.setattr(evaluate, "stop_ids", lambda tokenizer: frozenset(range(400)))  # every reply ends at once
     found = document(runs_dir, *QUICK, "--show", "1")
-    assert found["families"]["things"] == {
-        "en": {"correct": 0, "total": 1, "score": 0.0},
-        "zh": {"correct": 1, "total": 1, "score": 1.0},
+    things = found["families"]["things"]
+    assert {name: (each["correct"], each["total"], each["score"]) for name, each in things.items()} == {
+        "en": (0, 1, 0.0),
+        "zh": (1, 1, 1.0),
     }
+    assert found["family_scores"]["things"]["interval"] == pytest.approx([0.0945, 0.9055], abs=1e-4)
+    assert found["language_scores"]["zh"]["correct"] == found["correct"]
     assert found["families"]["facts"]["zh"]["correct"] == 0
     assert (found["correct"], found["unfinished"]) == (len(found["families"]) - 1, 0)
     assert [each["correct"] for each in found["examples"]] == [False, True]
     table = invoke(runs_dir, *QUICK, "--show", "1").stdout
     rows = {line.split()[0]: line.split()[1:] for line in table.splitlines() if line.strip()}
-    assert rows["things"] == ["0/1", "0.0%", "1/1", "100.0%", "1/2", "50.0%"]
-    assert rows["together"] == ["0/15", "0.0%", "14/15", "93.3%", "14/30", "46.7%"]
-    assert {"wrong", "correct", "answer"} <= set(rows)
+    assert rows["things"] == ["0/1", "0.0%", "1/1", "100.0%", "1/2", "50.0%", "9-91"]
+    assert rows["together"] == ["0/15", "0.0%", "14/15", "93.3%", "14/30", "46.7%", "30-64"]
+    assert {"wrong", "right", "expected"} <= set(rows)
 
 
 def test_a_pretrained_model_continues_and_it_is_said(runs_dir: Path) -> None:
@@ -201,7 +205,8 @@ def test_columns_name_the_text(runs_dir: Path, tmp_path: Path) -> None:
         lines = [json.dumps({field: text, "title": "left out"}) + "\n" for text in LINES]
         (tmp_path / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
     expected = document(runs_dir, "2", "--data", f"{tmp_path}/plain.jsonl")
-    assert document(runs_dir, "2", "--data", f"{tmp_path}/other.jsonl", "--columns", "text=body") == expected
+    renamed = document(runs_dir, "2", "--data", f"{tmp_path}/other.jsonl", "--columns", "text=body")
+    assert {**renamed, "data": expected["data"]} == expected
     wrong = refused(invoke(runs_dir, "2", "--data", f"{tmp_path}/other.jsonl", "--columns", "text=boddy"))
     assert wrong.what == "the data has no field boddy" and "body, title" in wrong.fix
 
@@ -249,9 +254,16 @@ def test_the_loss_is_the_model_s(runs_dir: Path, tmp_path: Path) -> None:
         (["--seq-len", "64"], "--seq-len"),
         (["--columns", "text=body"], "--columns"),
         (["--data", "demo", "--limit", "3"], "--limit"),
-        (["--data", "demo", "--suite", "demo"], "--suite"),
+        (["--suite", "preferences", "--limit", "3"], "--limit"),
+        (["--suite", "preferences", "--shuffle-answers"], "--shuffle-answers"),
+        (["--suite", "preferences", "--backend", "onnx"], "--backend onnx"),
+        (["--suite", "preferences", "--data", "demo", "--seq-len", "9"], "--seq-len"),
+        (["--suite", "dmeo"], 'no suite "dmeo"'),
+        (["--show", "some"], "--show some"),
+        (["--show", "wrong:0"], "--show wrong:0"),
+        (["2", "9"], 'no run "9"'),
         (["--data", "demo", "--backend", "onnx"], "--backend onnx"),
-        (["--data", "demo", "--seq-len", "301"], "max_seq_len = 300"),
+        (["--data", "demo", "--seq-len", "901"], "max_seq_len = 900"),
         (["--data", "demo", "--seq-len", "1"], "--seq-len 1"),
         (["--data", "nothing.jsonl"], "nothing.jsonl"),
         (["1"], "0001-tokenizer-tiny is a tokenizer"),
@@ -260,9 +272,3 @@ def test_the_loss_is_the_model_s(runs_dir: Path, tmp_path: Path) -> None:
 )
 def test_what_makes_no_sense_is_refused(runs_dir: Path, args: list[str], what: str) -> None:
     assert what in refused(invoke(runs_dir, *args)).what
-
-
-def test_pairs_have_no_loss(runs_dir: Path, tmp_path: Path) -> None:
-    path = tmp_path / "pairs.jsonl"
-    path.write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"}), encoding="utf-8")
-    assert "preference pairs" in refused(invoke(runs_dir, "--data", str(path))).what

@@ -27,6 +27,7 @@ SMALL = ["--seq-len", "64", "--batch-size", "4", "--micro-batch", "2", "--steps"
 OFTEN = ["--set", "train.checkpoint_every=2"]
 NOT_CHECKED = {  # without a manifest
     *("run.json", "metrics.jsonl", "samples.jsonl", "config.toml", "resolved.toml", "inputs.json"),
+    "evaluations.json",  # results of `mmcli eval`
     "report.html",  # made of the others
 }
 PRETRAIN, DPO = "0002-pretrain-tiny", "0003-dpo-tiny"

@@ -47,8 +47,11 @@ INNER = {
         *("config", "device", "grouped", "logps", "cache", "count", "ffn", "init", "rotary"),
         *("attention", "moe", "transformer", "formats"),
     ],
-    "report": ["curves", "scale", "svg", "png", "terminal", "overview", "lineage", "style", "page"],
-    "evaluation": ["engines", "questions", "suites", "loss", "evaluate", "held_out"],
+    "report": ["curves", "scale", "svg", "png", "terminal", "evaluations", "overview", "lineage", "style", "page"],
+    "evaluation": [
+        *("engines", "suites", "demo_suite", "scores", "questions", "loss"),
+        *("evaluate", "held_out", "preferences", "keep"),
+    ],
 }
 LIGHT_EVERYWHERE = {
     *(

@@ -109,6 +109,7 @@ def show(
     from mmcli.find import find_run
     from mmcli.housekeeping import disk_bytes
     from mmcli.report.curves import last_values, read_lines
+    from mmcli.report.evaluations import read_evaluations
     from mmcli.report.overview import parent_name, shown_metrics
 
     found = find_run(run, runs_dir)
@@ -116,7 +117,9 @@ def show(
     info |= {"parent": parent} if (parent := parent_name(found)) is not None else {}
     chosen = {key: value for key, value in found.read_config("resolved.toml").items() if key != "model"}
     if json:
-        print_json({**info, "resolved": chosen, "metrics": last_values(read_lines(found.metrics))})
+        evaluations = read_evaluations(found)
+        metrics = last_values(read_lines(found.metrics))
+        print_json({**info, "resolved": chosen, "metrics": metrics, "evaluations": evaluations})
         return
     info["bytes"] = size(info["bytes"])
     console = out()
@@ -135,3 +138,19 @@ def show(
             console.print(f"\n{title}", style="bold")
             for key, value in values.items():
                 console.print(f"{key:>18}  {_words(value)}", markup=False)
+    if evaluations := read_evaluations(found):
+        console.print("\nevaluations", style="bold")
+        for result in evaluations:
+            _show_evaluation(found, result)
+
+
+def _show_evaluation(run: Run, result: Mapping[str, Any]) -> None:
+    """A result of `mmcli eval`: the score, then what it is made of."""
+    from mmcli.cli.console import out
+    from mmcli.report.evaluations import describe_evaluation
+
+    words = describe_evaluation(run, result)
+    out().print(f"{words['name']:>18}  {words['score']}", markup=False)
+    for key in ("families", "notes"):
+        if words[key]:
+            out().print(f"{'':>18}  {words[key]}", markup=False)

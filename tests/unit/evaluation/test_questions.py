@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from mmcli.data.demo import Question, questions
 from mmcli.data.encode.cache import TokenCache
 from mmcli.data.pack.batches import NO_LABEL, Batch, evaluation_batches
 from mmcli.data.sources.sources import open_sources
 from mmcli.errors import UserError
 from mmcli.evaluation.held_out import evaluation_rows
 from mmcli.evaluation.loss import TextLoss, model_losses, sum_losses
-from mmcli.evaluation.questions import (
-    Score,
-    answer_questions,
-    choose_questions,
-    encode_questions,
-    scores,
-    total_score,
-)
+from mmcli.evaluation.demo_suite import demo_items
+from mmcli.evaluation.demo_suite import judge as demo_judge
+from mmcli.evaluation.questions import answer_questions, encode_questions, shuffled_questions
+from mmcli.evaluation.suites import SuiteItem, choose_items
 from mmcli.generate.conversation import Conversation
 from mmcli.generate.engine import check_decode, check_prefill, check_truncate
 from mmcli.generate.generate import generate, generate_batch
@@ -37,9 +33,14 @@ from mmcli.text.tokenizer import Tokenizer
 GREEDY = SamplingConfig(temperature=0, repetition_penalty=1)
 
 
-def question(text: str, *answers: str, language: Any = "en", before: Sequence[dict[str, str]] = ()) -> Question:
+def question(text: str, *answers: str, language: Any = "en", before: Sequence[dict[str, str]] = ()) -> SuiteItem:
     messages = (*before, {"role": "user", "content": text})
-    return Question(id=text, language=language, family="facts", messages=messages, answers=answers)
+    return SuiteItem(id=text, language=language, family="facts", messages=messages, answers=answers)
+
+
+def names_an_answer(item: SuiteItem, reply: str) -> bool:
+    """A plain judge."""
+    return any(answer in reply.casefold() for answer in item.answers)
 
 
 class HashEngine:
@@ -144,28 +145,26 @@ def test_replies_are_judged_and_must_end(tokenizer: Tokenizer, scripted: Callabl
     prompts = encode_questions(tokenizer, asked, chat=True)
     never_ends = [*tokenizer.encode_text("The rain falls on"), *[tokenizer.encode_text(" a")[0]] * 20]
     engine = scripted(" The rain.\n", "The hills.", never_ends, end=True)
-    found = answer_questions(engine, tokenizer, asked, prompts, chat=True, max_new_tokens=12)
+    found = answer_questions(engine, tokenizer, asked, prompts, chat=True, judge=names_an_answer, max_new_tokens=12)
     assert [(each.text[:10], each.ended, each.correct) for each in found] == [
         ("The rain.", True, True),
         ("The hills.", True, False),
         ("The rain f", False, False),
     ]
-    assert scores(found) == {"facts": {"en": Score(1, 3)}}
-    assert total_score(scores(found)).share == pytest.approx(1 / 3)
 
 
 def test_a_continued_text_is_judged_by_its_first_line(tokenizer: Tokenizer, scripted: Callable[..., Any]) -> None:
     asked = [question("What falls?", "the rain"), question("What falls down?", "the rain")]
     prompts = encode_questions(tokenizer, asked, chat=False)
     engine = scripted(" The rain.\nQuestion: What is a cloud?", "\nThe rain.")
-    right, late = answer_questions(engine, tokenizer, asked, prompts, chat=False)
+    right, late = answer_questions(engine, tokenizer, asked, prompts, chat=False, judge=names_an_answer)
     assert (right.text, right.correct) == ("The rain.", True)
     assert (late.text, late.ended, late.correct) == ("", True, False)
 
 
 def test_a_limit_spreads_over_families_and_languages() -> None:
-    everything = questions()
-    chosen = choose_questions(everything, 6)
+    everything = demo_items()
+    chosen = choose_items(everything, 6)
     for family in {each.family for each in everything}:
         languages = [each.language for each in chosen if each.family == family]
         assert (languages.count("en"), languages.count("zh")) == (3, 3)
@@ -174,14 +173,76 @@ def test_a_limit_spreads_over_families_and_languages() -> None:
     assert places == sorted(set(places))
     facts = [place for place, each in zip(places, chosen, strict=True) if each.family == "facts"]
     assert facts[1] - facts[0] > 10  # not the first three
-    assert choose_questions(everything, 10**6) == list(everything)
+    assert choose_items(everything, 10**6) == list(everything)
     with pytest.raises(UserError, match="--limit 0"):
-        choose_questions(everything, 0)
+        choose_items(everything, 0)
 
 
 def test_a_small_language_leaves_its_part_to_the_others() -> None:
     few = [question("a", "x", language="zh"), *[question(str(number), "x") for number in range(9)]]
-    assert [each.language for each in choose_questions(few, 6)].count("en") == 5
+    assert [each.language for each in choose_items(few, 6)].count("en") == 5
+
+
+def test_tools_are_given_to_the_template_and_a_tool_call_to_the_judge(
+    tokenizer: Tokenizer, scripted: Callable[..., Any]
+) -> None:
+    asked = next(item for item in demo_items() if item.tools)
+    plain, shown = (
+        tokenizer.decode(encode_questions(tokenizer, [item], chat=True)[0], skip_control=False)
+        for item in (replace(asked, tools=None), asked)
+    )
+    assert asked.tools is not None
+    name = asked.tools[0]["function"]["name"]
+    assert f'"{name}"' in shown and f'"{name}"' not in plain
+    heard: list[str] = []
+
+    def judge(item: SuiteItem, reply: str) -> bool:
+        heard.append(reply)
+        return demo_judge(item, reply)
+
+    [call] = asked.answers
+    marks = {mark: tokenizer.control_id(mark) for mark in ("<tool_call>", "</tool_call>")}
+    inside = tokenizer.encode_text(call.removeprefix("<tool_call>").removesuffix("</tool_call>"))
+    ids = [id for id in (marks["<tool_call>"], *inside, marks["</tool_call>"]) if id is not None]
+    prompts = encode_questions(tokenizer, [asked, asked], chat=True)
+    engine = scripted(ids, "It is 12.", end=True)
+    found = answer_questions(engine, tokenizer, [asked, asked], prompts, chat=True, judge=judge, max_new_tokens=200)
+    assert heard[0] == call
+    assert [each.correct for each in found] == [True, False]
+
+
+def test_a_question_with_a_tool_result_can_be_a_text(tokenizer: Tokenizer) -> None:
+    turns = [
+        {"role": "user", "content": "What is 6 * 7?"},
+        {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {}}}]},
+        {"role": "tool", "content": "42"},
+    ]
+    asked = SuiteItem(id="a", messages=tuple(turns), answers=("42",), language="fr")
+    [ids] = encode_questions(tokenizer, [asked], chat=False)
+    assert tokenizer.decode(ids) == "Question: What is 6 * 7?\nAnswer: \n42\nAnswer:"
+
+
+def test_shuffled_questions_are_others_of_the_same_family_and_language() -> None:
+    everything = demo_items()
+    judges = shuffled_questions(everything)
+    assert judges == shuffled_questions(everything)
+    assert sorted(each.id for each in judges) == sorted(each.id for each in everything)
+    for item, other in zip(everything, judges, strict=True):
+        assert (item.family, item.language) == (other.family, other.language) and item.id != other.id
+    few = [question("a", "x"), question("b", "y", language="zh"), replace(question("c", "z"), family="other")]
+    assert [each.id for each in shuffled_questions(few)] == ["b", "a", "c"]
+
+
+def test_replies_are_judged_by_shuffled_answers(tokenizer: Tokenizer, scripted: Callable[..., Any]) -> None:
+    asked = [question(f"{number}?", answer) for number, answer in enumerate(("rain", "hills"))]
+    prompts = encode_questions(tokenizer, asked, chat=True)
+    for judged_as, correct in ((None, True), (shuffled_questions(asked), False)):
+        engine = scripted("rain", "hills", end=True)
+        found = answer_questions(
+            engine, tokenizer, asked, prompts, chat=True, judge=names_an_answer, judged_as=judged_as
+        )
+        assert [each.correct for each in found] == [correct, correct]
+        assert [each.question for each in found] == asked
 
 
 # The loss of a text
