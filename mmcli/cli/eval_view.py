@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mmcli.data.preview import printable
 from mmcli.evaluation.evaluate import SuiteResult, Which
 from mmcli.evaluation.held_out import HeldOutLoss
 from mmcli.evaluation.preferences import PreferenceAccuracy
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from mmcli.run import ModelRef
 
 LANGUAGES = {"en": "English", "zh": "Chinese"}
-LABEL, CELL = 22, 15  # cells of a name and of a figure at most, in the table of several models
+LABEL, CELL = 22, 15  # cells of a row's name and of a figure at most, in the table of several models
 
 
 @dataclass(frozen=True)
@@ -138,11 +140,14 @@ Row = tuple[str, str]  # (suite, part of its score); the part of the whole is ""
 
 def print_comparison(labels: Sequence[str], results: Sequence[Sequence[Result]], shown: Shown | None) -> None:
     """Models side by side: a column a model, a row a score; as many tables as the width of the terminal asks for."""
+    from rich.cells import cell_len
+
     from mmcli.cli.console import out
 
     columns = [dict(_rows(each)) for each in results]
     names = list(dict.fromkeys(name for column in columns for name in column))
-    together = max(1, (out().width - LABEL) // (CELL + 1))
+    width = min(LABEL, max(cell_len(part or suite) + 2 * bool(part) for suite, part in names))
+    together = max(1, (out().width - width) // (CELL + 1))
     for first in range(0, len(labels), together):
         if first:
             out().print()
@@ -162,12 +167,24 @@ def _print_columns(names: Sequence[Row], labels: Sequence[str], columns: Sequenc
     table = _table()
     table.add_column("", overflow="fold", max_width=LABEL)
     for label in labels:
-        table.add_column(_text(label), justify="right", overflow="fold", max_width=CELL)
+        table.add_column(_text(_wrapped(label)), justify="right", overflow="fold", max_width=CELL)
     for name in names:
         suite, part = name
         label, style = (f"  {part}", "") if part else (suite, "bold")
         table.add_row(_text(label), *(column.get(name, "") for column in columns), style=style)
     out().print(table, soft_wrap=False)
+
+
+def _wrapped(label: str) -> str:
+    """A model's name in lines of `CELL` cells, broken after "-" and "/" where that is possible."""
+    from rich.cells import cell_len
+
+    lines = [""]
+    for piece in re.split(r"(?<=[-/])", printable(label)):
+        if lines[-1] and cell_len(lines[-1] + piece) > CELL:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(lines)
 
 
 def _rows(results: Sequence[Result]) -> Iterator[tuple[Row, str]]:
@@ -198,7 +215,6 @@ def _print_examples(result: SuiteResult, shown: Shown | None) -> None:
     from rich.text import Text
 
     from mmcli.cli.console import out
-    from mmcli.data.preview import printable
 
     for reply in result.examples(shown.count, shown.which) if shown is not None else []:
         table = _table(grid=True)
@@ -234,6 +250,4 @@ def _text(name: str) -> Any:
     """A name as it is, without markup."""
     from rich.text import Text
 
-    from mmcli.data.preview import printable
-
-    return Text(printable(name))
+    return Text("\n".join(map(printable, name.split("\n"))))

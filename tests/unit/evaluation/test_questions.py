@@ -15,10 +15,10 @@ from mmcli.data.encode.cache import TokenCache
 from mmcli.data.pack.batches import NO_LABEL, Batch, evaluation_batches
 from mmcli.data.sources.sources import open_sources
 from mmcli.errors import UserError
-from mmcli.evaluation.held_out import evaluation_rows
-from mmcli.evaluation.loss import TextLoss, model_losses, sum_losses
 from mmcli.evaluation.demo_suite import demo_items
 from mmcli.evaluation.demo_suite import judge as demo_judge
+from mmcli.evaluation.held_out import evaluation_rows
+from mmcli.evaluation.loss import TextLoss, model_losses, sum_losses
 from mmcli.evaluation.questions import answer_questions, encode_questions, shuffled_questions
 from mmcli.evaluation.suites import SuiteItem, choose_items
 from mmcli.generate.conversation import Conversation
@@ -188,7 +188,7 @@ def test_tools_are_given_to_the_template_and_a_tool_call_to_the_judge(
 ) -> None:
     asked = next(item for item in demo_items() if item.tools)
     plain, shown = (
-        tokenizer.decode(encode_questions(tokenizer, [item], chat=True)[0], skip_control=False)
+        tokenizer.decode(encode_questions(tokenizer, [item], chat=True)[0])
         for item in (replace(asked, tools=None), asked)
     )
     assert asked.tools is not None
@@ -205,7 +205,7 @@ def test_tools_are_given_to_the_template_and_a_tool_call_to_the_judge(
     inside = tokenizer.encode_text(call.removeprefix("<tool_call>").removesuffix("</tool_call>"))
     ids = [id for id in (marks["<tool_call>"], *inside, marks["</tool_call>"]) if id is not None]
     prompts = encode_questions(tokenizer, [asked, asked], chat=True)
-    engine = scripted(ids, "It is 12.", end=True)
+    engine = scripted([*ids, tokenizer.eos_id], "It is 12.", end=True)
     found = answer_questions(engine, tokenizer, [asked, asked], prompts, chat=True, judge=judge, max_new_tokens=200)
     assert heard[0] == call
     assert [each.correct for each in found] == [True, False]
