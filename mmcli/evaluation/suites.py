@@ -106,9 +106,9 @@ def find_suite(name: str) -> Suite:
     for plugin in installed():
         if (plugin.kind, plugin.name) == ("suite", name):
             return load(plugin, Suite)
-    known = [*suite_names(), PREFERENCES]
-    close = did_you_mean(name, known)
-    raise UserError(f'there is no suite "{name}"', close)
+    if name == PREFERENCES:
+        raise UserError(f"{name} are measured, not asked", "call measure_preferences of mmcli.api")
+    raise UserError(f'there is no suite "{name}"', did_you_mean(name, [*suite_names(), PREFERENCES]))
 
 
 def choose_items(items: Sequence[SuiteItem], per_family: int) -> list[SuiteItem]:

@@ -1,9 +1,10 @@
-"""`mmcli eval`: questions, and the loss of a text."""
+"""`mmcli eval`: questions, preferences and the loss of a text, of one model and of several."""
 
 from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,16 +16,22 @@ from typer.testing import CliRunner, Result
 
 from mmcli.cli import chat as chat_command
 from mmcli.cli import eval as eval_command
+from mmcli.cli import runs as runs_command
 from mmcli.data import demo
-from mmcli.errors import UserError
+from mmcli.errors import MmcliError, UserError
 from mmcli.evaluation import demo_suite
 from mmcli.evaluation import questions as evaluate
+from mmcli.files import atomic_folder
 from mmcli.model.config import ModelConfig
 from mmcli.model.formats.hf_folder import load_model, save_model
 from mmcli.model.transformer import Transformer
-from mmcli.run import Run
+from mmcli.report import evaluations
+from mmcli.report.evaluations import read_evaluations
+from mmcli.report.page import write_report
+from mmcli.run import EVALUATIONS, Run
 from mmcli.text.tokenizer import Tokenizer
 from mmcli.text.train import train_tokenizer
+from mmcli.verify import verify_run
 
 LINES = [
     "Hello, how are you today?",
@@ -272,3 +279,162 @@ def test_the_loss_is_the_model_s(runs_dir: Path, tmp_path: Path) -> None:
 )
 def test_what_makes_no_sense_is_refused(runs_dir: Path, args: list[str], what: str) -> None:
     assert what in refused(invoke(runs_dir, *args)).what
+
+
+# Several models and measures
+
+
+@pytest.fixture
+def pairs_file(tmp_path: Path) -> str:
+    path = tmp_path / "pairs.jsonl"
+    pairs = [
+        {"prompt": "Hello", "chosen": LINES[1], "rejected": "a"},
+        {"prompt": "Who?", "chosen": "b", "rejected": "c"},
+    ]
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+    return str(path)
+
+
+def test_models_are_compared_in_one_document(runs_dir: Path, pairs_file: str) -> None:
+    args = ("--suite", "demo", "--suite", "preferences", "--data", pairs_file)
+    found = document(runs_dir, "latest:pretrain", "latest:sft", *QUICK, *args)
+    assert [each["model"] for each in found["models"]] == ["0002-pretrain-tiny", "0003-sft-tiny"]
+    for each, mode in zip(found["models"], ("continue", "chat"), strict=True):
+        asked, preferred = each["results"]
+        assert asked == {**document(runs_dir, each["model"], *QUICK), "model": each["model"]} and asked["mode"] == mode
+        assert preferred["pairs"] == 2 and preferred["by_token"]["total"] == 2
+        assert all(len(score["interval"]) == 2 for score in asked["family_scores"].values())
+
+
+def test_models_are_compared_in_a_table(runs_dir: Path, text_file: str, tmp_path: Path) -> None:
+    wide = tmp_path / "一个名字很长的模型文件夹"
+    shutil.copytree(runs_dir / "0003-sft-tiny" / "model", wide)
+    models = ("latest:pretrain", "latest:sft", str(wide))
+    result = invoke(runs_dir, *models, *QUICK, "--suite", "demo", "--data", text_file)
+    assert result.exit_code == 0, (result.stderr, result.exception)
+    lines = result.stdout.splitlines()
+    assert max(map(cell_len, lines)) <= 80 and "\x1b" not in result.stdout
+    rows = {line.split("  ")[0] or line.split("  ")[1].strip(): line for line in lines if line.strip()}
+    assert {"demo", "asked", "facts", "tools", "English", "Chinese", "bits per byte", "loss"} <= set(rows)
+    assert rows["asked"].split()[1:] == ["as", "text", "as", "chat", "as", "chat"]
+    assert rows["demo"].count("(0-11)") == 3
+    loss = document(runs_dir, "2", "--data", text_file)
+    assert f"{loss['bits_per_byte']:.4f}" in rows["bits per byte"]
+    assert "0003-sft-tiny: 28 replies did not end" in result.stderr
+
+
+def test_many_models_take_several_tables(runs_dir: Path, pairs_file: str, tmp_path: Path) -> None:
+    for number in range(6):
+        shutil.copytree(runs_dir / "0003-sft-tiny" / "model", tmp_path / f"m{number}")
+    models = [str(tmp_path / f"m{number}") for number in range(6)]
+    shown = invoke(runs_dir, *models, "--data", pairs_file).stdout
+    assert max(map(cell_len, shown.splitlines())) <= 80
+    assert shown.count("preferences") == 2 and all(f"m{number}\n" in shown.replace(" ", "\n") for number in range(6))
+
+
+def test_pairs_are_measured_by_preference(runs_dir: Path, pairs_file: str) -> None:
+    found = document(runs_dir, "--data", pairs_file)
+    assert found == document(runs_dir, "--suite", "preferences", "--data", pairs_file)
+    assert (found["suite"], found["pairs"], found["by_sum"]["total"]) == ("preferences", 2, 2)
+    shown = " ".join(invoke(runs_dir, "--data", pairs_file).stdout.split())
+    assert f"preferred {found['score']:.1%} (" in shown and "pairs 2" in shown
+    assert "pairs are read whole" in refused(invoke(runs_dir, "--data", pairs_file, "--seq-len", "8")).fix
+
+
+@pytest.mark.parametrize(("show", "verdicts"), [("wrong", [False] * 29), ("right:2", [True]), ("all:1", [False, True])])
+def test_wrong_and_right_replies_can_be_shown(
+    runs_dir: Path, monkeypatch: pytest.MonkeyPatch, show: str, verdicts: list[bool]
+) -> None:
+    first = demo.questions()[0].id
+    monkeypatch.setattr(demo_suite, "is_correct", lambda question, reply: question.id == first)
+    monkeypatch.setattr(evaluate, "stop_ids", lambda tokenizer: frozenset(range(400)))  # every reply ends at once
+    found = document(runs_dir, *QUICK, "--show", show)
+    assert [each["correct"] for each in found["examples"]] == verdicts
+    shown = invoke(runs_dir, *QUICK, "--show", show).stdout
+    words = [line.split()[0] for line in shown.splitlines() if line.strip()]
+    assert (words.count("wrong"), words.count("right")) == (verdicts.count(False), verdicts.count(True))
+    assert words.count("expected") == len(verdicts)
+
+
+def test_shuffled_answers_are_a_control(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each reply is judged by another question, every question judges once, and the score is not kept."""
+    said: list[tuple[str, str]] = []
+
+    def judged(question: demo.Question, reply: str) -> bool:
+        said.append((question.id, reply))
+        return False
+
+    monkeypatch.setattr(demo_suite, "is_correct", judged)
+    monkeypatch.setattr(evaluate, "stop_ids", lambda tokenizer: frozenset(range(400)))
+    own, others = (document(runs_dir, "--limit", "4", *args) for args in ((), ("--shuffle-answers",)))
+    count = own["questions"]
+    assert "shuffled" not in own and others["shuffled"] is True
+    plain, shuffled = said[:count], said[count:]
+    assert {name for name, _ in plain} == {name for name, _ in shuffled} and plain != shuffled
+    kept = read_evaluations(Run(runs_dir / "0003-sft-tiny"))
+    assert not any(each.get("shuffled") for each in kept)
+
+
+# Kept in the run
+
+
+def test_results_are_kept_in_the_run(runs_dir: Path, pairs_file: str, text_file: str) -> None:
+    run = Run(runs_dir / "0002-pretrain-tiny")
+    (run.path / EVALUATIONS).unlink(missing_ok=True)
+    write_report(run)
+    for args in (QUICK, QUICK, ("--data", pairs_file), ("--data", text_file), ("--limit", "1", *QUICK[2:])):
+        assert invoke(runs_dir, "2", *args).exit_code == 0
+    kept = read_evaluations(run)
+    assert [(each.get("suite"), each.get("limit")) for each in kept] == [
+        (None, None),
+        ("demo", 1),
+        ("demo", 2),
+        ("preferences", None),
+    ]
+    assert all(each["date"] for each in kept)
+    assert kept[2]["version"] == demo.CORPUS_VERSION and len(kept[2]["family_scores"]) == 15
+    shown = CliRunner().invoke(runs_command.app, ["show", "2", "--runs-dir", str(runs_dir)]).stdout
+    assert f"demo v{demo.CORPUS_VERSION}  0.0% (0-11)" in shown and "facts 0%" in shown and "asked as text" in shown
+    assert "preferences" in shown and "bits per byte" in shown
+    listed = CliRunner().invoke(runs_command.app, ["show", "2", "--json", "--runs-dir", str(runs_dir)]).stdout
+    assert json.loads(listed)["evaluations"] == kept
+    html = (run.path / "report.html").read_text(encoding="utf-8")
+    assert "<h2>Evaluations</h2>" in html and f"demo v{demo.CORPUS_VERSION}" in html and "0.0% (0-11)" in html
+    (run.path / EVALUATIONS).write_text('{"results": [', encoding="utf-8")
+    assert any(EVALUATIONS in fault.what and "mmcli eval 2" in fault.fix for fault in verify_run(run).faults)
+    assert read_evaluations(run) == []
+    assert invoke(runs_dir, "2", *QUICK).exit_code == 0 and len(read_evaluations(run)) == 1
+
+
+def test_a_run_that_cannot_be_written_still_gives_its_score(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, value: Any) -> None:
+        raise MmcliError(f"cannot write {path}: No space left on device", "free space")
+
+    monkeypatch.setattr(evaluations, "write_json", full)
+    result = invoke(runs_dir, *QUICK, "--json")
+    assert result.exit_code == 0 and json.loads(result.stdout)["questions"] == 30
+    assert "the result is not kept: cannot write" in result.stderr
+
+
+def test_a_result_of_earlier_weights_says_so(tmp_path: Path) -> None:
+    run = Run.create(tmp_path, "sft", "tiny")
+    with atomic_folder(run.model) as folder:
+        (folder / "model.safetensors").write_bytes(b"1")
+    evaluations.keep_evaluation(run, {"suite": "demo", "score": 0.5, "interval": [0.4, 0.6]})
+    [result] = read_evaluations(run)
+    assert evaluations.describe_evaluation(run, result)["score"] == "50.0% (40-60)"
+    assert "weights" not in evaluations.describe_evaluation(run, result)["notes"]
+    with atomic_folder(run.model) as folder:
+        (folder / "model.safetensors").write_bytes(b"2")
+    assert "of earlier weights" in evaluations.describe_evaluation(run, result)["notes"]
+
+
+@pytest.mark.parametrize(
+    "stored", ["[]", '{"results": 3}', '{"results": [3, {"suite": {}, "score": "x", "data": 1}]}', "\xff"]
+)
+def test_a_strange_file_of_results_breaks_no_display(tmp_path: Path, stored: str) -> None:
+    run = Run.create(tmp_path, "sft", "tiny")
+    (run.path / EVALUATIONS).write_bytes(stored.encode("latin-1"))
+    shown = CliRunner().invoke(runs_command.app, ["show", "1", "--runs-dir", str(tmp_path)])
+    assert shown.exit_code == 0, shown.exception
+    write_report(run)
