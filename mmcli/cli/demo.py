@@ -120,10 +120,12 @@ def _export(model: ModelRef, report: Reporter) -> ModelRef:
 def _score(model: ModelRef, limit: int, report: Reporter) -> dict[str, Any]:
     """The held-out score of a model: of all questions, and by family."""
     from mmcli.evaluation.evaluate import evaluate
-    from mmcli.evaluation.questions import add_scores
+    from mmcli.evaluation.keep import keep_result
+    from mmcli.evaluation.scores import family_scores
 
     result = evaluate(model, "demo", limit=limit, backend=_backend(model), report=report)
-    by_family = {name: add_scores(languages.values()).share for name, languages in result.families.items()}
+    keep_result(model, result, report)
+    by_family = {name: score.share for name, score in family_scores(result.families).items()}
     return {"score": result.total.share, "families": by_family}
 
 
