@@ -16,7 +16,6 @@ from mmcli.model.config import ModelConfig
 from mmcli.model.logps import token_logps
 from mmcli.stage import LossOutput, Metric, Term
 
-
 NEARLY_ALL = 0.9  # share of labels from which picking them is not worth it
 
 
