@@ -151,24 +151,16 @@ def _on_host(array: Any) -> np.ndarray:
     return np.ascontiguousarray(values, dtype=np.int64)
 
 
-@dataclass(frozen=True)
-class Varlen:
-    """torch's variable-length FlashAttention."""
-
-    function: Callable[..., Any]
-    groups: bool  # it takes fewer heads of keys than of queries
-
-
-def _find_varlen() -> Varlen | None:
+def _find_varlen() -> Callable[..., Any] | None:
+    """torch's variable-length FlashAttention, if it takes grouped queries and a window."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:  # torch before 2.10
         return None
-    parameters = inspect.signature(varlen_attn).parameters
-    return Varlen(varlen_attn, "enable_gqa" in parameters) if "window_size" in parameters else None
+    return varlen_attn if {"window_size", "enable_gqa"} <= set(inspect.signature(varlen_attn).parameters) else None
 
 
-VARLEN: Varlen | None = None  # looked up for the first batch on CUDA: the import takes seconds
+VARLEN: Callable[..., Any] | None = None  # looked up for the first batch on CUDA: the import takes seconds
 
 
 def _has_varlen(device: torch.device) -> bool:
@@ -293,19 +285,15 @@ def _plain(q_BHTd: Tensor, k_BKJd: Tensor, v_BKJd: Tensor, mask_B1TJ: Tensor, dr
 def _varlen(q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor, ctx: AttnContext, window: int | None) -> Tensor:
     """FlashAttention over the documents of the flattened batch (CUDA, bf16 or fp16)."""
     assert ctx.cu_seqlens is not None and VARLEN is not None
-    q, k, v = (each.flatten(0, 1) for each in (q_BTHd, k_BTKd, v_BTKd))
-    grouping = {"enable_gqa": q.shape[1] != k.shape[1]} if VARLEN.groups else {}
-    if not VARLEN.groups:  # torch 2.11
-        k, v = (each.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for each in (k, v))
-    out: Tensor = VARLEN.function(
-        q,
-        k,
-        v,
+    out: Tensor = VARLEN(
+        q_BTHd.flatten(0, 1),
+        k_BTKd.flatten(0, 1),
+        v_BTKd.flatten(0, 1),
         ctx.cu_seqlens,
         ctx.cu_seqlens,
         ctx.max_len,
         ctx.max_len,
         window_size=(-1 if window is None else window - 1, 0),  # the kernel does not count the token itself
-        **grouping,
+        enable_gqa=q_BTHd.shape[2] != k_BTKd.shape[2],
     )
     return out.view_as(q_BTHd)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE = -100  # label without loss (PyTorch's ignore_index)
-CHUNK_ELEMENTS = {"cpu": 1 << 25, "cuda": 1 << 27}  # logits per chunk: 128 and 512 MiB in fp32
+CHUNK_ELEMENTS = 1 << 25  # logits per chunk: 128 MiB in fp32
 
 
 def token_logps(
@@ -28,14 +28,13 @@ def token_logps(
         head_weight: [V, D].
         labels: [N] or [B, T]; -100 is ignored.
         bias: [V], bias of the head, if it has one.
-        chunk: tokens per chunk; None for as many as have 2^25 logits, 2^27 on CUDA.
+        chunk: tokens per chunk; None for 2^25 logits per chunk.
 
     Returns:
         Log-probabilities in the shape of `labels`. The matmul uses autocast's dtype if enabled, the softmax fp32.
     """
     hidden_ND, labels_N = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
-    if chunk is None:
-        chunk = max(1, CHUNK_ELEMENTS.get(hidden.device.type, CHUNK_ELEMENTS["cpu"]) // head_weight.shape[0])
+    chunk = chunk if chunk is not None else max(1, CHUNK_ELEMENTS // head_weight.shape[0])
     if labels_N.shape[0] <= chunk:
         logits_NV = F.linear(hidden_ND, head_weight, bias).float()
         return -F.cross_entropy(logits_NV, labels_N, ignore_index=IGNORE, reduction="none").view(labels.shape)

@@ -9,6 +9,14 @@ CHATML_CONTROLS = ("<|im_start|>", "<|im_end|>")
 # results between <tool_response> tags in a user turn. Every turn keeps its reasoning, so that a conversation is a
 # prefix of its continuation. The constructs are those that transformers, vLLM and llama.cpp all render. Between the
 # tags `generation` stands what is trained: transformers' assistant mask and TRL's assistant_only_loss read them.
+# What it writes around tools, between control tokens, is `TOOLS_TEXT`.
+TOOLS_TEXT = (
+    "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
+    "You are provided with function signatures within <tools></tools> XML tags:\n<tools>",
+    "\n</tools>\n\nFor each function call, return a json object with function name and arguments within ",
+    " XML tags:\n",
+    '\n{"name": <function-name>, "arguments": <args-json-object>}\n',
+)
 CHATML = r"""
 {%- if tools %}
     {{- '<|im_start|>system\n' }}

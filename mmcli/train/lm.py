@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmcli.data.pack.batches import Batch
+from mmcli.data.pack.batches import NO_LABEL, Batch
 from mmcli.model.attention import AttnContext
 from mmcli.model.config import ModelConfig
 from mmcli.model.logps import token_logps
 from mmcli.stage import LossOutput, Metric, Term
+
+NEARLY_ALL = 0.9  # share of labels from which picking them is not worth it
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class TokenBatch:
     ctx: AttnContext
     counts: Mapping[str, float]
     tokens: int
+    labelled_N: Tensor | None = None  # places of the labels in the flattened batch; None: nearly all have one
 
     @classmethod
     def from_batch(cls, batch: Batch, config: ModelConfig, *, pin: bool = False) -> TokenBatch:
@@ -38,16 +41,25 @@ class TokenBatch:
         counts: dict[str, float] = {"loss": float(batch.targets)}
         if config.use_moe:
             counts["balance"] = float(ctx.rows) if config.seq_aux else 1.0
-        made = cls(torch.from_numpy(batch.ids_BT), torch.from_numpy(batch.labels_BT), ctx, counts, batch.tokens)
-        if not pin:
-            return made
-        ids_BT, labels_BT = made.ids_BT.pin_memory(), made.labels_BT.pin_memory()
-        return replace(made, ids_BT=ids_BT, labels_BT=labels_BT, ctx=ctx.pin_memory())
+        labelled_N = None
+        if batch.targets < NEARLY_ALL * batch.labels_BT.size:
+            labelled_N = torch.from_numpy((batch.labels_BT.ravel() != NO_LABEL).nonzero()[0])
+        ids_BT, labels_BT = torch.from_numpy(batch.ids_BT), torch.from_numpy(batch.labels_BT)
+        made = cls(ids_BT, labels_BT, ctx, counts, batch.tokens, labelled_N)
+        return made._map(Tensor.pin_memory, AttnContext.pin_memory) if pin else made
 
     def to(self, device: torch.device) -> TokenBatch:
         """The same micro-batch on `device`."""
-        ids_BT, labels_BT = (each.to(device, non_blocking=True) for each in (self.ids_BT, self.labels_BT))
-        return replace(self, ids_BT=ids_BT, labels_BT=labels_BT, ctx=self.ctx.to(device))
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True), lambda ctx: ctx.to(device))
+
+    def _map(self, move: Callable[[Tensor], Tensor], move_ctx: Callable[[AttnContext], AttnContext]) -> TokenBatch:
+        return replace(
+            self,
+            ids_BT=move(self.ids_BT),
+            labels_BT=move(self.labels_BT),
+            ctx=move_ctx(self.ctx),
+            labelled_N=None if self.labelled_N is None else move(self.labelled_N),
+        )
 
 
 def language_model_metrics(config: ModelConfig) -> tuple[Metric, ...]:
@@ -63,12 +75,17 @@ def language_model_metrics(config: ModelConfig) -> tuple[Metric, ...]:
 def language_model_loss(model: Any, batch: TokenBatch, config: ModelConfig) -> LossOutput:
     """Mean negative log-likelihood over the labelled tokens, plus alpha times the balance loss of the experts.
 
+    Where many tokens have no label (prompts, padding), the logits of those that have one are computed alone.
+
     Args:
         model: the Transformer, or its compiled form.
     """
-    hidden_BTD, stats = model(batch.ids_BT, batch.ctx)
-    logps_BT = token_logps(hidden_BTD, model.head_weight, batch.labels_BT, bias=model.head_bias)
-    terms = {"loss": Term(-logps_BT.sum(), batch.counts["loss"])}
+    hidden, stats = model(batch.ids_BT, batch.ctx)
+    labels = batch.labels_BT
+    if batch.labelled_N is not None:
+        hidden, labels = hidden.flatten(0, 1)[batch.labelled_N], labels.flatten()[batch.labelled_N]
+    logps = token_logps(hidden, model.head_weight, labels, bias=model.head_bias)
+    terms = {"loss": Term(-logps.sum(), batch.counts["loss"])}
     metrics: dict[str, Term] = {}
     if stats is not None:
         terms["balance"] = Term(stats.balance, batch.counts["balance"], config.aux_loss_alpha)

@@ -89,14 +89,14 @@ class Updates:
         if result.wrong is None:
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        self.wait()
         return result
 
     def _gradient(self, step: int, rate: float, *, last: bool) -> StepResult:
         """The clipped gradient of a step, left in the parameters."""
         batches = self._feed.batches(step, last=last)
         seed_step(self._seed, step, self._ranks.rank)
-        if not self._task.model.training:
-            self._task.model.train()
+        self._task.model.train()
         totals = self.totals(batches.values())
         sums: dict[str, Tensor] = {}
         counts: dict[str, float] = {}

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from mmcli.data.encode.encoders import Converted, RecordBatch, keep_records
 from mmcli.data.record import Record, RecordError
 from mmcli.data.records.account import RecordAccount
+from mmcli.data.records.conversations import Chat
 from mmcli.data.records.kinds import find_kind
 from mmcli.data.sources.columns import check_columns, parse_columns
 from mmcli.data.sources.sources import Sources, find_sources, of_any_kind, read_beginnings
+from mmcli.text.template import TOOLS_TEXT
 
 SAMPLE = 200_000  # characters of the data that are kept to measure a tokenizer on
 
@@ -84,7 +88,8 @@ def _texts(sources: Sources, account: RecordAccount) -> Iterator[tuple[str, int]
 
     def texts(record: Record) -> list[str] | RecordError:
         try:
-            return kind.texts(kind.read(record))
+            read = kind.read(record)
+            return [*kind.texts(read), *_around(read)]
         except RecordError as error:
             return error
 
@@ -95,6 +100,16 @@ def _texts(sources: Sources, account: RecordAccount) -> Iterator[tuple[str, int]
         for _, found in batch.kept:
             for text in found:
                 yield text, batch.bytes_read
+
+
+def _around(read: Any) -> list[str]:
+    """What the built-in chat template writes of a conversation besides its messages: roles and tools."""
+    if not isinstance(read, Chat):
+        return []
+    roles = [f"{message['role']}\n" for message in read.messages]
+    if not read.tools:
+        return roles
+    return [*roles, *TOOLS_TEXT, *(json.dumps(tool, ensure_ascii=False) for tool in read.tools)]
 
 
 def open_corpus(names: Sequence[str], columns: Sequence[str] = (), most: float = math.inf) -> Corpus:

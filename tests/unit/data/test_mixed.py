@@ -48,7 +48,9 @@ def test_each_record_is_encoded_as_alone(tmp_path: Path, files: tuple[str, str],
     place = 0
     for cache in alone:
         for i in range(len(cache)):
-            assert np.array_equal(both.ids(place), cache.ids(i)) and np.array_equal(both.trained(place), cache.trained(i))
+            assert np.array_equal(both.ids(place), cache.ids(i)) and np.array_equal(
+                both.trained(place), cache.trained(i)
+            )
             place += 1
     assert both.cuttable(np.arange(len(both))).tolist() == [True] * 50 + [False] * 20
 

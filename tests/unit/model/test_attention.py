@@ -174,15 +174,13 @@ def test_a_context_moves_with_all_its_tensors() -> None:
     assert (moved.max_len, moved.rows, moved.single_segment) == (ctx.max_len, ctx.rows, ctx.single_segment)
 
 
-@pytest.mark.parametrize("groups", [True, False])
-def test_varlen_is_called_with_documents_that_mean_the_mask(monkeypatch: pytest.MonkeyPatch, groups: bool) -> None:
+def test_varlen_is_called_with_documents_that_mean_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel itself needs CUDA; here a stand-in with its documented meaning checks what it is given."""
 
     def varlen(
         q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, **how: Any
     ) -> Tensor:
-        assert torch.equal(cu_q, cu_k) and max_q == max_k >= int(cu_q.diff().max())
-        assert how["enable_gqa"] if groups else "enable_gqa" not in how and q.shape == k.shape
+        assert how["enable_gqa"] and torch.equal(cu_q, cu_k) and max_q == max_k >= int(cu_q.diff().max())
         left, right = how["window_size"]
         out = torch.empty_like(q)
         for start, stop in zip(cu_q.tolist()[:-1], cu_q.tolist()[1:], strict=True):
@@ -193,7 +191,7 @@ def test_varlen_is_called_with_documents_that_mean_the_mask(monkeypatch: pytest.
             out[start:stop] = attended[0].transpose(0, 1)
         return out
 
-    monkeypatch.setattr(attention, "VARLEN", attention.Varlen(varlen, groups))
+    monkeypatch.setattr(attention, "VARLEN", varlen)
     ctx = AttnContext.from_batch(POSITIONS, SEGMENTS)
     tensors = [each.detach().bfloat16() for each in inputs()]
     for window in (None, 3):

@@ -54,3 +54,26 @@ def test_the_line_of_a_step_with_many_experts_fits() -> None:
     routers = {"expert_load": [1 / 64] * 64, "expert_entropy": 1.0, "expert_dropped": 0.0}
     line = step_line({**values, **routers, "eta_seconds": 86_000.0}, language_model_metrics(CONFIG))
     assert "experts 2-2% H1.00 drop 0" in line and len(line) <= 80
+
+
+@pytest.mark.parametrize("moe", [False, True])
+def test_logits_of_labelled_tokens_alone_give_the_same_gradient(monkeypatch: pytest.MonkeyPatch, moe: bool) -> None:
+    config = ModelConfig(dim=32, n_layers=1, n_heads=4, n_kv_heads=2, vocab_size=64, max_seq_len=32, use_moe=moe)
+    draws = np.random.default_rng(0)
+    ids = draws.integers(0, 64, (3, 16))
+    labels = np.where(draws.random((3, 16)) < 0.4, draws.integers(0, 64, (3, 16)), -100)
+    positions = np.tile(np.arange(16), (3, 1))
+    found = []
+    for nearly_all in (0.9, 0.0):
+        monkeypatch.setattr("mmcli.train.lm.NEARLY_ALL", nearly_all)
+        batch = TokenBatch.from_batch(Batch(ids, labels, positions, np.zeros_like(positions)), config)
+        assert (batch.labelled_N is None) == (nearly_all == 0.0)
+        model = Transformer(config, seed=1)
+        out = language_model_loss(model, batch.to(torch.device("cpu")), config)
+        out.terms["loss"].sum.backward()
+        found.append((out.terms["loss"], [p.grad for p in model.parameters() if p.grad is not None]))
+    (one, gradients), (other, expected) = found
+    assert one.count == other.count == (labels >= 0).sum()
+    torch.testing.assert_close(one.sum, other.sum)
+    for each, plain in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(each, plain, rtol=1e-4, atol=1e-6)
