@@ -29,7 +29,8 @@ def evaluate(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="MODEL", help="Run number or name, model folder, latest or latest:STAGE; several are compared. Default: latest."
+            metavar="MODEL",
+            help="Run number or name, model folder, latest or latest:STAGE; several are compared. Default: latest.",
         ),
     ] = None,
     suite: Annotated[
