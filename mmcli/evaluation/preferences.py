@@ -169,10 +169,13 @@ def _batch(pairs: Sequence[EncodedRecord], pad_id: int) -> Batch:
     ids_BT, labels_BT = np.full(shape, pad_id, dtype=np.int64), np.full(shape, NO_LABEL, dtype=np.int64)
     positions_BT, segments_BT = np.zeros(shape, dtype=np.int64), np.full(shape, PADDING, dtype=np.int64)
     for number, pair in enumerate(pairs):
-        for side, ids in enumerate(pair.ids):
+        for side, sequence in enumerate(pair.ids):
+            ids = np.asarray(sequence, dtype=np.int64)  # other processes give unsigned ones
             row, length = 2 * number + side, len(ids) - 1
             ids_BT[row, :length] = ids[:-1]
-            trained = np.ones(length, dtype=bool) if pair.trained is None else np.array(pair.trained[side][1:])
+            trained = (
+                np.ones(length, dtype=bool) if pair.trained is None else np.asarray(pair.trained[side][1:], dtype=bool)
+            )
             labels_BT[row, :length] = np.where(trained, ids[1:], NO_LABEL)
             positions_BT[row, :length] = np.arange(length)
             segments_BT[row, :length] = 0

@@ -48,6 +48,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["pretrain", *text, *SHAPE, *SMALL, *OFTEN],
         ["export", "onnx", "2"],
         ["export", "hf", "2"],
+        ["eval", "2", "--limit", "1", "--max-new-tokens", "2"],
         ["dpo", "--data", str(root / "pairs.jsonl"), "--from", "2", *SMALL, *OFTEN],
     ):
         assert mmcli([*argv, *folder]) == 0, argv
@@ -143,6 +144,14 @@ def test_damage_of_what_tells_what_a_run_is_is_detected(copy: Path, name: str, h
     damaged(path, how, at)
     faults = verify_run(Run(copy / PRETRAIN)).faults
     assert faults and str(path) in faults[0].what
+
+
+def test_a_cut_file_of_results_is_detected_and_no_more_than_that(copy: Path) -> None:
+    path = copy / PRETRAIN / "evaluations.json"
+    damaged(path, "cut", 0.6)
+    [fault] = verify_run(Run(copy / PRETRAIN)).faults
+    assert str(path) in fault.what and "mmcli eval 2" in fault.fix
+    assert mmcli(["runs", "show", "2", "--runs-dir", str(copy)]) == 0
 
 
 @pytest.mark.slow

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from mmcli.data.demo import CORPUS_VERSION
+from mmcli.data.record import EncodedRecord
 from mmcli.errors import UserError
 from mmcli.evaluation import preferences
 from mmcli.evaluation.loss import document_batches, model_losses
@@ -78,6 +81,18 @@ def test_the_built_in_pairs_are_held_out(ref: ModelRef, monkeypatch: pytest.Monk
     values = found.to_json()
     assert (values["suite"], values["data"]) == ("preferences", ["demo"])
     assert values["score"] == found.by_sum.share and values["interval"] == list(found.by_sum.interval)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32, list])
+def test_ids_from_other_processes_are_the_same(dtype: Any) -> None:
+    ids, trained = [[1, 2, 3, 4], [1, 2, 5]], [[False, False, True, True], [False, False, True]]
+    given = [list(each) if dtype is list else np.array(each, dtype=dtype) for each in ids]
+    pair = EncodedRecord(given, [np.array(each, dtype=np.uint8) for each in trained], 0)
+    [batch] = preferences._pair_batches([pair], 100, pad_id=0)
+    assert batch.ids_BT.tolist() == [[1, 2, 3], [1, 2, 0]]
+    assert batch.labels_BT.tolist() == [[-100, 3, 4], [-100, 5, -100]]
+    assert batch.segments_BT.tolist() == [[0, 0, 0], [0, 0, -1]]
+    assert batch.positions_BT.tolist() == [[0, 1, 2], [0, 1, 0]]
 
 
 class Told(Silent):

@@ -20,6 +20,7 @@ from mmcli.evaluation.demo_suite import judge as demo_judge
 from mmcli.evaluation.held_out import evaluation_rows
 from mmcli.evaluation.loss import TextLoss, model_losses, sum_losses
 from mmcli.evaluation.questions import answer_questions, encode_questions, shuffled_questions
+from mmcli.evaluation.scores import family_scores, scores, total_score
 from mmcli.evaluation.suites import SuiteItem, choose_items
 from mmcli.generate.conversation import Conversation
 from mmcli.generate.engine import check_decode, check_prefill, check_truncate
@@ -231,6 +232,21 @@ def test_shuffled_questions_are_others_of_the_same_family_and_language() -> None
         assert (item.family, item.language) == (other.family, other.language) and item.id != other.id
     few = [question("a", "x"), question("b", "y", language="zh"), replace(question("c", "z"), family="other")]
     assert [each.id for each in shuffled_questions(few)] == ["b", "a", "c"]
+
+
+def test_right_replies_score_at_chance_by_shuffled_answers() -> None:
+    """But for the questions that nobody can answer: all of them have the same answers."""
+    items = demo_items()
+    own, others = (
+        scores(
+            (item.family, item.language, demo_judge(other, item.answers[0]))
+            for item, other in zip(items, by, strict=True)
+        )
+        for by in (items, shuffled_questions(items))
+    )
+    assert total_score(own).share == 1.0 and total_score(others).share < 0.1
+    shares = {name: score.share for name, score in family_scores(others).items()}
+    assert shares.pop("unknown") == 1.0 and max(shares.values()) < 0.4
 
 
 def test_replies_are_judged_by_shuffled_answers(tokenizer: Tokenizer, scripted: Callable[..., Any]) -> None:
