@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
-import shutil
-import sys
-from collections.abc import Mapping, Sequence
+import json as json_module
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,15 +14,41 @@ from mmcli.cli.help import App
 from mmcli.cli.options import AsJson, RunsDir
 
 if TYPE_CHECKING:
+    from mmcli.cli.demo_view import Facts
     from mmcli.run import ModelRef, Run
     from mmcli.stage import Reporter
 
 app = App()
 LABEL = "demo"
 VOCAB_SIZE = 2048  # the corpus is small: more tokens would glue names to their neighbours
-STEPS = {"pretrain": 1600, "sft": 800, "dpo": 60}
-OPENINGS = ("Once upon a time in ", "从前，在", "Monday, Tuesday, ")
-QUESTIONS = ("Who are you?", "How much is 7 plus 6?", "小梅住在哪里？")
+STEPS = {"pretrain": 2200, "sft": 600, "dpo": 60}
+SEQ_LEN, ROWS = 320, 4  # a conversation with tools fits into a row
+TEXT, CHATS = "demo:text", "demo:chat"
+# Asked from the first step, a small model learns to answer from what it read; see docs/decisions/008-demo-recipe.md.
+OPTIM = {"optim.optimizer": "muon", "optim.schedule": "linear"}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "pretrain": {
+        "data.sources": [TEXT, CHATS],
+        "data.seq_len": SEQ_LEN,
+        "train.batch_size": ROWS,
+        "optim.lr": 4e-3,
+        "optim.min_lr_ratio": 0.3,
+        **OPTIM,
+    },
+    "sft": {
+        "data.sources": [f"{TEXT}:0.15", f"{CHATS}:0.85"],
+        "data.seq_len": SEQ_LEN,
+        "train.batch_size": ROWS,
+        "optim.lr": 1.2e-3,
+        "optim.min_lr_ratio": 0.0,
+        **OPTIM,
+    },
+    "dpo": {},
+}
+KEPT = "demo.json"  # in the folder of the runs: what the demo showed last
+ONNX = "dpo, ONNX int8"
+SPEED_REACHED = 0.4  # of the rate of a large matrix product, by a step of this model
+OTHER_SECONDS = 100.0  # tokenizer, encoding, dpo, export, questions
 
 
 @app.command()
@@ -31,7 +56,10 @@ def demo(
     pretrain_steps: Annotated[int, typer.Option(help="Optimizer steps of pretraining.", min=1)] = STEPS["pretrain"],
     sft_steps: Annotated[int, typer.Option(help="Optimizer steps of SFT.", min=1)] = STEPS["sft"],
     dpo_steps: Annotated[int, typer.Option(help="Optimizer steps of DPO.", min=1)] = STEPS["dpo"],
-    limit: Annotated[int, typer.Option(help="Held-out questions of each family for the scores.", min=1)] = 40,
+    limit: Annotated[
+        int | None, typer.Option(help="Held-out questions of each family for the scores; default: all.", min=1)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Random seed of the training.", min=0)] = 0,
     runs_dir: RunsDir = Path("runs"),
     json: AsJson = False,
 ) -> None:
@@ -39,25 +67,69 @@ def demo(
 
     Resumes if interrupted. Example: mmcli demo
     """
+    from mmcli.cli import demo_view as view
     from mmcli.cli.console import print_json, reporter
+    from mmcli.files import write_json
     from mmcli.find import find_model
 
-    report = reporter()
+    began, report = time.perf_counter(), reporter()
     steps = {"pretrain": pretrain_steps, "sft": sft_steps, "dpo": dpo_steps}
-    runs = {"tokenizer": _tokenizer(runs_dir, report)}
-    for stage, count in steps.items():
-        runs[stage] = _stage(stage, count, runs, runs_dir, report)
-    models = {stage: find_model(runs[stage].name, runs_dir) for stage in steps}
-    models["dpo, ONNX int8"] = _export(models["dpo"], report)
-    report.note("\n6. the held-out questions")
-    scores = {name: _score(model, limit, report) for name, model in models.items()}
-    continued = _write(models["pretrain"], OPENINGS, chat=False)
-    replies = _write(models["dpo, ONNX int8"], QUESTIONS, chat=True)
-    if json:
+    kept = runs_dir / KEPT
+    facts = _read_facts(kept, limit, runs_dir)
+    if facts is not None:
+        report.note("the demo is done; this is what it made (mmcli runs remove takes runs away)")
+    else:
+        parameters, seconds = _size(steps)
+        report.note(view.announcement(seconds, parameters, steps))
+        runs = {"tokenizer": _tokenizer(runs_dir, report)}
+        for stage, count in steps.items():
+            runs[stage] = _stage(stage, count, seed, runs, runs_dir, report)
+        models = {stage: find_model(runs[stage].name, runs_dir) for stage in steps}
+        models[ONNX] = _export(models["dpo"], report)
+        report.note("\n6. the held-out questions")
+        scores = {name: _score(model, limit, report) for name, model in models.items()}
+        preferred = {name: _preferred(models[name], report) for name in ("sft", "dpo")}
+        said = view.converse(models[ONNX])
         names = {stage: run.name for stage, run in runs.items()}
-        print_json({"runs": names, "scores": scores, "continuations": continued, "replies": replies})
-        return
-    _show(scores, continued, replies, runs_dir)
+        spent = sum(float(run.info().get("elapsed_seconds", 0.0)) for run in runs.values())
+        facts = view.Facts(names, scores, preferred, said, parameters, max(spent, time.perf_counter() - began))
+        write_json(kept, {"limit": limit, **facts.to_json()})
+        _report(runs["dpo"])
+    if json:
+        print_json(facts.to_json())
+    else:
+        view.show(facts, runs_dir)
+
+
+def _read_facts(path: Path, limit: int | None, runs_dir: Path) -> Facts | None:
+    """What a demo made before, where all its runs are still there and finished."""
+    from mmcli.cli.demo_view import Facts
+
+    try:
+        value = json_module.loads(path.read_text(encoding="utf-8"))
+        if value.pop("limit") != limit:
+            return None
+        facts = Facts.from_json(value)
+        newest = {stage: _newest(stage, runs_dir) for stage in facts.runs}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    same = all(run is not None and run.name == facts.runs[stage] for stage, (run, _) in newest.items())
+    return facts if same and all(state == "finished" for _, state in newest.values()) else None
+
+
+def _size(steps: Mapping[str, int]) -> tuple[int, float]:
+    """(parameters, about how many seconds everything takes here): the FLOPs of its steps at the measured rate."""
+    import torch
+
+    from mmcli.api import model_config
+    from mmcli.model.count import count_parameters, training_flops_per_token
+    from mmcli.train.device import Accelerator, measure_peak_flops
+
+    config = model_config("tiny", {"vocab_size": VOCAB_SIZE})
+    tokens = (steps["pretrain"] + steps["sft"]) * ROWS * SEQ_LEN
+    rate = SPEED_REACHED * measure_peak_flops(Accelerator(torch.device("cpu"), "fp32"))
+    seconds = OTHER_SECONDS + tokens * training_flops_per_token(config, SEQ_LEN) / rate
+    return count_parameters(config).total, seconds
 
 
 def _newest(stage: str, runs_dir: Path) -> tuple[Run | None, str]:
@@ -78,10 +150,10 @@ def _tokenizer(runs_dir: Path, report: Reporter) -> Run:
         report.note(f"1. tokenizer: done, {run.name}")
         return run
     report.note("1. a tokenizer from the built-in corpus")
-    return save_run(train_on(["demo"], report, vocab_size=VOCAB_SIZE), runs_dir, LABEL)
+    return save_run(train_on([TEXT, CHATS], report, vocab_size=VOCAB_SIZE), runs_dir, LABEL)
 
 
-def _stage(stage: str, steps: int, before: Mapping[str, Run], runs_dir: Path, report: Reporter) -> Run:
+def _stage(stage: str, steps: int, seed: int, before: Mapping[str, Run], runs_dir: Path, report: Reporter) -> Run:
     """Run one stage of the demo, resume it, or take it as done."""
     from mmcli import runner
     from mmcli.cli.console import reporter
@@ -96,7 +168,8 @@ def _stage(stage: str, steps: int, before: Mapping[str, Run], runs_dir: Path, re
     if run is not None and (run.path / "config.toml").is_file():
         return runner.resume(run, reporter(run.metrics))
     source = "data.tokenizer" if stage == "pretrain" else "train.start_from"
-    own = [Layer("demo", {"train.steps": steps, source: list(before.values())[-1].name})]
+    fixed = {"train.steps": steps, "train.seed": seed, source: list(before.values())[-1].name}
+    own = [Layer("demo", {**SETTINGS[stage], **fixed})]
     return runner.start(runner.load_stage(stage), own, runs_dir=runs_dir, name=LABEL, report=report)
 
 
@@ -117,71 +190,30 @@ def _export(model: ModelRef, report: Reporter) -> ModelRef:
     return ModelRef(folder, None)
 
 
-def _score(model: ModelRef, limit: int, report: Reporter) -> dict[str, Any]:
+def _score(model: ModelRef, limit: int | None, report: Reporter) -> dict[str, Any]:
     """The held-out score of a model: of all questions, and by family."""
     from mmcli.evaluation.evaluate import evaluate
     from mmcli.evaluation.keep import keep_result
     from mmcli.evaluation.scores import family_scores
 
-    result = evaluate(model, "demo", limit=limit, backend=_backend(model), report=report)
+    result = evaluate(model, "demo", limit=limit, report=report)
     keep_result(model, result, report)
-    by_family = {name: score.share for name, score in family_scores(result.families).items()}
-    return {"score": result.total.share, "families": by_family}
+    families = {name: score.share for name, score in family_scores(result.families).items()}
+    total = result.total
+    return {"score": total.share, "interval": list(total.interval), "questions": total.total, "families": families}
 
 
-def _backend(model: ModelRef) -> str:
-    return "torch" if (model.path / "model.safetensors").is_file() else "onnx"
+def _preferred(model: ModelRef, report: Reporter) -> float:
+    """The share of held-out pairs whose better reply is the likelier one."""
+    from mmcli.evaluation.keep import keep_result
+    from mmcli.evaluation.preferences import measure_preferences
+
+    result = measure_preferences(model, report=report)
+    keep_result(model, result, report)
+    return result.by_sum.share
 
 
-def _write(model: ModelRef, prompts: Sequence[str], *, chat: bool) -> list[dict[str, str]]:
-    """The greedy reply of a model to each prompt."""
-    from mmcli.evaluation.engines import load_engine
-    from mmcli.generate.conversation import Conversation
-    from mmcli.generate.sampler import SamplingConfig
-    from mmcli.text.tokenizer import Tokenizer
+def _report(run: Run) -> None:
+    from mmcli.report.page import write_report
 
-    engine, tokenizer = load_engine(model, _backend(model)), Tokenizer.load(model.path)
-    # A small model's continuation runs in circles; an answer such as "7 + 7 = 14" has to repeat.
-    sampling = SamplingConfig(temperature=0.0, repetition_penalty=1.0 if chat else 1.1)
-    said = []
-    for prompt in prompts:
-        talk = Conversation(engine, tokenizer, sampling=sampling, max_new_tokens=48, chat=chat)
-        said.append({"prompt": prompt, "text": "".join(talk.reply(prompt))})
-    return said
-
-
-def _show(
-    scores: Mapping[str, Any],
-    continued: Sequence[Mapping[str, str]],
-    replies: Sequence[Mapping[str, str]],
-    runs_dir: Path,
-) -> None:
-    from rich.table import Table
-
-    from mmcli.cli.console import out
-    from mmcli.cli.progress import one_line, sample_text
-
-    console = out()
-    table = Table(box=None, pad_edge=False)
-    table.add_column("correct answers by stage")
-    for name in scores:
-        table.add_column(name, justify="right")
-    families = next(iter(scores.values()))["families"]
-    for family in families:
-        table.add_row(family, *(f"{score['families'][family]:.0%}" for score in scores.values()))
-    table.add_row("all", *(f"{score['score']:.0%}" for score in scores.values()), style="bold")
-    console.print(table, soft_wrap=False)
-    console.print("\nafter pretrain, it continues texts (torch)", style="bold")
-    for each in continued:
-        console.print(one_line(sample_text(each["prompt"], each["text"]), 240), markup=False)
-    console.print("\nafter dpo, it answers (ONNX Runtime, int8)", style="bold")
-    for each in replies:
-        console.print(f"> {each['prompt']}\n{one_line(each['text'], 240)}", markup=False)
-    where = "" if runs_dir == Path("runs") else f" --runs-dir {shlex.quote(str(runs_dir))}"
-    console.print(f"\ntalk to it: {_program()} chat{where}", markup=False, soft_wrap=True)
-
-
-def _program() -> str:
-    """How a person calls mmcli: `make demo` has it in a folder of its own, which is not on PATH."""
-    here = Path(sys.argv[0])
-    return "mmcli" if shutil.which("mmcli") or here.name != "mmcli" else shlex.quote(str(here))
+    write_report(run)

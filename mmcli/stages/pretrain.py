@@ -35,7 +35,9 @@ def run(config: PretrainConfig, context: StageContext) -> dict[str, Any]:
     accelerator = choose_accelerator(config.train.device, config.train.precision, context, width=config.model.dim)
     data = open_data("text", config.data, mixed=True)  # refuse what is not there before anything is made
     start = prepare_start(config.model, data, config.train, context, accelerator.device)
-    options: dict[str, Any] = {"mask_prompts": config.mask_prompts} if data.train.kind == "mixed" else {}
+    options: dict[str, Any] = {}
+    if data.train.kind == "mixed":  # as sft encodes a mixture, so that both take one cache
+        options = {"train_on": "all", "train_reasoning": True, "mask_prompts": config.mask_prompts}
     rows = open_rows(data, config.train, start.tokenizer, context, **options)
     sample = continuations(start, rows, config.train.seed, prompt_tokens=PROMPT_TOKENS)
     seconds = start_from_bigrams(start, rows, config, accelerator, context)

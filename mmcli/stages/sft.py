@@ -20,14 +20,10 @@ def run(config: SftConfig, context: StageContext) -> dict[str, Any]:
     accelerator = choose_accelerator(config.train.device, config.train.precision, context)
     data = open_data("chat", config.data, mixed=True)  # refuse what is not there before anything is made
     start = prepare_start(None, data, config.train, context, accelerator.device)
-    rows = open_rows(
-        data,
-        config.train,
-        start.tokenizer,
-        context,
-        train_on=config.train_on,
-        train_reasoning=config.train_reasoning,
-    )
+    options: dict[str, Any] = {"train_on": config.train_on, "train_reasoning": config.train_reasoning}
+    if data.train.kind == "mixed":
+        options["mask_prompts"] = True
+    rows = open_rows(data, config.train, start.tokenizer, context, **options)
     sample = continuations(start, rows, config.train.seed, prompt_tokens=None)
     task = token_task(start, rows, config.train, accelerator, context, sample=sample)
     return train(task, config.optim, config.train, context)

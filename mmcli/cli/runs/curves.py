@@ -47,7 +47,7 @@ def plot(
         print_json([{"curve": each.label, "x": each.x, "y": each.y} for each in chart.curves])
         return
     if svg is None and png is None:
-        _print_chart(chart, width)
+        print_chart(chart, width)
         return
     for path, content in _pictures(chart, svg, png):
         try:
@@ -65,7 +65,8 @@ def _pictures(chart: Chart, svg: Path | None, png: Path | None) -> list[tuple[Pa
     return [*found, (png, draw_png(chart))] if png is not None else found
 
 
-def _print_chart(chart: Chart, width: int | None) -> None:
+def print_chart(chart: Chart, width: int | None, height: int = HEIGHT) -> None:
+    """Draw a chart in the terminal, `width` columns wide (None: all of it)."""
     from rich.text import Text
 
     from mmcli.cli.console import out
@@ -75,7 +76,7 @@ def _print_chart(chart: Chart, width: int | None) -> None:
     several = len({each.series for each in chart.curves}) > 1
     encoding = (sys.stdout.encoding or "").lower().replace("-", "")
     letters = encoding != "utf8" or (several and (console.no_color or not console.is_terminal))
-    for row in draw(chart, width or console.width, HEIGHT, letters=letters):
+    for row in draw(chart, width or console.width, height, letters=letters):
         line = Text(no_wrap=True)
         for piece in row:
             line.append(piece.text, COLOURS[piece.series % len(COLOURS)] if piece.series is not None else "")
