@@ -141,8 +141,6 @@ def _refuse_unused(
         for name, value in (("seq-len", seq_len), ("columns", columns)):
             if value:
                 raise UserError(f"--{name} is for the loss of a text", "add --data FILE, or leave it out")
-    elif seq_len is not None and PREFERENCES in (suites or []):
-        raise UserError("--seq-len is for the loss of a text", "leave it out: pairs are read whole")
     asks = [name for name in suites or ([] if data is not None else ["demo"]) if name != PREFERENCES]
     if not asks:
         for name, value in questions.items():
@@ -166,27 +164,25 @@ def _measures(
     """
     from mmcli.evaluation.evaluate import evaluate
     from mmcli.evaluation.held_out import measure_loss
-    from mmcli.evaluation.preferences import are_pairs, measure_preferences
+    from mmcli.evaluation.preferences import measure_preferences, split_pairs
     from mmcli.evaluation.suites import find_suite
 
     names = list(dict.fromkeys(suites or ([] if data is not None else ["demo"])))
-    if data is not None and PREFERENCES not in names and are_pairs(data, columns=columns):
-        if seq_len is not None:
-            raise UserError("--seq-len is for the loss of a text", "leave it out: pairs are read whole")
+    pairs, texts = split_pairs(data or [], built_in=PREFERENCES in names, columns=columns)
+    if seq_len is not None and not texts:
+        raise UserError("--seq-len is for the loss of a text", "leave it out: pairs are read whole")
+    if pairs and PREFERENCES not in names:
         names.append(PREFERENCES)
 
     def ask(name: str) -> Measure:
+        find_suite(name)
         return lambda ref, device, report: evaluate(ref, name, device=device, report=report, **asked)
 
     def prefer(ref: ModelRef, device: str, report: Reporter) -> Result:
-        pairs = data if data is not None else ["demo"]
-        return measure_preferences(ref, pairs, columns=columns, device=device, report=report)
+        return measure_preferences(ref, pairs or ["demo"], columns=columns, device=device, report=report)
 
     def lose(ref: ModelRef, device: str, report: Reporter) -> Result:
-        return measure_loss(ref, data or [], columns=columns, seq_len=seq_len, device=device, report=report)
+        return measure_loss(ref, texts, columns=columns, seq_len=seq_len, device=device, report=report)
 
-    for name in names:
-        if name != PREFERENCES:
-            find_suite(name)
     measures = [prefer if name == PREFERENCES else ask(name) for name in names]
-    return [*measures, lose] if data is not None and PREFERENCES not in names else measures
+    return [*measures, lose] if texts else measures

@@ -216,7 +216,10 @@ def _print_examples(result: SuiteResult, shown: Shown | None) -> None:
 
     from mmcli.cli.console import out
 
-    for reply in result.examples(shown.count, shown.which) if shown is not None else []:
+    replies = result.examples(shown.count, shown.which) if shown is not None else []
+    if shown is not None and not replies:
+        out().print(f"\nno reply is {shown.which}")
+    for reply in replies:
         table = _table(grid=True)
         table.add_column(width=9, justify="right")
         table.add_column(overflow="fold")

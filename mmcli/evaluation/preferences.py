@@ -89,6 +89,8 @@ def measure_preferences(
     from mmcli.model.formats.hf_folder import load_model
 
     report, built_in = report or Silent(), list(data) == [DEMO]
+    if DEMO in data and not built_in:
+        raise UserError("demo stands for the held-out pairs, and takes no others beside it", "measure the others alone")
     tokenizer, max_seq_len = Tokenizer.load(ref.path), read_model_config(ref.path).max_seq_len
     with tempfile.TemporaryDirectory(prefix="mmcli-", ignore_cleanup_errors=True) as folder, RecordAccount() as account:
         names = [_held_out_pairs(Path(folder))] if built_in else data
@@ -129,13 +131,27 @@ def measure_preferences(
     )
 
 
-def are_pairs(data: Sequence[str], *, columns: Sequence[str] = ()) -> bool:
-    """Whether data holds preference pairs, and not text or conversations; `demo` is text.
+def split_pairs(
+    data: Sequence[str], *, built_in: bool = False, columns: Sequence[str] = ()
+) -> tuple[list[str], list[str]]:
+    """(what holds preference pairs, what holds text or conversations) of the things that `--data` names.
+
+    Args:
+        built_in: `demo` means the held-out pairs, and not the text of the built-in corpus.
+        columns: see `measure_preferences`; with them, all of the data is of one kind.
 
     Raises:
-        UserError: it is of no kind that can be measured.
+        UserError: something is of no kind that can be measured.
     """
-    return open_any(data, KINDS, columns=columns).kind == "preference"
+    parts = [list(data)] if columns else [[name] for name in data]
+    pairs = [
+        (built_in and part == [DEMO]) or open_any(part, KINDS, columns=columns).kind == "preference" for part in parts
+    ]
+    chosen = [
+        [name for part, is_pairs in zip(parts, pairs, strict=True) if is_pairs is wanted for name in part]
+        for wanted in (True, False)
+    ]
+    return chosen[0], chosen[1]
 
 
 def _held_out_pairs(folder: Path) -> str:

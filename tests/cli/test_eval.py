@@ -341,6 +341,18 @@ def test_pairs_are_measured_by_preference(runs_dir: Path, pairs_file: str) -> No
     assert "pairs are read whole" in refused(invoke(runs_dir, "--data", pairs_file, "--seq-len", "8")).fix
 
 
+def test_texts_and_pairs_go_into_one_table(runs_dir: Path, text_file: str, pairs_file: str) -> None:
+    shown = invoke(runs_dir, "2", "3", "--data", text_file, "--data", pairs_file).stdout
+    assert [line.split("  ")[0] for line in shown.splitlines() if line[:1].isalpha()] == [
+        "preferences",
+        "bits per byte",
+    ]
+    found = document(runs_dir, "2", "--data", text_file, "--suite", "preferences", "--data", pairs_file)
+    [each] = found["models"]
+    assert [result.get("suite") for result in each["results"]] == ["preferences", None]
+    assert [result["data"] for result in each["results"]] == [[pairs_file], [text_file]]
+
+
 @pytest.mark.parametrize(("show", "verdicts"), [("wrong", [False] * 29), ("right:2", [True]), ("all:1", [False, True])])
 def test_wrong_and_right_replies_can_be_shown(
     runs_dir: Path, monkeypatch: pytest.MonkeyPatch, show: str, verdicts: list[bool]

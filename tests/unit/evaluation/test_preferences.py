@@ -14,7 +14,7 @@ from mmcli.data.record import EncodedRecord
 from mmcli.errors import UserError
 from mmcli.evaluation import preferences
 from mmcli.evaluation.loss import document_batches, model_losses
-from mmcli.evaluation.preferences import are_pairs, measure_preferences
+from mmcli.evaluation.preferences import measure_preferences, split_pairs
 from mmcli.evaluation.scores import Score
 from mmcli.model.config import ModelConfig
 from mmcli.model.formats.hf_folder import load_model, save_model
@@ -117,8 +117,12 @@ def test_what_cannot_be_compared_is_told(ref: ModelRef, tmp_path: Path) -> None:
         measure_preferences(ref, [write(path, [("a", "b", "b")])], device="cpu")
 
 
-def test_pairs_are_told_from_texts(tmp_path: Path) -> None:
-    text = tmp_path / "text.txt"
-    text.write_text("Hello.")
-    assert are_pairs([write(tmp_path / "pairs.jsonl", PAIRS)])
-    assert not are_pairs([str(text)]) and not are_pairs(["demo"])
+def test_pairs_are_told_from_texts(ref: ModelRef, tmp_path: Path) -> None:
+    text, pairs = str(tmp_path / "text.txt"), write(tmp_path / "pairs.jsonl", PAIRS)
+    Path(text).write_text("Hello.")
+    assert split_pairs([text, pairs, "demo"]) == ([pairs], [text, "demo"])
+    assert split_pairs(["demo", text], built_in=True) == (["demo"], [text])
+    assert split_pairs([]) == ([], [])
+    assert split_pairs([pairs], columns=["prompt=prompt", "chosen=chosen", "rejected=rejected"]) == ([pairs], [])
+    with pytest.raises(UserError, match="demo stands for the held-out pairs"):
+        measure_preferences(ref, ["demo", pairs])
