@@ -11,6 +11,7 @@ from torch import Tensor
 from mmcli.model import attention
 from mmcli.model.attention import AttentionPlan, AttnContext, choose_kernel, plan_attention
 from mmcli.model.config import ModelConfig
+from mmcli.model.transformer import Transformer
 
 SEGMENTS = np.array([[0, 0, 0, 1, 1, 2, 2, 2, 2, -1], [0, 0, 0, 0, 0, 0, 0, -1, -1, -1]])
 POSITIONS = np.array([[0, 1, 2, 0, 1, 0, 1, 2, 3, 0], [0, 1, 2, 3, 4, 5, 6, 0, 1, 2]])
@@ -197,3 +198,45 @@ def test_varlen_is_called_with_documents_that_mean_the_mask(monkeypatch: pytest.
     for window in (None, 3):
         out = attend(*tensors, AttnContext(**{**vars(ctx), "varlen": True}), window=window)
         torch.testing.assert_close(out, attend(*tensors, ctx, window=window), atol=2e-2, rtol=2e-2)
+
+
+def packed_rows(lengths: list[int], n_tokens: int = 64, padding: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """Positions and segments of three rows whose documents have these lengths in turn, the last one padded."""
+    positions, segments, at = np.zeros((3, n_tokens), dtype=np.int64), np.full((3, n_tokens), -1), 0
+    for row in range(3):
+        place, end = 0, n_tokens - (padding if row == 2 else 0)
+        while place < end:
+            size = min(lengths[at % len(lengths)], end - place)
+            positions[row, place : place + size], segments[row, place : place + size] = np.arange(size), at
+            place, at = place + size, at + 1
+    return positions, segments
+
+
+@pytest.mark.parametrize("lengths", [[7, 3, 11, 1], [16], [20, 2, 5]], ids=str)
+def test_documents_by_themselves_attend_as_behind_a_mask(monkeypatch: pytest.MonkeyPatch, lengths: list[int]) -> None:
+    rows = packed_rows(lengths)
+    grouped = AttnContext.from_batch(*rows)
+    monkeypatch.setattr(attention, "GROUPING_PAYS", 0.0)
+    whole = AttnContext.from_batch(*rows)
+    assert grouped.documents is not None and whole.documents is None
+    given = {"flash": True, "window": None, "dtype": torch.float32, "head_dim": 8}
+    assert choose_kernel(grouped, dropout_p=0.0, **given) == "documents"
+    assert choose_kernel(grouped, dropout_p=0.1, **given) == choose_kernel(whole, dropout_p=0.0, **given) == "masked"
+    config = ModelConfig(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=50, max_seq_len=64)
+    model, ids = Transformer(config, seed=1), torch.arange(3 * 64).view(3, 64) * 7 % 50
+    found = []
+    for context in (grouped, whole):
+        model.zero_grad()
+        hidden, _ = model(ids, context)
+        (hidden * torch.linspace(-1, 1, hidden.numel()).view_as(hidden)).sum().backward()
+        found.append((hidden, [p.grad for p in model.parameters() if p.grad is not None]))
+    torch.testing.assert_close(found[0][0], found[1][0])
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_documents_are_grouped_only_where_that_saves_half_of_the_scores() -> None:
+    assert AttnContext.from_batch(*packed_rows([60])).documents is None
+    short = AttnContext.from_batch(*packed_rows([4])).documents
+    assert short is not None and sum(each.numel() for each in short.places_DL) >= 3 * 64
+    assert short.inverse_N.unique().numel() == 3 * 64
