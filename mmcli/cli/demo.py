@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 app = App()
 LABEL = "demo"
 VOCAB_SIZE = 2048  # the corpus is small: more tokens would glue names to their neighbours
-STEPS = {"pretrain": 2200, "sft": 600, "dpo": 60}
+STEPS = {"pretrain": 1700, "sft": 800, "dpo": 60}
 SEQ_LEN, ROWS = 320, 4  # a conversation with tools fits into a row
 TEXT, CHATS = "demo:text", "demo:chat"
 # Asked from the first step, a small model learns to answer from what it read; see docs/decisions/008-demo-recipe.md.
@@ -36,7 +36,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         **OPTIM,
     },
     "sft": {
-        "data.sources": [f"{TEXT}:0.15", f"{CHATS}:0.85"],
+        "data.sources": [f"{TEXT}:0.25", f"{CHATS}:0.75"],
         "data.seq_len": SEQ_LEN,
         "train.batch_size": ROWS,
         "optim.lr": 1.2e-3,

@@ -19,7 +19,7 @@ from mmcli.run import ModelRef
 from mmcli.stage import Reporter, Silent
 from mmcli.text.tokenizer import Tokenizer
 
-SLOTS = 16  # questions answered at a time
+SLOTS = 64  # questions answered at a time
 
 Which = Literal["wrong", "right", "all"]
 

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from mmcli.cli import run
-from mmcli.run import Run
+from mmcli.generate.conversation import is_chat_model
+from mmcli.run import ModelRef, Run
+from mmcli.text.tokenizer import Tokenizer
 
 SMALL = ["--set", "model.dim=32", "--set", "model.n_layers=1", "--set", "model.n_heads=4", "--seq-len", "64"]
 SHORT = [*SMALL, "--batch-size", "4", "--steps", "3"]
@@ -232,3 +234,24 @@ def test_bigrams_for_a_model_that_cannot_begin_with_them_are_refused(
     shape = SHORT if options[0] == "--set" else ["--seq-len", "32", "--batch-size", "4", "--steps", "3"]
     assert run(["pretrain", "--data", text, *shape, "--init", "bigram", *options, "--runs-dir", str(runs)]) == 2
     assert why in error_of(capsys)[0]
+
+
+def test_text_mixed_with_conversations_makes_a_model_that_chats(tmp_path: Path) -> None:
+    runs = ["--runs-dir", str(tmp_path / "runs")]
+    write_text(tmp_path / "text.txt")
+    chats = [
+        {"messages": [{"role": "user", "content": f"Where is {i}?"}, {"role": "assistant", "content": f"At {i * 7}."}]}
+        for i in range(200)
+    ]
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps(each) + "\n" for each in chats))
+    text, chat = str(tmp_path / "text.txt"), str(tmp_path / "chat.jsonl")
+    assert run(["tokenizer", "train", "--data", text, "--data", chat, "--vocab-size", "420", *runs]) == 0
+    assert run(["pretrain", "--data", f"{text}:0.4", "--data", f"{chat}:0.6", *SHORT, *runs]) == 0
+    assert run(["sft", "--data", f"{text}:0.2", "--data", f"{chat}:0.8", *SHORT[-4:], "--seq-len", "64", *runs]) == 0
+    mixed, tuned = Run(tmp_path / "runs/0002-pretrain-tiny"), Run(tmp_path / "runs/0003-sft-tiny")
+    assert ModelRef(mixed.path / "model", mixed).stage == "pretrain-chat"
+    assert ModelRef(tuned.path / "model", tuned).stage == "sft"
+    data = mixed.info()["data"]
+    assert data["kind"] == "mixed" and data["cache"] == tuned.info()["data"]["cache"]  # encoded once
+    assert is_chat_model(mixed.path / "model", Tokenizer.load(mixed.path / "model"), stage="pretrain-chat")
+    assert not is_chat_model(mixed.path / "model", Tokenizer.load(mixed.path / "model"), stage="pretrain")

@@ -28,7 +28,7 @@ __all__ = [
     "records",
 ]
 
-CORPUS_VERSION = "2"
+CORPUS_VERSION = "3"
 """Changes whenever the generated text does."""
 
 

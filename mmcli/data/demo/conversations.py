@@ -154,7 +154,7 @@ def thinking(talker: Talker) -> list[Message]:
 def tools(talker: Talker) -> list[Message]:
     """One or two large sums or products for the calculator; sometimes a question that needs none."""
     draw, messages = talker.draw, list[Message]()
-    for _ in range(draw.pick((1, 2, 2))):
+    for _ in range(draw.pick((1, 1, 1, 2))):
         if draw.chance(0.15):
             messages += _ask(talker, next(talker.decks["facts"]))
             continue
@@ -170,28 +170,28 @@ def tools(talker: Talker) -> list[Message]:
 
 # Who writes each kind, and how many conversations of it there are in each language.
 KINDS: dict[str, tuple[Callable[[Talker], list[Message]], int]] = {
-    "facts": (_of("facts"), 2000),
+    "facts": (_of("facts"), 1300),
     "things": (_of("things"), 1400),
     "order": (_of("order"), 900),
-    "pairs": (pairs, 1000),
-    "translation": (translation, 1500),
+    "pairs": (pairs, 1150),
+    "translation": (translation, 1900),
     "arithmetic": (arithmetic, 1800),
-    "follow_ups": (follow_ups, 1100),
+    "follow_ups": (follow_ups, 800),
     "yes_no": (yes_no, 150),
     "who": (who, 150),
-    "small_talk": (small_talk, 250),
-    "about_me": (about_me, 500),
+    "small_talk": (small_talk, 200),
+    "about_me": (about_me, 450),
     "short_answer": (systems.short_answer, 900),
     "other_language": (systems.other_language, 800),
-    "given_name": (systems.given_name, 500),
+    "given_name": (systems.given_name, 450),
     "plain_system": (systems.plain_system, 100),
-    "story": (story, 100),
+    "story": (story, 200),
     "unknown": (unknown, 350),
     "describe": (describe, 80),
-    "reading": (reading, 800),
-    "counting": (counting, 350),
+    "reading": (reading, 1000),
+    "counting": (counting, 600),
     "thinking": (thinking, 300),
-    "tools": (tools, 160),
+    "tools": (tools, 280),
 }
 
 

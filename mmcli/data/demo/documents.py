@@ -11,9 +11,9 @@ MIN_CHARACTERS, MAX_CHARACTERS = 20, 1000
 
 # Who writes each kind, and how many documents of it there are in each language.
 KINDS: dict[str, tuple[Callable[[Writer], str], int]] = {
-    "profile": (passages.profile, 1300),
+    "profile": (passages.profile, 1000),
     "portrait": (passages.portrait, 120),
-    "roll": (passages.roll, 450),
+    "roll": (passages.roll, 350),
     "letter": (passages.letter, 80),
     "shared": (passages.shared, 100),
     "town": (passages.town, 350),
@@ -21,10 +21,10 @@ KINDS: dict[str, tuple[Callable[[Writer], str], int]] = {
     "bilingual": (passages.bilingual, 250),
     "story": (passages.story, 120),
     "questions": (lists.questions, 150),
-    "order": (lists.order, 450),
-    "opposites": (lists.opposites, 250),
-    "counted": (lists.counted, 180),
-    "translations": (lists.translations, 950),
+    "order": (lists.order, 600),
+    "opposites": (lists.opposites, 350),
+    "counted": (lists.counted, 260),
+    "translations": (lists.translations, 1300),
     "sums": (sums.sums, 600),
     "rows": (sums.rows, 250),
     "families": (sums.families, 150),

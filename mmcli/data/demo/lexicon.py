@@ -87,7 +87,7 @@ DAYS = terms(
     "Monday/星期一, Tuesday/星期二, Wednesday/星期三, Thursday/星期四, Friday/星期五, Saturday/星期六, Sunday/星期日"
 )
 LETTERS = tuple(Term(letter, letter) for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
-NUMBERS = tuple(Term(str(n), str(n)) for n in range(101))
+NUMBERS = tuple(Term(str(n), str(n)) for n in range(41))
 
 # Name -> (items, whether the list begins again after its end).
 ORDERS: dict[str, tuple[tuple[Term, ...], bool]] = {

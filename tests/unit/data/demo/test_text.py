@@ -18,9 +18,9 @@ from mmcli.data.demo.world import ATTRIBUTES, LANGUAGES, PEOPLE
 from mmcli.data.record import Record
 from mmcli.data.records.conversations import as_chat
 
-FIRST_1000_DOCUMENTS = "570f66a88aada5cd7e90513eddb82d6325c270cacf8ea70493c6d557391eeb8f"
-FIRST_1000_CONVERSATIONS = "7af33e6617a0423a44f83c4e4d5f414fc4a5b32fd8918e4ecfd620ac2fc507ff"
-ALL_QUESTIONS = "ec7166a893a4228eb82ba72d612f387e5bd027fb7bb4f0f5955f9e5d51154f22"
+FIRST_1000_DOCUMENTS = "e9ea70b1d3e0f32556f16a01dc021d8f42488cf65cda44ea646810be06caeb24"
+FIRST_1000_CONVERSATIONS = "6bd28e2d22a7f7b26a313354c895cf2f5e61967b664664ad7f651ed7edab9df4"
+ALL_QUESTIONS = "1bc552849b389d2ee22bc4a6f7044e9059c4214d55fd2fe9ef43f43edc79cb28"
 
 
 def digest(texts) -> str:
@@ -38,7 +38,7 @@ def test_frozen_digests(documents, conversations):
         digest((q.id, q.messages, q.answers, q.rivals, q.subject, q.exact, q.call) for q in questions())
         == ALL_QUESTIONS
     )
-    assert demo.CORPUS_VERSION == "2"
+    assert demo.CORPUS_VERSION == "3"
 
 
 @pytest.mark.parametrize("hash_seed", ["0", "4711"])

@@ -17,6 +17,8 @@ from mmcli.data.records.kinds import as_text
 from mmcli.data.sources import sources as sources_module
 from mmcli.data.sources.sources import open_sources
 from mmcli.errors import UserError
+from mmcli.text.chat import encode_chat
+from mmcli.text.template import TOOLS_TEXT
 from mmcli.text.tokenizer import Tokenizer
 
 COUNT = 20_000
@@ -85,6 +87,9 @@ TEXTS: dict[str, list[str]] = {
         "blue",
         "The tool says so.",
         "It is blue.",
+        *("user\n", "assistant\n", "tool\n", "assistant\n"),
+        *TOOLS_TEXT,
+        '{"type": "function", "function": {"name": "look"}}',
     ],
     "preference": ["who jumps", "the fox", "a dog"],
 }
@@ -137,5 +142,12 @@ def test_a_corpus_opens_each_of_its_sources_once(tmp_path: Path, monkeypatch: py
         names.append(str(path))
     corpus = open_corpus(names, ["text=body", "messages=dialog"])
     assert [sources.kind for sources in corpus.sources] == ["text", "chat"]
-    assert list(corpus) == ["one", "one", *TEXTS["chat"], *TEXTS["chat"]]
+    assert list(corpus) == ["one", "one", *TEXTS["chat"][:9], *TEXTS["chat"][:9]]
     assert opened == names
+
+
+def test_what_the_template_writes_around_tools_is_what_a_tokenizer_is_trained_on(tokenizer: Tokenizer) -> None:
+    tool = {"type": "function", "function": {"name": "look"}}
+    shown = encode_chat(tokenizer, MESSAGES[:1], tools=[tool], add_generation_prompt=True).ids
+    text = "".join(tokenizer.control_token(id) or tokenizer.decode([id]) for id in shown)
+    assert all(part in text.replace("<tool_call></tool_call>", "") or part in text for part in TOOLS_TEXT)
