@@ -212,7 +212,8 @@ def _choose_tokenizer(vocab_size: int, data: OpenedData, parent: ModelRef | None
         latest = context.find_model("latest:tokenizer")
     except UserError:
         report.note("no tokenizer yet: training one on this data")
-        return train_tokenizer(Corpus([data.train], ENOUGH_TEXT), vocab_size=vocab_size, report=report)
+        corpus = Corpus([data.train], ENOUGH_TEXT, template=True)
+        return train_tokenizer(corpus, vocab_size=vocab_size, report=report)
     report.note(f"tokenizer: {latest.label}")
     return Tokenizer.load(latest.path)
 

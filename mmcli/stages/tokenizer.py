@@ -48,7 +48,7 @@ def train_on(
     from mmcli.data.encode.texts import open_corpus
     from mmcli.text.train import train_tokenizer
 
-    corpus = open_corpus(data, columns, most)
+    corpus = open_corpus(data, columns, most, template=True)
     described = ", ".join(sources.describe for sources in corpus.sources)
     report.note(f"data: {described}; vocabulary {vocab_size:,}; pre-tokenizer {pretokenizer}")
     tokenizer = train_tokenizer(corpus, vocab_size=vocab_size, pretokenizer=pretokenizer, report=report)

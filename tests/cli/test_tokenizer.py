@@ -93,7 +93,7 @@ def test_train_without_arguments_learns_the_built_in_corpus(capsys: pytest.Captu
     assert (result["path"], result["data"]) == ("runs/0001-tokenizer-6400/model", "the built-in corpus")
     loaded = Tokenizer.load(Path(result["path"]))
     assert (loaded.vocab_size, len(loaded.control_tokens)) == (6400, 32)  # the corpus fills it
-    english, chinese = "What is the name of the cat?", "今天的天气很好。"
+    english, chinese = "What is the name of the cat?", "小明住在枫林镇。"
     assert len(loaded.encode_text(english)) < len(english) / 2
     assert len(loaded.encode_text(chinese)) < len(chinese)
 

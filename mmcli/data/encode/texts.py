@@ -57,8 +57,13 @@ class Corpus:
         sample: the first `SAMPLE` characters of them.
     """
 
-    def __init__(self, sources: Sequence[Sources], most: float = math.inf) -> None:
-        self.sources, self._most = tuple(sources), most
+    def __init__(self, sources: Sequence[Sources], most: float = math.inf, *, template: bool = False) -> None:
+        """
+        Args:
+            template: what the built-in chat template writes around the messages of a conversation is among the texts,
+                though not in the sample.
+        """
+        self.sources, self._most, self._template = tuple(sources), most, template
         self.account = RecordAccount(strict=any(each.strict for each in sources))
         self.taken = self.skipped = 0
         self.sample = ""
@@ -73,33 +78,38 @@ class Corpus:
         for sources, size in zip(self.sources, sizes, strict=True):
             share = 1 / len(sizes) if size is None or not known else size / known
             even = EvenSample(size, self._most * share)
-            for text, read in _texts(sources, self.account):
+            for text, read, own in _texts(sources, self.account, self._template):
                 if even.takes(text, read):
-                    self.sample += text[: SAMPLE - len(self.sample)]
+                    self.sample += text[: SAMPLE - len(self.sample)] if own else ""
                     yield text
             self.taken += even.taken
             self.skipped += even.skipped
         self.account.check(frozenset[str]().union(*(sources.named for sources in self.sources)))
 
 
-def _texts(sources: Sources, account: RecordAccount) -> Iterator[tuple[str, int]]:
-    """Each text of the records that are kept, and the bytes of files read so far."""
+Texts = tuple[list[str], list[str]]  # of a record: its own, and what the chat template writes around them
+
+
+def _texts(sources: Sources, account: RecordAccount, template: bool) -> Iterator[tuple[str, int, bool]]:
+    """Each text of the records that are kept, the bytes of files read so far, and whether it is the record's own."""
     kind = find_kind(sources.kind)
 
-    def texts(record: Record) -> list[str] | RecordError:
+    def texts(record: Record) -> Texts | RecordError:
         try:
             read = kind.read(record)
-            return [*kind.texts(read), *_around(read)]
+            return kind.texts(read), _around(read) if template else []
         except RecordError as error:
             return error
 
-    def convert(batches: Iterator[RecordBatch]) -> Converted[list[str]]:
+    def convert(batches: Iterator[RecordBatch]) -> Converted[Texts]:
         return ((batch, [texts(record) for record in batch.records]) for batch in batches)
 
     for batch in keep_records(sources, account, convert, batch_records=1):  # so that a sample is even
-        for _, found in batch.kept:
-            for text in found:
-                yield text, batch.bytes_read
+        for _, (own, around) in batch.kept:
+            for text in own:
+                yield text, batch.bytes_read, True
+            for text in around:
+                yield text, batch.bytes_read, False
 
 
 def _around(read: Any) -> list[str]:
@@ -112,11 +122,14 @@ def _around(read: Any) -> list[str]:
     return [*roles, *TOOLS_TEXT, *(json.dumps(tool, ensure_ascii=False) for tool in read.tools)]
 
 
-def open_corpus(names: Sequence[str], columns: Sequence[str] = (), most: float = math.inf) -> Corpus:
+def open_corpus(
+    names: Sequence[str], columns: Sequence[str] = (), most: float = math.inf, *, template: bool = False
+) -> Corpus:
     """The texts of what each of `names` names, each of the kind that it holds.
 
     Args:
         columns: see `open_sources`; each must be a field of some of the data.
+        template: see `Corpus`.
 
     Raises:
         UserError: see `open_sources`; a weight was given.
@@ -130,4 +143,4 @@ def open_corpus(names: Sequence[str], columns: Sequence[str] = (), most: float =
         records += [record for each in beginnings for record in each.records]
         opened.append(of_any_kind(sources, beginnings))
     check_columns(pairs, records)
-    return Corpus(opened, most)
+    return Corpus(opened, most, template=template)

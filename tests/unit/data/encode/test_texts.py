@@ -87,12 +87,14 @@ TEXTS: dict[str, list[str]] = {
         "blue",
         "The tool says so.",
         "It is blue.",
-        *("user\n", "assistant\n", "tool\n", "assistant\n"),
-        *TOOLS_TEXT,
-        '{"type": "function", "function": {"name": "look"}}',
     ],
     "preference": ["who jumps", "the fox", "a dog"],
 }
+AROUND = [
+    *("user\n", "assistant\n", "tool\n", "assistant\n"),
+    *TOOLS_TEXT,
+    '{"type": "function", "function": {"name": "look"}}',
+]
 RECORDS: dict[str, list[Any]] = {
     "text": [{"text": "the text alone", "title": "never read", "url": "x"}, {"text": ""}, {"content": "another"}],
     "chat": [{"messages": MESSAGES, "source": "never read", "tools": [{"name": "look"}]}, {"messages": MESSAGES[:1]}],
@@ -108,6 +110,9 @@ def test_a_tokenizer_reads_the_texts_that_a_training_encodes(tmp_path: Path, tok
     corpus = Corpus([sources])
     assert list(corpus) == TEXTS[kind]
     assert corpus.taken == sum(len(text.encode()) for text in TEXTS[kind]) and corpus.sample == "".join(TEXTS[kind])
+    whole = Corpus([sources], template=True)
+    assert list(whole) == [*TEXTS[kind], *(AROUND if kind == "chat" else [])]
+    assert whole.sample == corpus.sample
     cache = TokenCache.build_or_open(tmp_path / "cache", sources, tokenizer)
     found, expected = corpus.account.tally, cache.tally
     assert (found.kept, found.rejected, found.reasons) == (expected.kept, expected.rejected, expected.reasons)
@@ -142,7 +147,7 @@ def test_a_corpus_opens_each_of_its_sources_once(tmp_path: Path, monkeypatch: py
         names.append(str(path))
     corpus = open_corpus(names, ["text=body", "messages=dialog"])
     assert [sources.kind for sources in corpus.sources] == ["text", "chat"]
-    assert list(corpus) == ["one", "one", *TEXTS["chat"][:9], *TEXTS["chat"][:9]]
+    assert list(corpus) == ["one", "one", *TEXTS["chat"], *TEXTS["chat"]]
     assert opened == names
 
 
