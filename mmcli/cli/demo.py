@@ -67,8 +67,8 @@ def demo(
 
     Resumes if interrupted. Example: mmcli demo
     """
-    from mmcli.cli import demo_view as view
     from mmcli.cli.console import print_json, reporter
+    from mmcli.cli.demo_view import Facts, announcement, converse, show
     from mmcli.files import write_json
     from mmcli.find import find_model
 
@@ -80,7 +80,7 @@ def demo(
         report.note("the demo is done; this is what it made (mmcli runs remove takes runs away)")
     else:
         parameters, seconds = _size(steps)
-        report.note(view.announcement(seconds, parameters, steps))
+        report.note(announcement(seconds, parameters, steps))
         runs = {"tokenizer": _tokenizer(runs_dir, report)}
         for stage, count in steps.items():
             runs[stage] = _stage(stage, count, seed, runs, runs_dir, report)
@@ -89,16 +89,16 @@ def demo(
         report.note("\n6. the held-out questions")
         scores = {name: _score(model, limit, report) for name, model in models.items()}
         preferred = {name: _preferred(models[name], report) for name in ("sft", "dpo")}
-        said = view.converse(models[ONNX])
+        said = converse(models[ONNX])
         names = {stage: run.name for stage, run in runs.items()}
         spent = sum(float(run.info().get("elapsed_seconds", 0.0)) for run in runs.values())
-        facts = view.Facts(names, scores, preferred, said, parameters, max(spent, time.perf_counter() - began))
+        facts = Facts(names, scores, preferred, said, parameters, max(spent, time.perf_counter() - began))
         write_json(kept, {"limit": limit, **facts.to_json()})
         _report(runs["dpo"])
     if json:
         print_json(facts.to_json())
     else:
-        view.show(facts, runs_dir)
+        show(facts, runs_dir)
 
 
 def _read_facts(path: Path, limit: int | None, runs_dir: Path) -> Facts | None:
@@ -121,11 +121,13 @@ def _size(steps: Mapping[str, int]) -> tuple[int, float]:
     """(parameters, about how many seconds everything takes here): the FLOPs of its steps at the measured rate."""
     import torch
 
-    from mmcli.api import model_config
+    from mmcli.config import Layer, preset_layers, resolve
     from mmcli.model.count import count_parameters, training_flops_per_token
+    from mmcli.stages import PretrainConfig
     from mmcli.train.device import Accelerator, measure_peak_flops
 
-    config = model_config("tiny", {"vocab_size": VOCAB_SIZE})
+    layers = [*preset_layers("tiny", "pretrain"), Layer("demo", {"model.vocab_size": VOCAB_SIZE})]
+    config = resolve(PretrainConfig, layers).config.model
     tokens = (steps["pretrain"] + steps["sft"]) * ROWS * SEQ_LEN
     rate = SPEED_REACHED * measure_peak_flops(Accelerator(torch.device("cpu"), "fp32"))
     seconds = OTHER_SECONDS + tokens * training_flops_per_token(config, SEQ_LEN) / rate

@@ -123,9 +123,9 @@ def show(facts: Facts, runs_dir: Path) -> None:
     """The table of scores, the curve, what the model says, and the commands that go on from here."""
     from rich.table import Table
 
+    from mmcli.cli.chart import print_chart
     from mmcli.cli.console import out
     from mmcli.cli.progress import one_line
-    from mmcli.cli.runs.curves import print_chart
     from mmcli.find import find_run
     from mmcli.report.overview import plot_runs
     from mmcli.train.config import duration

@@ -52,7 +52,7 @@ def test_it_ends_with_a_command_that_works_here(
     """`make demo` has mmcli in .venv/bin, which is not on PATH."""
     monkeypatch.setattr(sys, "argv", [".venv/bin/mmcli", "demo"])
     monkeypatch.setattr(shutil, "which", lambda name: name if on_path else None)
-    monkeypatch.setattr("mmcli.cli.runs.curves.print_chart", lambda *given, **more: None)
+    monkeypatch.setattr("mmcli.cli.chart.print_chart", lambda *given, **more: None)
     monkeypatch.setattr("mmcli.find.find_run", lambda *given: None)
     monkeypatch.setattr("mmcli.report.overview.plot_runs", lambda *given: None)
     score = {"score": 0.5, "questions": 2, "families": {"facts": 0.5}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,8 +12,6 @@ from mmcli.cli.options import AsJson, RunsDir
 if TYPE_CHECKING:
     from mmcli.report.scale import Chart
 
-COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "red")
-HEIGHT = 18  # rows of a chart
 SHOWN_VALUE = 32  # characters of a value in a comparison
 
 
@@ -34,6 +31,7 @@ def plot(
 
     Example: mmcli runs plot 3 7 --x time
     """
+    from mmcli.cli.chart import print_chart
     from mmcli.cli.console import err, print_json
     from mmcli.errors import UserError, did_you_mean
     from mmcli.find import find_run
@@ -63,28 +61,6 @@ def _pictures(chart: Chart, svg: Path | None, png: Path | None) -> list[tuple[Pa
 
     found = [(svg, draw_svg(chart).encode())] if svg is not None else []
     return [*found, (png, draw_png(chart))] if png is not None else found
-
-
-def print_chart(chart: Chart, width: int | None, height: int = HEIGHT) -> None:
-    """Draw a chart in the terminal, `width` columns wide (None: all of it)."""
-    from rich.text import Text
-
-    from mmcli.cli.console import out
-    from mmcli.report.terminal import draw
-
-    console = out()
-    several = len({each.series for each in chart.curves}) > 1
-    encoding = (sys.stdout.encoding or "").lower().replace("-", "")
-    letters = encoding != "utf8" or (several and (console.no_color or not console.is_terminal))
-    for row in draw(chart, width or console.width, height, letters=letters):
-        line = Text(no_wrap=True)
-        for piece in row:
-            line.append(piece.text, COLOURS[piece.series % len(COLOURS)] if piece.series is not None else "")
-        console.print(line, soft_wrap=True)
-    for each in chart.curves:
-        letter = chr((ord("A") if each.dots else ord("a")) + each.series % 26)
-        mark = letter if letters else "●" if each.dots else "━"
-        console.print(Text(f"{mark} {each.label}", COLOURS[each.series % len(COLOURS)]), soft_wrap=True)
 
 
 def compare(
