@@ -80,7 +80,7 @@ def demo(
         report.note("the demo is done; this is what it made (mmcli runs remove takes runs away)")
     else:
         parameters, seconds = _size(steps)
-        report.note(announcement(seconds, parameters, steps))
+        report.note(announcement(seconds, parameters))
         runs = {"tokenizer": _tokenizer(runs_dir, report)}
         for stage, count in steps.items():
             runs[stage] = _stage(stage, count, seed, runs, runs_dir, report)
@@ -94,7 +94,6 @@ def demo(
         spent = sum(float(run.info().get("elapsed_seconds", 0.0)) for run in runs.values())
         facts = Facts(names, scores, preferred, said, parameters, max(spent, time.perf_counter() - began))
         write_json(kept, {"limit": limit, **facts.to_json()})
-        _report(runs["dpo"])
     if json:
         print_json(facts.to_json())
     else:
@@ -213,9 +212,3 @@ def _preferred(model: ModelRef, report: Reporter) -> float:
     result = measure_preferences(model, report=report)
     keep_result(model, result, report)
     return result.by_sum.share
-
-
-def _report(run: Run) -> None:
-    from mmcli.report.page import write_report
-
-    write_report(run)

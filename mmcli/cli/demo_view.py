@@ -59,7 +59,7 @@ class Facts:
         return cls(**{**value, "said": said})
 
 
-def announcement(seconds: float, parameters: int, steps: Mapping[str, int]) -> str:
+def announcement(seconds: float, parameters: int) -> str:
     """What is going to happen, and how long it takes."""
     from mmcli.train.config import duration
 

@@ -59,12 +59,16 @@ class Proof:
     @property
     def scale(self) -> float:
         """What the limit of a difference is multiplied by: rounding grows with the numbers that are rounded."""
-        return max(1.0, self.logits_spread)
+        return _scale(self.logits_spread)
 
     @property
     def perplexity_rise(self) -> float:
         """As a share; negative where ONNX is better."""
         return self.perplexity_onnx / self.perplexity_torch - 1.0
+
+
+def _scale(spread: float) -> float:
+    return max(1.0, spread)
 
 
 def prove(folder: Path, model: Transformer, tokenizer: Tokenizer, dtype: Dtype) -> Proof:
@@ -88,7 +92,7 @@ def prove(folder: Path, model: Transformer, tokenizer: Tokenizer, dtype: Dtype) 
     by_torch = sum_losses(model_losses(model, document_batches(held_out)))
     by_onnx = sum_losses(engine_losses(exported, held_out))
     spread = math.sqrt(float(np.mean([step.variance for step in steps])))
-    near = TIE * max(1.0, spread)
+    near = TIE * _scale(spread)
     tied = [step for step in steps if step.chosen != step.chosen_onnx and step.gap <= near]
     proof = Proof(
         dtype=dtype,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mmcli.data.record import Record, RecordError
+from mmcli.data.record import Record
 from mmcli.data.records.conversations import CHAT, Chat, as_chat
 from mmcli.data.records.kinds import TEXT, RecordKind, as_text, is_chat, is_text
 
@@ -23,12 +23,8 @@ def as_mixed(record: Record) -> str | Chat:
     Raises:
         RecordError: it is neither, or cannot be used.
     """
-    if is_chat(record.value):
-        return as_chat(record)
-    if is_text(record.value):
-        return as_text(record)
     MIXED.check(record)
-    raise RecordError("neither text nor a conversation")
+    return as_chat(record) if is_chat(record.value) else as_text(record)
 
 
 def _texts(read: str | Chat) -> list[str]:
