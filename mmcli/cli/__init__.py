@@ -140,8 +140,9 @@ def run(argv: Sequence[str]) -> int:
     from mmcli.cli.streams import drop_stdout
     from mmcli.errors import Terminated
 
+    signals: Sequence[int] = ()
     try:
-        with raise_terminated():
+        with raise_terminated() as signals:
             try:
                 result = typer.main.get_command(app).main(args, prog_name="mmcli", standalone_mode=False)
             finally:
@@ -172,6 +173,8 @@ def run(argv: Sequence[str]) -> int:
     except typer.Exit as error:
         return error.exit_code
     except Exception as error:
+        if signals and not debug:
+            return _interrupted(signals[0])
         return _report_unexpected(error, debug)
 
 

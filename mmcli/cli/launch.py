@@ -23,7 +23,8 @@ from mmcli.cli.streams import stderr
 from mmcli.errors import MmcliError, UserError
 from mmcli.ranks import LAUNCHED, RankLost, find_place
 
-PASSED_ON = ("SIGINT", "SIGTERM", "SIGHUP", "SIGWINCH")
+ENDING = ("SIGINT", "SIGTERM", "SIGHUP")
+PASSED_ON = (*ENDING, "SIGWINCH")
 POLL_SECONDS = 0.05
 GRACE_SECONDS = 10.0  # between the request to end and the end
 LINES_KEPT = 40
@@ -42,12 +43,13 @@ def launch(count: int, arguments: Sequence[str]) -> int:
     if find_place().world > 1:
         raise UserError(f"--nproc {count} in one of several processes", "leave it out: torchrun or srun starts them")
     processes: list[_Rank] = []
-    before = _pass_signals_on(processes)
+    passed_on: list[int] = []
+    before = _pass_signals_on(processes, passed_on)
     try:
         port = _free_port()
         for rank in range(count):
             processes.append(_Rank(rank, count, arguments, port))
-        return _watch(processes)
+        return _watch(processes, passed_on)
     finally:
         _end(processes)
         for number, handler in before.items():
@@ -101,8 +103,11 @@ class _Rank:
             self._reader.join(timeout=1.0)
 
 
-def _watch(processes: Sequence[_Rank]) -> int:
+def _watch(processes: Sequence[_Rank], passed_on: Sequence[int]) -> int:
     """Wait until all are done or one has failed; the exit code of rank 0.
+
+    Args:
+        passed_on: the signals that rank 0 was sent; grows.
 
     Raises:
         MmcliError: another one is to blame.
@@ -115,6 +120,8 @@ def _watch(processes: Sequence[_Rank]) -> int:
             time.sleep(POLL_SECONDS)
             continue
         blamed, code = _blame(processes)
+        if passed_on and code > 0 and (own := _own_end(processes[0])) is not None:
+            return own  # it was told to end, and the others with it
         if blamed is processes[0] and 0 < code != RankLost.exit_code:
             return code  # it has said why
         _end(processes)
@@ -131,6 +138,15 @@ def _blame(processes: Sequence[_Rank]) -> tuple[_Rank, int]:
         if failed[blamed] != RankLost.exit_code or time.monotonic() > deadline:
             return blamed, failed[blamed]
         time.sleep(POLL_SECONDS)
+
+
+def _own_end(rank: _Rank) -> int | None:
+    """The exit code with which it ends within the time for that; None if it goes on, was killed or blames another."""
+    deadline = time.monotonic() + GRACE_SECONDS
+    while rank.code is None and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    code = rank.code
+    return code if code is not None and code > 0 and code != RankLost.exit_code else None
 
 
 def _died(rank: _Rank, code: int) -> MmcliError:
@@ -154,11 +170,16 @@ def _end(processes: Sequence[_Rank]) -> None:
         each.process.wait()
 
 
-def _pass_signals_on(processes: Sequence[_Rank]) -> dict[int, Any]:
-    """What is sent to this process goes to the first of `processes`; the handlers that were there before."""
+def _pass_signals_on(processes: Sequence[_Rank], passed_on: list[int]) -> dict[int, Any]:
+    """What is sent to this process goes to the first of `processes`; the handlers that were there before.
+
+    Those that ask for the end are noted in `passed_on`.
+    """
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         if processes and processes[0].code is None:
+            if signal.Signals(number).name in ENDING:
+                passed_on.append(number)
             processes[0].process.send_signal(number)
 
     before: dict[int, Any] = {}

@@ -132,3 +132,17 @@ def test_a_few_words_have_no_figure_for_what_was_not_counted(
 
 def test_the_best_checkpoint_is_kept_unless_told_otherwise() -> None:
     assert TrainConfig().keep_best
+
+
+def test_an_interrupt_that_a_library_turns_into_its_own_error_is_an_interrupt(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt as error:
+            raise SystemError("returned a result with an exception set") from error
+
+    monkeypatch.setattr("typer.main.get_command", lambda app: type("App", (), {"main": interrupted}))
+    assert run(["doctor"]) == 130
+    assert "stopped by SIGINT" in capsys.readouterr().err

@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from mmcli.cli import launch
+
 SMALL = ["--set", "model.dim=32", "--set", "model.n_layers=2", "--set", "model.n_heads=4", "--set",
          "model.vocab_size=400", "--seq-len", "64", "--precision", "fp32"]  # fmt: skip
 MOE = ["--set", "model.use_moe=true", "--set", "model.n_routed_experts=4", "--set", "model.num_experts_per_tok=2"]
@@ -270,8 +272,8 @@ def test_the_death_of_a_rank_ends_all_and_is_named(data: Path, runs: Path, dies:
     time.sleep(0.1)
     assert wait_for(resumed, "resumed at step")
     resumed.send_signal(signal.SIGINT)
-    resumed.communicate(timeout=60)
-    assert resumed.returncode == 130
+    _, err = resumed.communicate(timeout=60)
+    assert resumed.returncode == 130, err
 
 
 def wait_for(process: subprocess.Popen[str], words: str) -> bool:
@@ -317,3 +319,16 @@ def test_what_cannot_be_is_refused_once(data: Path, runs: Path, args: list[str],
     _, err = finish("pretrain", *given, *SMALL, "--steps", "2", runs=runs, code=2)
     assert err.count("error:") == 1 and said in err
     assert newest(runs) == before
+
+
+def test_what_rank_0_ends_with_after_a_signal_is_the_end_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Rank:
+        def __init__(self, rank: int, codes: list[int | None]) -> None:
+            self.rank, self._codes = rank, codes
+
+        @property
+        def code(self) -> int | None:
+            return self._codes.pop(0) if len(self._codes) > 1 else self._codes[0]
+
+    ranks: Any = [Rank(0, [None, None, None, 130]), Rank(1, [None, 1])]
+    assert launch._watch(ranks, [signal.SIGINT]) == 130
