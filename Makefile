@@ -25,11 +25,14 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install -q $(if $(TORCH_INDEX),,-c constraints.txt) -e ".[dev]"
 	touch $@
 
+# Two at a time, a thread each: most of them wait for processes that they start. A file stays in one process.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
 test: dev
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: dev
-	$(BIN)/pytest
+	$(PYTEST)
 
 # Parity of every kernel and a short run of each stage on a CUDA GPU; the figures go to benchmarks/cuda/results/.
 test-cuda: dev

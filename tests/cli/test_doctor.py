@@ -31,7 +31,8 @@ def test_it_lists_what_a_training_would_meet(tmp_path: Path, capsys: pytest.Capt
     text = "\n".join(lines)
     for name in ("python", "libraries", "cpu", "disk", "load", "device", "matrix rate", "compiler", "extras", "runs"):
         assert f" {name} " in text, name
-    assert "fp32" in text and "FLOP/s" in text and "mmcli resume 1" in text and "\x1b" not in text
+    assert "fp32" in text and "FLOP/s" in text and "\x1b" not in text
+    assert "mmcli resume 1" in " ".join(text.split())
 
 
 def test_json_has_every_finding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
