@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from mmcli.report.scale import Chart
 
 COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "red")
 HEIGHT = 18  # rows of a chart
 
 
-def print_chart(chart: Chart, width: int | None, height: int = HEIGHT) -> None:
+def print_chart(chart: Chart, width: int | None, height: int = HEIGHT, console: Console | None = None) -> None:
     """Draw a chart in the terminal, `width` columns wide (None: all of it)."""
     from rich.text import Text
 
     from mmcli.cli.console import out
     from mmcli.report.terminal import draw
 
-    console = out()
+    console = console or out()
     several = len({each.series for each in chart.curves}) > 1
-    encoding = (sys.stdout.encoding or "").lower().replace("-", "")
+    encoding = (console.encoding or "").lower().replace("-", "")
     letters = encoding != "utf8" or (several and (console.no_color or not console.is_terminal))
     for row in draw(chart, width or console.width, height, letters=letters):
         line = Text(no_wrap=True)

@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from mmcli.generate.engine import Engine
+    from mmcli.report.scale import Chart
     from mmcli.run import ModelRef
     from mmcli.text.tokenizer import Tokenizer
 
@@ -120,19 +123,27 @@ def calculate(reply: str) -> str | None:
 
 
 def show(facts: Facts, runs_dir: Path) -> None:
-    """The table of scores, the curve, what the model says, and the commands that go on from here."""
+    """What was made, and the commands that go on from here, as they can be typed."""
+    from mmcli.cli.console import out
+    from mmcli.find import find_run
+    from mmcli.report.overview import plot_runs
+
+    chart = plot_runs([find_run(facts.runs["pretrain"], runs_dir)], None, "steps")
+    draw(
+        out(), facts, chart, _program(), "" if runs_dir == Path("runs") else f" --runs-dir {shlex.quote(str(runs_dir))}"
+    )
+
+
+def draw(console: Console, facts: Facts, chart: Chart, program: str = "mmcli", where: str = "") -> None:
+    """The loss, the table of scores, what the model says, and the next commands."""
     from rich.table import Table
 
     from mmcli.cli.chart import print_chart
-    from mmcli.cli.console import out
     from mmcli.cli.progress import one_line
-    from mmcli.find import find_run
-    from mmcli.report.overview import plot_runs
     from mmcli.train.config import duration
 
-    console = out()
     console.print("\nthe loss of pretraining", style="bold")
-    print_chart(plot_runs([find_run(facts.runs["pretrain"], runs_dir)], None, "steps"), None, height=10)
+    print_chart(chart, None, height=10, console=console)
     table = Table(box=None, pad_edge=False)
     table.add_column("\ncorrect answers")
     for name in facts.scores:
@@ -152,14 +163,13 @@ def show(facts: Facts, runs_dir: Path) -> None:
     last = list(facts.scores.values())[-1]
     made = f"your own model: {facts.parameters / 1e6:.1f}M parameters, {duration(facts.seconds)}"
     console.print(f"\n{made}, {last['score']:.0%} of {last['questions']:,} questions", style="bold")
-    where = "" if runs_dir == Path("runs") else f" --runs-dir {shlex.quote(str(runs_dir))}"
     number = facts.runs["dpo"].split("-")[0].lstrip("0")
     for what, command in (
         ("talk to it", "chat"),
         ("see what it gets wrong", "eval --show wrong"),
         ("read its report", f"runs report {number}"),
     ):
-        console.print(f"{what}: {_program()} {command}{where}", markup=False, soft_wrap=True)
+        console.print(f"{what}: {program} {command}{where}", markup=False, soft_wrap=True)
 
 
 def _program() -> str:
