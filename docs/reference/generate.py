@@ -124,4 +124,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    os.environ["MMCLI_LANG"] = "en"
     main()

@@ -1,4 +1,7 @@
-"""Help pages: plain text, at most 80 columns, one column of names and one of explanations. No rich, no markup."""
+"""Help pages: plain text, at most 80 columns, one column of names and one of explanations. No rich, no markup.
+
+Texts are in English here and in the commands; `language.translate` shows them in Chinese to who wants that.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from typing import Any, TypeVar
 
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup
+
+from mmcli.cli.language import cells, translate, wrapped
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -45,18 +50,22 @@ class _Page:
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         text, examples = split_help(self.help or "")  # type: ignore[attr-defined]
-        self.format_usage(ctx, formatter)  # type: ignore[attr-defined]
+        pieces = self.collect_usage_pieces(ctx)
+        formatter.write_usage(ctx.command_path, " ".join(pieces), prefix=f"{translate('Usage')}: ")
         if text:
             formatter.write_paragraph()
             with formatter.indentation():
-                formatter.write_text(text)
+                paragraphs = map(translate, text.split("\n\n"))
+                width = formatter.width - formatter.current_indent
+                formatter.write_text("\n\n".join(_ready(each, width) for each in paragraphs))
         if examples:
-            with formatter.section("Example" if len(examples) == 1 else "Examples"):
+            with formatter.section(translate("Example" if len(examples) == 1 else "Examples")):
                 for example in examples:  # never wrapped: it is there to be copied
                     formatter.write(f"  {example}\n")
         _sections(formatter, "Commands", self._commands(ctx))
         if isinstance(self, TyperGroup):
-            formatter.write(f"\n  `{ctx.command_path} COMMAND --help` explains a command.\n")
+            told = translate("`{} COMMAND --help` explains a command.").format(ctx.command_path)
+            formatter.write(f"\n  {told}\n")
         params = self.get_params(ctx)  # type: ignore[attr-defined]
         arguments, options = [], []
         for param in params:
@@ -74,7 +83,11 @@ class _Page:
             return []
         found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
         return [
-            (getattr(command, "rich_help_panel", None) or "Commands", name, first_paragraph(command.help or ""))
+            (
+                getattr(command, "rich_help_panel", None) or "Commands",
+                name,
+                translate(first_paragraph(command.help or "")),
+            )
             for name, command in found
             if command is not None
         ]
@@ -153,7 +166,7 @@ def _explained(param: Any, ctx: Any) -> str:
         facts.append(f"[env: {param.envvar}]")
     if param.required:
         facts.append("[required]")
-    text = " ".join([*(param.help or "").split(), *facts])
+    text = translate(" ".join([*(param.help or "").split(), *facts]))
     return re.sub(r"\[[^]]*\]", lambda fact: fact[0].replace(" ", NO_BREAK), text)
 
 
@@ -163,5 +176,11 @@ def _sections(formatter: Any, first: str, rows: list[tuple[str, str, str]]) -> N
     for title in titles:
         own = [(name, text) for section, name, text in rows if section == title]
         if own:
-            with formatter.section(title):
-                formatter.write_dl(own, col_max=NAMES)
+            with formatter.section(translate(title)):
+                names = min(max(len(name) for name, _ in own), NAMES) + 2
+                formatter.write_dl([(name, _ready(text, formatter.width - names - 2)) for name, text in own], NAMES)
+
+
+def _ready(text: str, width: int) -> str:
+    """The text, with wide characters wrapped here: the formatter takes every character for one column."""
+    return text if cells(text) == len(text) else "\n".join(["\b", *wrapped(text, width)])
