@@ -67,7 +67,7 @@ def wrapped(text: str, width: int) -> list[str]:
 
 
 def _pieces(text: str) -> list[str]:
-    """What stays on one line: a note in brackets, a word with the space after it, a Chinese character with its marks."""
+    """What stays on one line: a note in brackets, a word and the space after it, a Chinese character with its marks."""
     found: list[str] = []
     for part in re.split(r"(\[[^\[\]]*\])", text):
         for character in [part] if part.startswith("[") else part:
