@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import importlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand
@@ -17,7 +19,7 @@ from typer.core import TyperCommand
 from mmcli import __version__
 from mmcli.cli.help import App, Group
 from mmcli.errors import MmcliError, UserError
-from mmcli.ranks import LAUNCHED, RankLost
+from mmcli.ranks import LAUNCHED, RankLost, find_place
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     end_with_launcher()
     code = run(sys.argv[1:] if argv is None else argv)
     release_standard_streams()
+    if _is_rank():
+        _leave(code)
     sys.exit(code)
+
+
+def _is_rank() -> bool:
+    try:
+        return find_place().world > 1
+    except UserError:
+        return False
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process without C++'s destructors: those of torch.distributed abort now and then, after all is done."""
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    os._exit(code)
 
 
 def run(argv: Sequence[str]) -> int:
