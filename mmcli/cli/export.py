@@ -128,7 +128,7 @@ def gguf(
     report.note(f"exporting {found.label} to {path}")
     from mmcli.export.gguf import PERPLEXITY_LIMITS, export_gguf
 
-    made = export_gguf(found.path, path, dtype=dtype)
+    made = export_gguf(found.path, path, dtype=dtype, report=report)
     if json:
         paths = {"path": str(made.path), "modelfile": str(made.modelfile)}
         facts = {**dataclasses.asdict(made), **paths, "perplexity_rise": made.perplexity_rise}

@@ -38,6 +38,7 @@ from mmcli.model.formats.hf_config import read_model_config
 from mmcli.model.formats.hf_folder import load_model
 from mmcli.model.formats.parameters import disk_tensors, to_neighbours
 from mmcli.model.transformer import Transformer
+from mmcli.stage import Reporter, Silent
 from mmcli.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class GgufExport:
         return math.expm1(self.loss_after - self.loss_before)
 
 
-def export_gguf(source: Path, out: Path, *, dtype: GgufDtype = "f16") -> GgufExport:
+def export_gguf(source: Path, out: Path, *, dtype: GgufDtype = "f16", report: Reporter | None = None) -> GgufExport:
     """Write the model in `source` into the file `out`, which is replaced if it is an earlier export, and beside it a
     Modelfile for Ollama.
 
@@ -87,6 +88,7 @@ def export_gguf(source: Path, out: Path, *, dtype: GgufDtype = "f16") -> GgufExp
             fields), weights that the type cannot hold, or `out` is something else.
         MmcliError: what was written does not read back as the same model; nothing is left of it.
     """
+    report = report or Silent()
     try:
         import gguf
     except ImportError:
@@ -97,6 +99,7 @@ def export_gguf(source: Path, out: Path, *, dtype: GgufDtype = "f16") -> GgufExp
     tokenizer = Tokenizer.load(source)
     vocabulary = tokenizer_fields(tokenizer, config.vocab_size)
     model = load_model(source)
+    report.note("measuring the model as it is")
     before = held_out_loss(model, tokenizer)
     tensors = _tensors(model, architecture)
     types = {name: _type_of(name, tensor, dtype) for name, tensor in tensors.items()}
@@ -109,7 +112,9 @@ def export_gguf(source: Path, out: Path, *, dtype: GgufDtype = "f16") -> GgufExp
         **vocabulary, "mmcli.version": __version__, SOURCE_KEY: fingerprint(source),
     }  # fmt: skip
     with atomic_file(out) as beside:
+        report.note(f"writing {len(tensors)} tensors")
         _write(beside, architecture, fields, tensors, types)
+        report.note("reading it back")
         file = open_gguf(beside)
         _compare(file, tensors, types, config, architecture)
         trips = compare_tokenizers(gguf_tokenizer(out, file.fields), tokenizer, held_out_texts())

@@ -68,12 +68,12 @@ ROUNDS: dict[str, tuple[float, float]] = {  # dtype: (bytes a number at most, gr
 
 @pytest.mark.parametrize("dtype", ROUNDS)
 def test_a_smaller_type_is_written_and_measured(dtype: Any, save: Any, tmp_path: Path) -> None:
-    source = save(use_moe=True, n_kv_heads=4, vocab_size=6400)
+    source = save(use_moe=True, n_kv_heads=4, vocab_size=1600)
     made = export_gguf(source, tmp_path / "m.gguf", dtype=dtype)
     before, after = load_model(source), read_model(made.path).model
     numbers = sum(each.numel() for each in before.parameters())
     width, error = ROUNDS[dtype]
-    assert made.bytes - 200_000 < numbers * width  # of the tokenizer
+    assert made.bytes - 70_000 < numbers * width  # of the tokenizer
     assert made.perplexity_rise != 0.0
     same = 0
     for name, tensor in before.state_dict().items():
