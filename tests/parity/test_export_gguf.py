@@ -35,7 +35,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "dense, own head width, biases, untied": {"head_dim": 32, "bias": True, "tie_embeddings": False},
     "dense, linear": {"rope_scaling": "linear", "rope_factor": 2.0},
     "dense, yarn": {"rope_scaling": "yarn", "rope_factor": 4.0},
-    "dense, llama 3": {"rope_scaling": "llama3", "rope_factor": 8.0, "rope_original_seq_len": 8192, "rope_theta": 5e5},
+    "dense, llama 3": {"rope_scaling": "llama3", "rope_factor": 8.0, "rope_original_seq_len": 8192},
     "qk-norm": {"qk_norm": True},
     "experts": {"use_moe": True, "n_shared_experts": 0},
     "experts, qk-norm": {"use_moe": True, "n_shared_experts": 0, "qk_norm": True},
