@@ -4,7 +4,7 @@ Names are looked up when they are used, so that `import mmcli.api` loads no torc
 this interface it is; a test holds every name and signature.
 
 A command in one call each: `run_stage`, `resume_run`, `load`, `evaluate`, `measure_loss`, `measure_preferences`,
-`export_onnx`, `export_hf`.
+`export_onnx`, `export_hf`, `export_gguf`.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from mmcli.evaluation.suites import Suite as Suite
     from mmcli.evaluation.suites import SuiteItem as SuiteItem
     from mmcli.evaluation.suites import find_suite as find_suite
+    from mmcli.export.gguf import GgufExport as GgufExport
     from mmcli.export.huggingface import HfExport as HfExport
     from mmcli.export.onnx_export import OnnxExport as OnnxExport
     from mmcli.find import find_model as find_model
@@ -190,12 +191,13 @@ _HOMES = {  # module -> the names that it gives
     "mmcli.stages.tokens": "TokenRows open_rows token_task",
     "mmcli.stages.samples": "continuations",
     "mmcli.export.onnx_export": "OnnxExport",
+    "mmcli.export.gguf": "GgufExport",
     "mmcli.export.huggingface": "HfExport",
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 _COMMANDS = (
     *("model_config", "run_stage", "resume_run", "load", "evaluate", "measure_loss", "measure_preferences"),
-    *("export_onnx", "export_hf"),
+    *("export_onnx", "export_hf", "export_gguf"),
 )
 
 __all__ = sorted([*_MODULE_OF, *_COMMANDS])
@@ -467,6 +469,7 @@ def export_hf(
     out: str | Path | None = None,
     *,
     dtype: Literal["fp32", "bf16", "fp16"] | None = None,
+    layout: Literal["transformers", "minimind"] = "transformers",
     runs_dir: str | Path = "runs",
 ) -> HfExport:
     """Export a model for transformers, as `mmcli export hf` does: read back and compared before it is kept.
@@ -474,6 +477,7 @@ def export_hf(
     Args:
         out: a new folder, or an earlier export; None: RUN/export/hf.
         dtype: of the weights; None: as they are stored.
+        layout: "minimind": as MiniMind2 was released, for MiniMind's own code.
 
     Raises:
         UserError: no such model, one that no known family describes, or something else lies in `out`.
@@ -484,7 +488,32 @@ def export_hf(
 
     ref = _find(model, runs_dir)
     folder = Path(out) if out is not None else default_hf_folder(ref, dtype)
-    return export_huggingface(ref.path, folder, dtype=dtype, stage=ref.stage)
+    return export_huggingface(ref.path, folder, dtype=dtype, layout=layout, stage=ref.stage)
+
+
+def export_gguf(
+    model: Model = "latest",
+    out: str | Path | None = None,
+    *,
+    dtype: Literal["f32", "f16", "bf16", "q8_0", "q4_0"] = "f16",
+    runs_dir: str | Path = "runs",
+) -> GgufExport:
+    """Export a model for llama.cpp and Ollama, as `mmcli export gguf` does: read back and compared before it is kept.
+
+    Args:
+        out: a new file, or an earlier export; None: RUN/export/RUN-DTYPE.gguf.
+        dtype: of the weights.
+
+    Raises:
+        UserError: no such model, one that no GGUF architecture describes, or something else lies at `out`.
+        MmcliError: it does not read back as the same model; nothing is left of it.
+    """
+    from mmcli.export import gguf
+    from mmcli.export.locate import default_gguf_file
+
+    ref = _find(model, runs_dir)
+    path = Path(out) if out is not None else default_gguf_file(ref, dtype)
+    return gguf.export_gguf(ref.path, path, dtype=dtype)
 
 
 def _find(model: Model, runs_dir: str | Path) -> _ModelRef:

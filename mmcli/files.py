@@ -54,8 +54,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     writers of the same folder have left is removed first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for lock in path.parent.glob(f".{glob.escape(path.name)}.*.tmp.lock"):
-        _remove_if_left(lock.with_suffix(""))
+    _remove_left_beside(path)
     beside = _beside(path)
     try:
         with file_lock(_lock_of(beside)):
@@ -71,6 +70,37 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise MmcliError(f"{path} is being written already", "wait until that is done") from None
     except OSError as error:
         raise MmcliError(f"cannot write {path}: {error}", "free space or choose another --runs-dir") from None
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Write a file at the given place beside `path`, then put it there in one step; nothing is left of a failure.
+
+    What killed writers of the same file have left is removed first.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_left_beside(path)
+    beside = _beside(path)
+    try:
+        with file_lock(_lock_of(beside)):
+            try:
+                yield beside
+                with open(beside, "rb+") as file:
+                    os.fsync(file.fileno())
+                os.replace(beside, path)
+                sync_directory(path.parent)
+            finally:
+                beside.unlink(missing_ok=True)
+    except Locked:
+        raise MmcliError(f"{path} is being written already", "wait until that is done") from None
+    except OSError as error:
+        raise MmcliError(f"cannot write {path}: {error}", "free space or choose another --out") from None
+
+
+def _remove_left_beside(path: Path) -> None:
+    """Remove what killed writers of `path` have left."""
+    for lock in path.parent.glob(f".{glob.escape(path.name)}.*.tmp.lock"):
+        _remove_if_left(lock.with_suffix(""))
 
 
 def _beside(path: Path) -> Path:

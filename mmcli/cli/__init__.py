@@ -41,7 +41,7 @@ COMMANDS = {
     "import": Command("mmcli.cli.importing", "Import a model from transformers, MiniMind or GGUF.", TRAIN),
     "chat": Command("mmcli.cli.chat", "Chat with a model, or let it complete a text.", USE),
     "eval": Command("mmcli.cli.eval", "Score a model on questions, or measure its loss on a text.", USE),
-    "export": Command("mmcli.cli.export", "Export a model to ONNX or Hugging Face format, and verify it.", USE),
+    "export": Command("mmcli.cli.export", "Export a model to ONNX, Hugging Face or GGUF format, and verify it.", USE),
     "bench": Command("mmcli.cli.bench", "Measure tokens/s, time to first token and memory.", USE),
     "runs": Command("mmcli.cli.runs", "List, compare, plot, rename, remove or verify runs.", INSPECT),
     "data": Command("mmcli.cli.data", "Preview and validate training data.", INSPECT),

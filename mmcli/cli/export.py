@@ -1,4 +1,4 @@
-"""`mmcli export`: a model in ONNX or Hugging Face format, verified against torch or refused."""
+"""`mmcli export`: a model in ONNX, Hugging Face or GGUF format, verified against torch or refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ app = App()
 
 @app.callback()
 def export() -> None:
-    """Export a model to ONNX or Hugging Face format, and verify it."""
+    """Export a model to ONNX, Hugging Face or GGUF format, and verify it."""
 
 
 @app.command("onnx")
@@ -62,11 +62,15 @@ def huggingface(
     dtype: Annotated[
         Literal["fp32", "bf16", "fp16"] | None, typer.Option(help="Weight type; default: that of the source.")
     ] = None,
+    layout: Annotated[
+        Literal["transformers", "minimind"],
+        typer.Option(help="minimind: files as MiniMind2 was released, for MiniMind's own code."),
+    ] = "transformers",
     out: Annotated[Path | None, typer.Option(help="Output folder; default: RUN/export/hf or hf-DTYPE.")] = None,
     json: AsJson = False,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """Export to Hugging Face format for transformers, vLLM and llama.cpp; read back and compared.
+    """Export to Hugging Face format for transformers and vLLM; read back and compared.
 
     Example: mmcli export hf latest:sft --dtype bf16
     """
@@ -82,7 +86,7 @@ def huggingface(
     report.note(f"exporting {found.label} to {folder}")
     from mmcli.export.huggingface import export_huggingface
 
-    made = export_huggingface(found.path, folder, dtype=dtype, stage=found.stage)
+    made = export_huggingface(found.path, folder, dtype=dtype, layout=layout, stage=found.stage)
     if json:
         facts = {**dataclasses.asdict(made), "folder": str(made.folder), "perplexity_rise": made.perplexity_rise}
         print_json({"model": found.label, **facts})
@@ -95,10 +99,52 @@ def huggingface(
     }
     typer.echo("\n".join(f"{name:<18} {value}" for name, value in lines.items()))
     typer.echo(f"\nverified: {made.folder}")
-    if made.model_type == "minimind":
-        report.note(
-            "transformers has no MiniMind: this is the layout of the released MiniMind2-MoE, for MiniMind's code"
-        )
+
+
+@app.command("gguf")
+def gguf(
+    model: Model = "latest",
+    dtype: Annotated[
+        Literal["f32", "f16", "bf16", "q8_0", "q4_0"],
+        typer.Option(help="Weight type; q8_0 is about a quarter of f32, q4_0 a seventh."),
+    ] = "f16",
+    out: Annotated[Path | None, typer.Option(help="Output file; default: RUN/export/RUN-DTYPE.gguf.")] = None,
+    json: AsJson = False,
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Export to GGUF for llama.cpp, Ollama and LM Studio; read back and compared.
+
+    Example: mmcli export gguf latest:sft --dtype q8_0
+    """
+    import dataclasses
+
+    from mmcli.cli.console import print_json, reporter
+    from mmcli.export.locate import default_gguf_file
+    from mmcli.find import find_language_model
+
+    found = find_language_model(model, runs_dir)
+    path = out if out is not None else default_gguf_file(found, dtype)
+    report = reporter()
+    report.note(f"exporting {found.label} to {path}")
+    from mmcli.export.gguf import PERPLEXITY_LIMITS, export_gguf
+
+    made = export_gguf(found.path, path, dtype=dtype, report=report)
+    if json:
+        paths = {"path": str(made.path), "modelfile": str(made.modelfile)}
+        facts = {**dataclasses.asdict(made), **paths, "perplexity_rise": made.perplexity_rise}
+        print_json({"model": found.label, **facts})
+        return
+    types = ", ".join(f"{count} {name}" for name, count in made.tensors.items())
+    rise = round(made.perplexity_rise, 4) + 0.0  # + 0.0: no minus before a zero
+    lines = {
+        "weights": f"{made.dtype}, {made.bytes / 1e6:.1f} MB; tensors: {types}",
+        "tokenizer": f"{made.round_trips} of {made.round_trips} texts and conversations equal",
+        "perplexity": f"{rise:+.2%}; limit +{PERPLEXITY_LIMITS[dtype]:.1%}; loss {made.loss_after:.4g}",
+        "architecture": made.architecture,
+    }
+    typer.echo("\n".join(f"{name:<18} {value}" for name, value in lines.items()))
+    typer.echo(f"\nverified: {made.path}")
+    report.note(f"for Ollama: ollama create NAME -f {made.modelfile}")
 
 
 def _document(found: ModelRef, made: OnnxExport) -> dict[str, Any]:

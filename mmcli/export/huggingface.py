@@ -6,7 +6,6 @@ and changes the type of the weights where asked.
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from dataclasses import dataclass
@@ -16,14 +15,13 @@ from typing import Literal
 import torch
 
 from mmcli import __version__
-from mmcli.data.demo.documents import documents
 from mmcli.errors import MmcliError, UserError
-from mmcli.evaluation.loss import document_batches, model_losses, sum_losses
+from mmcli.export.held_out import held_out_loss, held_out_texts, refuse_rise
 from mmcli.export.locate import RECORD_FILE, fingerprint, refuse_foreign
 from mmcli.export.round_trip import check_tokenizer
 from mmcli.files import atomic_folder
 from mmcli.model.config import ModelConfig
-from mmcli.model.formats.families import OWN, READABLE, family_of
+from mmcli.model.formats.families import MINIMIND, TRANSFORMERS, Family
 from mmcli.model.formats.fields import described
 from mmcli.model.formats.hf_config import read_model_config
 from mmcli.model.formats.hf_folder import GENERATION, load_model, save_model
@@ -33,10 +31,12 @@ from mmcli.model.transformer import Transformer
 from mmcli.text.tokenizer import Tokenizer
 
 HfDtype = Literal["fp32", "bf16", "fp16"]
+HfLayout = Literal["transformers", "minimind"]
+LAYOUTS: dict[HfLayout, tuple[Family, ...]] = {"transformers": TRANSFORMERS, "minimind": (MINIMIND,)}
 TORCH_TYPES: dict[HfDtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FORMAT = "huggingface"
+EXPERTS = {"use_moe", "n_shared_experts"}  # what makes another kind of model: no family that differs there is near
 PERPLEXITY_LIMIT = 0.01  # greatest rise, as a share
-TEXTS, TEXT_TOKENS, TEXT_SEED = 8, 64, 1  # training on the built-in corpus takes seed 0: these documents are others
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,20 @@ class HfExport:
         return math.expm1(self.loss_after - self.loss_before)
 
 
-def export_huggingface(source: Path, out: Path, *, dtype: HfDtype | None = None, stage: str | None = None) -> HfExport:
+def export_huggingface(
+    source: Path,
+    out: Path,
+    *,
+    dtype: HfDtype | None = None,
+    layout: HfLayout = "transformers",
+    stage: str | None = None,
+) -> HfExport:
     """Write the model in `source` into `out`, which is replaced if it is an earlier export of this kind.
 
     Args:
         dtype: of the weights; None: that of the source.
+        layout: "transformers": of the first of its families that holds the model; "minimind": that of the released
+            MiniMind2, whose own code reads it.
         stage: of the run that the model came from, stored in config.json: it tells a chat model from a base model.
 
     Raises:
@@ -71,16 +80,16 @@ def export_huggingface(source: Path, out: Path, *, dtype: HfDtype | None = None,
     """
     refuse_foreign(out, FORMAT)
     config = read_model_config(source)
-    refuse_unknown_family(config)
+    family = find_family(config, layout)
     tokenizer = Tokenizer.load(source)
     stored = open_weights(source).dtype()
     target = stored if dtype is None else TORCH_TYPES[dtype]
     model = load_model(source)
-    before = _held_out_loss(model, tokenizer)
+    before = held_out_loss(model, tokenizer)
     model = model.to(target)
     _refuse_overflow(model)
     with atomic_folder(out) as beside:
-        save_model(beside, model, config, tokenizer, extra={"Exported by": "mmcli export hf"})
+        save_model(beside, model, config, tokenizer, extra={"Exported by": "mmcli export hf"}, family=family)
         generation = source / GENERATION
         settings = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {}
         keep_generation(beside, settings)
@@ -88,23 +97,32 @@ def export_huggingface(source: Path, out: Path, *, dtype: HfDtype | None = None,
             path = beside / "config.json"
             document = {**json.loads(path.read_text(encoding="utf-8")), "mmcli_stage": stage}
             path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        trips = check_tokenizer(beside, tokenizer, list(itertools.islice(documents(TEXT_SEED), TEXTS)))
+        trips = check_tokenizer(beside, tokenizer, held_out_texts())
         after = _read_back(beside, model, tokenizer, before)
         size = (beside / WEIGHTS).stat().st_size
         record = {"format": FORMAT, "source": fingerprint(source), "mmcli": __version__, "loss": [before, after]}
         (beside / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     named: HfDtype = next(name for name, each in TORCH_TYPES.items() if each == target)
-    return HfExport(out, family_of(config).model_type, named, size, trips, before, after)
+    return HfExport(out, family.model_type, named, size, trips, before, after)
 
 
-def refuse_unknown_family(config: ModelConfig) -> None:
-    """Raises UserError for a model that only mmcli can run, with the fields that keep it from the nearest family."""
-    if family_of(config) is not OWN:
-        return
-    nearest = min(READABLE, key=lambda family: (len(family.unsupported(config)), family.model_type))
-    fields = described(config, nearest.unsupported(config))
-    what = f"no Hugging Face family has this model; the nearest, {nearest.model_type}, differs in: {fields}"
-    raise UserError(what, "run it with mmcli, or for other programs: mmcli export onnx")
+def find_family(config: ModelConfig, layout: HfLayout) -> Family:
+    """The first family of `layout` that holds all of `config`.
+
+    Raises:
+        UserError: there is none, with the fields that keep the model from the nearest.
+    """
+    misfits = [(family, family.unsupported(config)) for family in LAYOUTS[layout]]
+    nearest, fields = min(misfits, key=lambda misfit: (len(misfit[1]), len(EXPERTS.intersection(misfit[1]))))
+    if not fields:
+        return nearest
+    if layout == "minimind":
+        raise UserError(f"MiniMind2 differs from this model in: {described(config, fields)}", "omit --layout")
+    fix = "run it with mmcli, or for other programs: mmcli export onnx"
+    if not MINIMIND.unsupported(config):
+        fix = "for MiniMind's own code: --layout minimind; for other programs: mmcli export onnx"
+    differs = f"the nearest, {nearest.model_type}, differs in: {described(config, fields)}"
+    raise UserError(f"no Hugging Face family has this model; {differs}", fix)
 
 
 def _refuse_overflow(model: Transformer) -> None:
@@ -128,16 +146,6 @@ def _read_back(folder: Path, model: Transformer, tokenizer: Tokenizer, before: f
     for name, tensor in model.state_dict().items():
         if not torch.equal(again.state_dict()[name], tensor):
             raise MmcliError(f"the exported {name} reads back as other numbers", report)
-    after = _held_out_loss(again.float(), tokenizer)
-    if not after - before <= math.log1p(PERPLEXITY_LIMIT):  # NaN is refused too
-        limit = f"perplexity may rise by {PERPLEXITY_LIMIT:.0%}"
-        what = f"the loss rose from {before:.4g} to {after:.4g} nats a token in {model.head_weight.dtype} ({limit})"
-        raise MmcliError(what, "nothing was kept; export with --dtype fp32")
+    after = held_out_loss(again.float(), tokenizer)
+    refuse_rise(before, after, PERPLEXITY_LIMIT, str(model.head_weight.dtype), "fp32")
     return after
-
-
-def _held_out_loss(model: Transformer, tokenizer: Tokenizer) -> float:
-    """Nats a token on built-in documents that the built-in corpus does not hold."""
-    length = min(TEXT_TOKENS, model.config.max_seq_len) + 1
-    ids = [tokenizer.encode_document(text)[:length] for text in itertools.islice(documents(TEXT_SEED), TEXTS)]
-    return sum_losses(model_losses(model, document_batches(ids))).loss

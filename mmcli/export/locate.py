@@ -26,6 +26,13 @@ def default_hf_folder(ref: ModelRef, dtype: str | None) -> Path:
     return (ref.run.exports if ref.run else ref.path) / (f"hf-{dtype}" if dtype else "hf")
 
 
+def default_gguf_file(ref: ModelRef, dtype: str) -> Path:
+    """`RUN/export/NAME-DTYPE.gguf` with the run's name, or `NAME-DTYPE.gguf` inside a model folder of no run."""
+    if ref.run is not None:
+        return ref.run.exports / f"{ref.run.name}-{dtype}.gguf"
+    return ref.path / f"{ref.path.resolve().name}-{dtype}.gguf"
+
+
 def find_export(ref: ModelRef, dtype: Dtype | None = None) -> Path | None:
     """The export of a model: its folder if that is one, else one at a default place that is of these weights.
 

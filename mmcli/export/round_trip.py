@@ -23,7 +23,15 @@ def check_tokenizer(folder: Path, tokenizer: Tokenizer, texts: Sequence[str]) ->
     Raises:
         MmcliError: one that it does not.
     """
-    exported = Tokenizer.load(folder)
+    return compare_tokenizers(Tokenizer.load(folder), tokenizer, texts)
+
+
+def compare_tokenizers(exported: Tokenizer, tokenizer: Tokenizer, texts: Sequence[str]) -> int:
+    """The same of a tokenizer that was read.
+
+    Raises:
+        MmcliError: a text or conversation that it does not encode and decode like the original.
+    """
 
     def refuse(what: str) -> MmcliError:
         return MmcliError(f"the exported tokenizer {what}", "nothing was kept; report this with the tokenizer's files")

@@ -90,8 +90,28 @@ def test_what_cannot_be_exported_is_refused(runs: Path, tmp_path: Path) -> None:
     assert isinstance(done.exception, UserError)
 
 
+def test_gguf_goes_into_its_run_under_its_name(runs: Path) -> None:
+    done = CliRunner().invoke(app, ["gguf", "--dtype", "q8_0", "--runs-dir", str(runs)])
+    assert done.exit_code == 0, done.output
+    path = runs / "0001-sft-small" / "export" / "0001-sft-small-q8_0.gguf"
+    lines = {line[:18].strip(): line[18:].strip() for line in done.stdout.splitlines() if line}
+    assert lines["weights"] == f"q8_0, {path.stat().st_size / 1e6:.1f} MB; tensors: 15 q8_0, 5 f32"
+    assert lines["tokenizer"].startswith("9 of 9") and lines["architecture"] == "llama"
+    assert "limit +2.0%" in lines["perplexity"] and f"verified: {path}" in done.stdout
+    assert f"exporting 0001-sft-small to {path}" in done.stderr and path.with_suffix(".Modelfile").is_file()
+
+
+def test_gguf_as_json(runs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mine.gguf"
+    done = CliRunner().invoke(app, ["gguf", "1", "--out", str(out), "--json", "--runs-dir", str(runs)])
+    document = json.loads(done.stdout)
+    assert document["path"] == str(out) and document["dtype"] == "f16" and document["architecture"] == "llama"
+    assert document["bytes"] == out.stat().st_size and abs(document["perplexity_rise"]) < 0.01
+    assert document["modelfile"] == str(tmp_path / "mine.Modelfile")
+
+
 def test_the_command_loads_nothing_heavy_before_it_works() -> None:
-    heavy = {"torch", "onnx", "onnxruntime", "numpy"}
+    heavy = {"torch", "onnx", "onnxruntime", "numpy", "gguf"}
     code = f"import sys, mmcli.cli.export, mmcli.cli.bench\nprint({heavy!r} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -188,7 +188,11 @@ def test_texts_are_cut_as_the_name_of_the_pre_tokenizer_says(name: str, trained:
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "architecture": ({"architecture": "gemma3"}, r"general\.architecture = 'gemma3' is not supported"),
     "unknown field": ({"llama.attention.scale": 0.5}, r"llama\.attention\.scale = 0\.5 is not supported"),
-    "experts": ({"expert_count": 8}, r"llama\.expert_count = 8 is not supported"),
+    "experts": ({"expert_count": 8}, r"has no llama\.expert_used_count"),
+    "shared experts": (
+        {"expert_shared_feed_forward_length": 8},
+        r"llama\.expert_shared_feed_forward_length = 8 is not supported",
+    ),
     "heads by layer": (
         {"llama.attention.head_count": [4, 4]},
         r"llama\.attention\.head_count = \[4, 4\] is not supported",

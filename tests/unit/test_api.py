@@ -106,6 +106,7 @@ def test_a_run_from_python(tmp_path: Path) -> None:
     onnx = api.load(exported.folder, backend="onnx", max_len=48)
     assert onnx.generate("Line 3:", max_new_tokens=8, sampling=greedy) == said
     assert (api.export_hf(run).folder / "config.json").is_file()
+    assert api.export_gguf(run).path == run.path / "export" / f"{run.name}-f16.gguf"
     score = api.evaluate(run, limit=1)
     assert score.total.total > 0
     with pytest.raises(UserError, match="trian"):

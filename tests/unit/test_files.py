@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from mmcli import files
-from mmcli.files import atomic_folder, previous, remove_leftovers, write_atomic
+from mmcli.files import atomic_file, atomic_folder, previous, remove_leftovers, write_atomic
 from mmcli.manifest import damage
 
 
@@ -43,6 +43,21 @@ def test_atomic_write_replaces_whole_files(tmp_path: Path) -> None:
     write_atomic(tmp_path / "run.json", json.dumps({"a": 1}).encode())
     assert json.loads((tmp_path / "run.json").read_text()) == {"a": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_file_that_is_filled_is_whole_or_as_it_was(tmp_path: Path) -> None:
+    left = tmp_path / "out" / f".m.gguf.{2**22 + 1}.tmp"  # of a writer that was killed
+    left.parent.mkdir()
+    left.write_text("a part")
+    left.with_name(left.name + ".lock").touch()
+    with atomic_file(tmp_path / "out" / "m.gguf") as beside:
+        beside.write_text("old")
+        assert not (tmp_path / "out" / "m.gguf").exists()
+    with pytest.raises(ZeroDivisionError), atomic_file(tmp_path / "out" / "m.gguf") as beside:
+        beside.write_text("new")
+        raise ZeroDivisionError
+    assert (tmp_path / "out" / "m.gguf").read_text() == "old"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["m.gguf"]
 
 
 def test_every_file_of_a_folder_has_the_same_mode(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from mmcli.model.formats.fields import (
 )
 from mmcli.model.formats.hf_rules import (
     Activation,
+    AttentionMultiplier,
     Dropouts,
     EqualHeads,
     ExpertWidth,
@@ -30,6 +31,7 @@ from mmcli.model.formats.hf_rules import (
     KeyValueHeads,
     Rope,
     SharedExperts,
+    SharedWidth,
     SwitchedWindow,
     TopkNorm,
     WholeHeads,
@@ -178,6 +180,25 @@ MINIMIND = _family(
     Key("scoring_func", default="softmax"), Key("aux_loss_alpha", default=0.1), Key("seq_aux", default=True),
     TopkNorm(), SILU, *MINIMIND_ROPE, GATED, *MINIMIND_ONLY, Irrelevant("multiple_of"),
 )  # fmt: skip
+# Granite's with every multiplier as if there were none: what transformers and llama.cpp run shared experts with.
+GRANITE_MOE_SHARED = _family(
+    "granitemoeshared", "GraniteMoeSharedForCausalLM",
+    *_sizes(WIDTH, eps=(RMS, 1e-6)), WholeHeads(),
+    Key("n_routed_experts", "num_local_experts"), EXPERTS_CHOSEN, SharedWidth(), AUX_LOSS,
+    Constant(embedding_multiplier=1.0, residual_multiplier=1.0, logits_scaling=1.0), AttentionMultiplier(),
+    SILU, Constant(attention_bias=False), Rope(), ATTENTION_DROPOUT, GATED,
+    Implied(
+        use_moe=True, scoring_func="softmax", norm_topk_prob=True, bias=False, qk_norm=False, sliding_window=None,
+    ),
+    _without(("multiple_of", *TRAINING), "init_std", "aux_loss_alpha"),
+    layout=Layout(NameTable((
+        ("model.layers.{}.mlp.gate", "model.layers.{}.block_sparse_moe.router.layer"),
+        ("model.layers.{}.mlp.experts.gate_proj", "model.layers.{}.block_sparse_moe.input_linear"),  # with up_proj
+        ("model.layers.{}.mlp.experts.down_proj", "model.layers.{}.block_sparse_moe.output_linear"),
+        ("model.layers.{}.mlp.shared_experts.0.gate_proj", "model.layers.{}.shared_mlp.input_linear"),  # the same
+        ("model.layers.{}.mlp.shared_experts.0.down_proj", "model.layers.{}.shared_mlp.output_linear"),
+    )), experts="fused"),
+)  # fmt: skip
 # The release of 2025-02 has ModelConfig's own names. It is read, never written.
 MINIMIND_FIRST = _family(
     "minimind", "MiniMindForCausalLM",
@@ -205,15 +226,27 @@ MINIMIND_3 = _family(
 )  # fmt: skip
 # For what no other family holds: only mmcli reads it, from its own key, which has every field.
 OWN = _family("mmcli", "MmcliForCausalLM", *_sizes(WIDTH, HeadDim(), eps=(RMS, 1e-5)), Rope(), ATTENTION_DROPOUT)
-READABLE = (LLAMA, MISTRAL, QWEN3, QWEN3_MOE, MIXTRAL, GPT2, PHI, MINIMIND)  # in order of preference for writing
+READABLE = (  # in order of preference for writing
+    LLAMA, MISTRAL, QWEN3, QWEN3_MOE, MIXTRAL, GPT2, PHI, MINIMIND, GRANITE_MOE_SHARED,
+)  # fmt: skip
+TRANSFORMERS = tuple(family for family in READABLE if family is not MINIMIND)  # those that transformers has
 
 
 def hf_family(config: ModelConfig) -> str:
     """The `model_type` that `config` is written as: llama, mistral (sliding window), qwen3 (qk-norm), qwen3_moe,
-    mixtral, gpt2, phi, minimind (shared experts), or `mmcli` where none of these can hold it."""
+    mixtral, gpt2, phi, minimind (shared experts), granitemoeshared (those that MiniMind cannot say), or `mmcli` where
+    none of these can hold it."""
     return family_of(config).model_type
 
 
 def family_of(config: ModelConfig) -> Family:
     """The first family whose table holds every field of `config`; `OWN` if none does."""
     return next((family for family in READABLE if not family.unsupported(config)), OWN)
+
+
+def written_as(config: ModelConfig) -> tuple[Family, ...]:
+    """The families that folders of `config` are of: ours (first), exports for transformers and for MiniMind, and `OWN`
+    of the time when no other held it."""
+    exports = (*(each for each in TRANSFORMERS if not each.unsupported(config)), OWN)[:1]
+    minimind = () if MINIMIND.unsupported(config) else (MINIMIND,)
+    return (family_of(config), *exports, *minimind, OWN)

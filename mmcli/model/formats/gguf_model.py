@@ -17,9 +17,8 @@ from torch import Tensor
 from mmcli.config import Layer, resolve
 from mmcli.errors import UserError
 from mmcli.model.config import ModelConfig
-from mmcli.model.formats.families import LLAMA_LAYOUT
 from mmcli.model.formats.gguf_bounds import check_counts
-from mmcli.model.formats.gguf_table import ARCHITECTURES, NAMES, OTHER_FILE, ROTARY_FACTORS, Metadata
+from mmcli.model.formats.gguf_table import ARCHITECTURES, NAMES, OTHER_FILE, ROTARY_FACTORS, STACKED, Metadata
 from mmcli.model.formats.parameters import build_model, to_halves
 from mmcli.model.formats.weights import Entry, Weights
 from mmcli.model.transformer import Transformer
@@ -85,7 +84,7 @@ def build_gguf_model(file: GgufFile) -> Transformer:
     weights = file.weights.without([ROTARY_FACTORS]).renamed(NAMES.to_memory)
     if ARCHITECTURES[file.fields["general.architecture"]].adjacent_rotary:
         weights = to_halves(weights, config)
-    return build_model(weights, config, LLAMA_LAYOUT)
+    return build_model(weights, config, STACKED)
 
 
 def read_gguf_config(file: GgufFile) -> ModelConfig:
@@ -99,5 +98,5 @@ def read_gguf_config(file: GgufFile) -> ModelConfig:
         raise Metadata(file.path, "", file.fields, file.weights).unsupported("general.architecture", OTHER_FILE)
     prefix = f"{name}."
     own = {key.removeprefix(prefix): value for key, value in file.fields.items() if key.startswith(prefix)}
-    values = ARCHITECTURES[name].table.read(Metadata(file.path, prefix, own, file.weights))
+    values = ARCHITECTURES[name].read(Metadata(file.path, prefix, own, file.weights))
     return resolve(ModelConfig, [Layer(str(file.path), values)]).config

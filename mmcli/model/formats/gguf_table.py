@@ -7,6 +7,7 @@ architecture: `llama.block_count`.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,18 @@ import torch
 from mmcli.config import ConfigError
 from mmcli.errors import UserError
 from mmcli.model.config import ModelConfig
-from mmcli.model.formats.fields import ROUTING, TRAINING, FieldTable, Implied, Irrelevant, Silent, Values
-from mmcli.model.formats.names import NameTable
+from mmcli.model.formats.fields import (
+    ROUTING,
+    TRAINING,
+    FieldTable,
+    Implied,
+    Irrelevant,
+    Rule,
+    Silent,
+    Values,
+    described,
+)
+from mmcli.model.formats.names import Layout, NameTable
 from mmcli.model.formats.weights import Weights
 from mmcli.model.rotary import rotary_frequencies
 
@@ -32,8 +43,14 @@ NAMES = NameTable((
     *((f"model.layers.{{}}.self_attn.{each}_proj", f"blk.{{}}.attn_{each}") for each in "qkv"),
     ("model.layers.{}.self_attn.o_proj", "blk.{}.attn_output"),
     *((f"model.layers.{{}}.self_attn.{each}_norm", f"blk.{{}}.attn_{each}_norm") for each in "qk"),
-    *((f"model.layers.{{}}.mlp.{each}_proj", f"blk.{{}}.ffn_{each}") for each in ("gate", "up", "down")),
+    ("model.layers.{}.mlp.gate", "blk.{}.ffn_gate_inp"),
+    *(
+        (f"model.layers.{{}}.mlp.{ours}{each}_proj", f"blk.{{}}.ffn_{each}{theirs}")
+        for each in ("gate", "up", "down")
+        for ours, theirs in (("", ""), ("experts.", "_exps"), ("shared_experts.0.", "_shexp"))
+    ),
 ))  # fmt: skip
+STACKED = Layout(NameTable(()), experts="stacked")  # of the tensors, once they have our names
 ROTARY_FACTORS = "rope_freqs.weight"  # a divisor for each rotary pair
 LLAMA3_SEQ_LEN = 8192  # the context of Llama 3 before its rotary was scaled
 HARMLESS = {"vocab_size", "rope.scaling.finetuned"}  # keys that change nothing in what the model computes
@@ -62,28 +79,19 @@ class Metadata:
         return UserError(f"{self.path}: {self.prefix}{key} = {self.values[key]!r} is not supported", fix)
 
 
-class KnownKeys(Silent):
-    """Refuses a key that no rule reads: it may change what the model computes."""
-
-    def read(self, source: Metadata, values: Values) -> Values:
-        for key in source.values:
-            if key not in READ | HARMLESS:
-                raise source.unsupported(key, "mmcli does not know what this field changes")
-        return {}
-
-
 class Whole(Silent):
-    """A field under a key that holds a whole number."""
+    """A field under a key that holds a whole number; `also_written` names a second key, which is not read."""
 
-    def __init__(self, field: str, key: str, attribute: str | None = None) -> None:
+    def __init__(self, field: str, key: str, attribute: str | None = None, also_written: str | None = None) -> None:
         self.field, self.key, self.attribute = field, key, attribute or field
+        self.keys = (key,) if also_written is None else (key, also_written)
 
     @property
     def fields(self) -> tuple[str, ...]:
         return (self.field,)
 
     def write(self, config: ModelConfig) -> dict[str, Any]:
-        return {self.key: getattr(config, self.attribute)}
+        return dict.fromkeys(self.keys, getattr(config, self.attribute))
 
     def read(self, source: Metadata, values: Values) -> Values:
         return {self.field: source.whole(self.key)}
@@ -131,14 +139,81 @@ class InTensors(Silent):
 
     @property
     def fields(self) -> tuple[str, ...]:
-        return ("vocab_size", "tie_embeddings", "bias")
+        return ("vocab_size", "tie_embeddings")
 
     def read(self, source: Metadata, values: Values) -> Values:
         return {
             "vocab_size": source.weights.shape("token_embd.weight")[0],
             "tie_embeddings": "output.weight" not in source.weights.entries,
-            "bias": "blk.0.attn_q.bias" in source.weights.entries,
         }
+
+
+class Biases(Silent):
+    """bias, which the tensors show."""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return ("bias",)
+
+    def read(self, source: Metadata, values: Values) -> Values:
+        return {"bias": "blk.0.attn_q.bias" in source.weights.entries}
+
+
+class Experts(Silent):
+    """Routed and shared experts as llama.cpp computes them here: softmax scores, the chosen ones divided by their sum.
+
+    `dense`: the architecture has models without experts; `routed`: it has models with them; `shared`: those may have
+    shared ones, which are one FFN of their joined width.
+    """
+
+    def __init__(self, *, dense: bool = False, routed: bool = True, shared: bool = False) -> None:
+        self.dense, self.routed, self.shared = dense, routed, shared
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return ("use_moe", *ROUTING)
+
+    def write(self, config: ModelConfig) -> dict[str, Any]:
+        if not (config.use_moe and self.routed):
+            return {}
+        keys = {"expert_count": config.n_routed_experts, "expert_used_count": config.num_experts_per_tok}
+        return keys | ({SHARED_WIDTH: config.n_shared * config.ffn_dim} if self.shared else {})
+
+    def read(self, source: Metadata, values: Values) -> Values:
+        if not self.routed or (self.dense and not source.whole("expert_count", 0)):
+            return {"use_moe": False}
+        counts = {"n_routed_experts": "expert_count", "num_experts_per_tok": "expert_used_count"}
+        found: Values = {field: source.whole(key) for field, key in counts.items()}
+        width, each = source.whole(SHARED_WIDTH, 0), values["hidden_dim"]
+        if each < 1 or width % each:
+            raise source.unsupported(SHARED_WIDTH, f"mmcli runs models where it is a multiple of {each}")
+        return {"use_moe": True, **found, "n_shared_experts": width // each}
+
+    def unsupported(self, config: ModelConfig) -> tuple[str, ...]:
+        if not config.use_moe:
+            return () if self.dense else ("use_moe",)
+        if not self.routed:
+            return ("use_moe",)
+        wanted: Values = {"scoring_func": "softmax", "norm_topk_prob": True}
+        if not self.shared:
+            wanted["n_shared_experts"] = 0
+        return tuple(field for field, value in wanted.items() if getattr(config, field) != value)
+
+
+class GraniteScales(Silent):
+    """Granite's factors, as if there were none."""
+
+    def write(self, config: ModelConfig) -> dict[str, Any]:
+        return {**dict.fromkeys(GRANITE_SCALES, 1.0), "attention.scale": config.d_head**-0.5}
+
+    def read(self, source: Metadata, values: Values) -> Values:
+        width = values["head_dim"] or values["dim"] // values["n_heads"]
+        usual = {**dict.fromkeys(GRANITE_SCALES, 1.0), "attention.scale": width**-0.5}
+        for key, value in usual.items():
+            found = source.values.get(key, value)
+            if not isinstance(found, float) or not math.isclose(found, value, rel_tol=1e-6):
+                raise source.unsupported(key, f"mmcli runs models where it is {value:g}")
+        return {}
 
 
 class Rope(Silent):
@@ -155,6 +230,10 @@ class Rope(Silent):
         if config.rope_scaling == "yarn":
             keys["rope.scaling.original_context_length"] = config.original_seq_len
         return keys
+
+    def unsupported(self, config: ModelConfig) -> tuple[str, ...]:
+        other = config.rope_scaling == "llama3" and config.original_seq_len != LLAMA3_SEQ_LEN
+        return ("rope_original_seq_len",) if other else ()
 
     def read(self, source: Metadata, values: Values) -> Values:
         found = _read_rope(source)
@@ -194,6 +273,14 @@ def _read_rotary_factors(source: Metadata, values: Values) -> Values:
     return scaling
 
 
+def rotary_factors(config: ModelConfig) -> torch.Tensor | None:
+    """The tensor `rope_freqs` of a model, [rotary_dim / 2] in fp32: the divisors of Llama 3.1's scaling, else None."""
+    if config.rope_scaling != "llama3":
+        return None
+    plain = dataclasses.replace(config, rope_scaling="none", rope_factor=1.0, rope_original_seq_len=None)
+    return rotary_frequencies(plain)[0] / rotary_frequencies(config)[0]
+
+
 def _short(value: float) -> float:
     """An fp32 number of the metadata as people write it: 1e-05, not 9.999999747378752e-06."""
     return float(str(np.float32(value)))
@@ -206,25 +293,61 @@ class Architecture:
     table: FieldTable[Metadata]
     adjacent_rotary: bool  # q and k are stored for rotary pairs (2i, 2i+1)
 
+    def read(self, source: Metadata) -> Values:
+        """The ModelConfig fields; a key that no rule reads is refused, for it may change what the model computes.
+
+        Raises:
+            UserError: such a key, one that is missing, or of a value that mmcli cannot compute with.
+        """
+        known = set(self.table.write(EVERY_KEY)) | HARMLESS
+        for key in source.values:
+            if key not in known:
+                raise source.unsupported(key, "mmcli does not know what this field changes")
+        return self.table.read(source)
+
 
 HEAD_WIDTHS = ("attention.key_length", "attention.value_length", "rope.dimension_count")
+GRANITE_SCALES = ("embedding_scale", "residual_scale", "logit_scale")
 EPSILON = "attention.layer_norm_rms_epsilon"
+SHARED_WIDTH = "expert_shared_feed_forward_length"
+EVERY_KEY = ModelConfig(rope_scaling="yarn", rope_factor=2.0, use_moe=True)  # a table writes all its keys for this
 
 
-def _table(qk_norm: bool) -> FieldTable[Metadata]:
+def _table(*rules: Rule[Metadata], qk_norm: bool, width: Whole | None = None) -> FieldTable[Metadata]:
     return FieldTable((
-        KnownKeys(), Whole("n_heads", "attention.head_count"), Whole("dim", "embedding_length"), Heads(), Epsilon(),
-        Whole("n_layers", "block_count"), Whole("hidden_dim", "feed_forward_length", "ffn_dim"),
-        Whole("max_seq_len", "context_length"), InTensors(), Rope(),
+        Whole("n_heads", "attention.head_count"), Whole("dim", "embedding_length"), Heads(), Epsilon(),
+        Whole("n_layers", "block_count"), width or Whole("hidden_dim", "feed_forward_length", "ffn_dim"),
+        Whole("max_seq_len", "context_length"), InTensors(), Rope(), *rules,
         Implied(
-            qk_norm=qk_norm, use_moe=False, norm="rmsnorm", position="rope", rotary_fraction=1.0, mlp="swiglu",
+            qk_norm=qk_norm, norm="rmsnorm", position="rope", rotary_fraction=1.0, mlp="swiglu",
             head_bias=False, parallel_block=False, sliding_window=None,
         ),
-        Irrelevant("multiple_of", *TRAINING, *ROUTING),
+        Irrelevant("multiple_of", *TRAINING),
     ))  # fmt: skip
 
 
-ARCHITECTURES = {"llama": Architecture(_table(False), True), "qwen3": Architecture(_table(True), False)}
-OTHER_FILE = f"mmcli reads GGUF models of {' and '.join(ARCHITECTURES)}"
-# Every key that a table reads; another may change what the model computes.
-READ = set(ARCHITECTURES["llama"].table.write(ModelConfig(rope_scaling="yarn", rope_factor=2.0)))
+EXPERT_WIDTH = Whole("hidden_dim", "expert_feed_forward_length", "ffn_dim", also_written="feed_forward_length")
+NO_BIAS = Implied(bias=False)
+ARCHITECTURES = {  # in order of preference for writing
+    "llama": Architecture(_table(Experts(dense=True), Biases(), qk_norm=False), True),
+    "qwen3": Architecture(_table(Experts(dense=True, routed=False), NO_BIAS, qk_norm=True), False),
+    "qwen3moe": Architecture(_table(Experts(), NO_BIAS, qk_norm=True, width=EXPERT_WIDTH), False),
+    "granitemoe": Architecture(_table(Experts(shared=True), GraniteScales(), NO_BIAS, qk_norm=False), True),
+}
+OTHER_FILE = f"mmcli reads GGUF models of {', '.join(ARCHITECTURES)}"
+
+
+def find_architecture(config: ModelConfig) -> str:
+    """The first `general.architecture` that holds all of `config`, so that llama.cpp computes the same.
+
+    Raises:
+        UserError: there is none, with the fields that keep the model from the nearest.
+    """
+    misfits = {name: each.table.unsupported(config) for name, each in ARCHITECTURES.items()}
+    structure = {"use_moe", "n_shared_experts"}  # a table that differs there is of another kind of model
+    name = min(misfits, key=lambda name: (len(misfits[name]), len(structure.intersection(misfits[name]))))
+    if misfits[name]:
+        fields = described(config, misfits[name])
+        what = f"no GGUF architecture that mmcli writes has this model; the nearest, {name}, differs in: {fields}"
+        raise UserError(what, "run it with mmcli, or for other programs: mmcli export onnx")
+    return name

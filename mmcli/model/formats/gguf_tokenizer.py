@@ -1,4 +1,4 @@
-"""The tokenizer in a GGUF file's metadata, as a tokenizer.json.
+"""The tokenizer in a GGUF file's metadata, from and to a tokenizer.json.
 
 llama.cpp normalizes no text for these pre-tokenizers, so neither does what is built here, even where the original
 tokenizer.json has NFC (Qwen).
@@ -6,12 +6,16 @@ tokenizer.json has NFC (Qwen).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import tokenizers
+
 from mmcli.errors import UserError
 from mmcli.text.bytelevel import why_not_byte_level
+from mmcli.text.chat import stop_ids
 from mmcli.text.definition import Definition, added_token
 from mmcli.text.template import CHATML, CHATML_CONTROLS
 from mmcli.text.tokenizer import Tokenizer
@@ -20,6 +24,8 @@ from mmcli.text.train import QWEN2_PATTERN
 # tokenizer.ggml.token_type
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
 LLAMA3_PATTERN = QWEN2_PATTERN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")  # digits in threes; else the same
+ENDS = ("eos", "eot", "eom")  # the ids that end a reply
+SPECIAL = ("bos", "pad", *ENDS)
 OWN_TOKENIZER = "give the model's own tokenizer: --tokenizer DIR with its tokenizer.json"
 
 
@@ -43,7 +49,7 @@ PRETOKENIZERS: Mapping[str, dict[str, Any]] = {
 
 
 def gguf_tokenizer(path: Path, fields: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer with its chat template; further ids that end a reply (`eot`) are its `more_eos_ids`.
+    """The tokenizer with its chat template; further ids that end a reply (`eot`, `eom`) are its `more_eos_ids`.
 
     Raises:
         UserError: no byte-level BPE, an unknown pre-tokenizer, or a list that is missing or broken, by its key.
@@ -58,14 +64,14 @@ def gguf_tokenizer(path: Path, fields: Mapping[str, Any]) -> Tokenizer:
         raise UserError(what, OWN_TOKENIZER)
     tokens, kinds, merges = _lists(path, fields)
     named = {id: token for id, (token, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind != UNUSED}
-    special = {name: _special(path, fields, name, named) for name in ("bos", "eos", "pad", "eot")}
+    special = {name: _special(path, fields, name, named) for name in SPECIAL}
     added = [
         added_token(token, id, special=kinds[id] in (UNKNOWN, CONTROL))
         for id, token in named.items()
         if kinds[id] in (UNKNOWN, CONTROL, USER_DEFINED)
     ]
     known = {token["content"] for token in added}
-    for token in dict.fromkeys(special[name] for name in ("bos", "eos", "pad", "eot")):
+    for token in dict.fromkeys(special.values()):
         if token is not None and token not in known:
             added.append(added_token(token, tokens.index(token), special=True))
     model = {
@@ -86,7 +92,7 @@ def gguf_tokenizer(path: Path, fields: Mapping[str, Any]) -> Tokenizer:
     template = fields.get("tokenizer.chat_template")
     if template is None and {token["content"] for token in added}.issuperset(CHATML_CONTROLS):
         template = CHATML
-    ends = [tokens.index(token) for token in (special["eos"], special["eot"]) if token is not None]
+    ends = [tokens.index(token) for token in (special[name] for name in ENDS) if token is not None]
     more = tuple(dict.fromkeys(ends)) if len(set(ends)) > 1 else ()
     return Tokenizer(Definition(definition, {**config, **settings}, template, more))
 
@@ -113,13 +119,89 @@ def _lists(path: Path, fields: Mapping[str, Any]) -> tuple[list[str], list[int],
 
 
 def _special(path: Path, fields: Mapping[str, Any], name: str, named: Mapping[int, str]) -> str | None:
-    key = f"tokenizer.ggml.{'padding' if name == 'pad' else name}_token_id"
+    key = _id_key(name)
     id = fields.get(key)
     if id is None:
         return None
     if id not in named:
         raise UserError(f"{path}: {key} = {id} is not a token", OWN_TOKENIZER)
     return named[id]
+
+
+def _id_key(name: str) -> str:
+    return f"tokenizer.ggml.{'padding' if name == 'pad' else name}_token_id"
+
+
+def tokenizer_fields(tokenizer: Tokenizer, rows: int) -> dict[str, Any]:
+    """The metadata of a tokenizer, for a model whose embedding has `rows` rows: llama.cpp wants a token for each.
+
+    Raises:
+        UserError: a pre-tokenizer, normalizer or number of ends that a GGUF file cannot say.
+    """
+    definition = tokenizer.definition.tokenizer
+    added = {token["id"]: token for token in definition["added_tokens"]}
+    names = {id: token for token, id in definition["model"]["vocab"].items()}
+    names |= {id: token["content"] for id, token in added.items()}
+    kinds = {id: CONTROL if token["special"] else USER_DEFINED for id, token in added.items()}
+    merges = (each if isinstance(each, str) else " ".join(each) for each in definition["model"]["merges"])
+    starts, ends = _framed(definition, tokenizer)
+    fields = {
+        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": _pre_tokenizer_name(definition),
+        "tokenizer.ggml.tokens": [names.get(id, f"[PAD{id}]") for id in range(rows)],
+        "tokenizer.ggml.token_type": [kinds.get(id, NORMAL if id in names else UNUSED) for id in range(rows)],
+        "tokenizer.ggml.merges": list(merges),
+        "tokenizer.ggml.add_bos_token": starts, "tokenizer.ggml.add_eos_token": ends,
+    }  # fmt: skip
+    fields |= {_id_key(name): id for name, id in _special_ids(tokenizer).items()}
+    if tokenizer.chat_template is not None:
+        fields["tokenizer.chat_template"] = tokenizer.chat_template
+    return fields
+
+
+def _special_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """The ids of bos, pad and the ends of a reply, those that there are."""
+    ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id}
+    ids["pad"] = tokenizer.pad_id if tokenizer.definition.config.get("pad_token") is not None else None
+    others = sorted(stop_ids(tokenizer) - {tokenizer.eos_id})
+    if len(others) >= len(ENDS):  # pad ends a reply by itself
+        others = [id for id in others if id != tokenizer.pad_id]
+    if len(others) >= len(ENDS):
+        shown = ", ".join(str(tokenizer.control_token(id)) for id in others)
+        what = f"the tokenizer ends replies at more tokens than a GGUF file can name: eos, {shown}"
+        raise UserError(what, "take the ends out of generation_config.json that the model does not write")
+    found = {**ids, **dict(zip(ENDS[1:], others, strict=False))}
+    return {name: id for name, id in found.items() if id is not None}
+
+
+def _framed(definition: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[bool, bool]:
+    """Whether tokenizer.json puts (bos before, eos after) a text, as other programs encode it."""
+    if definition.get("post_processor") is None:
+        return False, False
+    ids = tokenizers.Tokenizer.from_str(json.dumps(definition)).encode("a").ids
+    return ids[:1] == [tokenizer.bos_id], len(ids) > 1 and ids[-1] == tokenizer.eos_id
+
+
+def _pre_tokenizer_name(definition: Mapping[str, Any]) -> str:
+    """`tokenizer.ggml.pre`: llama.cpp's name for how a text is cut and normalized."""
+    normalizer = (definition.get("normalizer") or {"type": "NFC"})["type"]
+    found, merged = _essence(definition.get("pre_tokenizer")), bool(definition["model"].get("ignore_merges"))
+    for name, known in PRETOKENIZERS.items():
+        if found == _essence(known) and merged == (name == "llama-bpe") and normalizer == "NFC":
+            return name
+    what = (
+        f"the tokenizer cuts texts in a way that llama.cpp has no name for (it is none of {', '.join(PRETOKENIZERS)})"
+    )
+    raise UserError(what, "run the model with mmcli, or for other programs: mmcli export onnx")
+
+
+def _essence(part: Any) -> Any:
+    """A pre-tokenizer without what changes no token."""
+    if isinstance(part, list):
+        return [_essence(each) for each in part]
+    if not isinstance(part, Mapping):
+        return part
+    default = {"use_regex": True} if part.get("type") == "ByteLevel" else {}
+    return default | {key: _essence(value) for key, value in part.items() if key != "trim_offsets"}
 
 
 def _post_processor(fields: Mapping[str, Any], bos: str | None, tokens: list[str]) -> dict[str, Any] | None:

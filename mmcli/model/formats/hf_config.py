@@ -15,20 +15,28 @@ from mmcli.config import Layer, resolve
 from mmcli.errors import UserError
 from mmcli.manifest import refuse_damaged
 from mmcli.model.config import ModelConfig
-from mmcli.model.formats.families import MINIMIND_3, MINIMIND_FIRST, READABLE, Family, family_of
+from mmcli.model.formats.families import MINIMIND_3, MINIMIND_FIRST, READABLE, Family, family_of, written_as
 from mmcli.model.formats.fields import Source
 
 NOT_COMPARED = {"architectures", "bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype", "mmcli"}
 
 
 def to_hf_config(
-    config: ModelConfig, *, bos_id: int | None, eos_id: int | None, pad_id: int | None, dtype: str = "float32"
+    config: ModelConfig,
+    *,
+    bos_id: int | None,
+    eos_id: int | None,
+    pad_id: int | None,
+    dtype: str = "float32",
+    family: Family | None = None,
 ) -> dict[str, Any]:
     """The document of `config.json`, read by transformers 4 and 5, vLLM and llama.cpp's converter (see `hf_family`).
 
-    `dtype` is the weights' type in the folder ("float32", "bfloat16", "float16").
+    Args:
+        dtype: the weights' type in the folder ("float32", "bfloat16", "float16").
+        family: one that holds all of `config`; None: the first that does.
     """
-    family = family_of(config)
+    family = family or family_of(config)
     document: dict[str, Any] = {"architectures": [family.architecture], "model_type": family.model_type}
     document |= family.table.write(config)
     document |= {"bos_token_id": bos_id, "eos_token_id": eos_id, "pad_token_id": pad_id}
@@ -38,7 +46,7 @@ def to_hf_config(
 
 def read_model_config(folder: Path) -> ModelConfig:
     """The ModelConfig of a model folder: from its key "mmcli", which must agree with the Hugging Face fields, or,
-    without that key, from those fields (llama, mistral, qwen3, qwen3_moe, mixtral, gpt2, phi, minimind).
+    without that key, from those fields (of a family in `families.READABLE`).
 
     Dropout is taken from Hugging Face fields only where the family means the same by it (all of embedding,
     attention and residual), else it is 0: it is a choice of training, and does not change what a model answers.
@@ -55,25 +63,26 @@ def read_config_and_family(folder: Path) -> tuple[ModelConfig, Family]:
     refuse_damaged(folder, [path.name])
     document = _read_json(path)
     if "mmcli" in document:
-        config = _read_own(document, path)
-        return config, family_of(config)
+        return _read_own(document, path)
     family = _detect(document, path)
     return _read_foreign(Source(path, document), family), family
 
 
-def _read_own(document: dict[str, Any], path: Path) -> ModelConfig:
+def _read_own(document: dict[str, Any], path: Path) -> tuple[ModelConfig, Family]:
     own = document["mmcli"]
     if not isinstance(own, dict):
         raise UserError(f'{path}: "mmcli" is not a table', 'delete the key "mmcli" to go by the other fields')
     config = resolve(ModelConfig, [Layer(f"{path}, mmcli", own)]).config
-    expected = to_hf_config(config, bos_id=None, eos_id=None, pad_id=None)
+    written = written_as(config)
+    family = next((each for each in written if each.model_type == document.get("model_type")), written[0])
+    expected = to_hf_config(config, bos_id=None, eos_id=None, pad_id=None, family=family)
     for name, value in expected.items():
         if name not in NOT_COMPARED and name in document and not _agree(value, document[name]):
             raise UserError(
                 f'{path}: {name} = {json.dumps(document[name])}, but its key "mmcli" gives {json.dumps(value)}',
                 'make the two agree, or delete the key "mmcli" to go by the other fields',
             )
-    return config
+    return config, family
 
 
 def _agree(expected: Any, found: Any) -> bool:

@@ -41,6 +41,7 @@ def save_model(
     tokenizer: Tokenizer,
     *,
     extra: Mapping[str, Any] | None = None,
+    family: Family | None = None,
 ) -> None:
     """Write a complete model folder; the caller writes beside the final place, then renames.
 
@@ -49,13 +50,15 @@ def save_model(
         model: its weights are written in their own type.
         tokenizer: its files and its bos, eos and pad ids go in too.
         extra: facts for the model card, one line each (the run, the data, tokens seen).
+        family: one that holds all of `config`; None: the first that does.
     """
+    family = family or family_of(config)
     folder.mkdir(parents=True, exist_ok=True)
     ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
     dtype = str(model.head_weight.dtype).removeprefix("torch.")
-    hf_config = to_hf_config(config, dtype=dtype, **ids)
+    hf_config = to_hf_config(config, dtype=dtype, family=family, **ids)
     _write_json(folder / "config.json", hf_config)
-    tensors = disk_tensors(model.state_dict(), config, family_of(config).layout)
+    tensors = disk_tensors(model.state_dict(), config, family.layout)
     save_file({name: each.cpu() for name, each in tensors.items()}, folder / WEIGHTS, metadata={"format": "pt"})
     shutil.copymode(folder / "config.json", folder / WEIGHTS)  # safetensors makes files that only their owner reads
     _write_json(folder / GENERATION, generation_ids(tokenizer))

@@ -13,6 +13,7 @@ from mmcli.model.formats.fields import Key, Silent, Source, Values
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new"}  # ours -> Hugging Face, for the ungated FFN
 ACTIVATIONS_READ = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 YARN = {"beta_fast": 32.0, "beta_slow": 1.0, "mscale": None, "mscale_all_dim": None, "truncate": True}
+SHARED_WIDTH = "shared_intermediate_size"
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 
@@ -82,6 +83,37 @@ class SharedExperts(Key):
 
     def __init__(self, *, default: int) -> None:
         super().__init__("n_shared_experts", default=default, null=0, attribute="n_shared")
+
+
+class SharedWidth(Silent):
+    """Shared experts as one FFN of their joined width; 0 is none."""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return ("n_shared_experts",)
+
+    def write(self, config: ModelConfig) -> dict[str, Any]:
+        return {SHARED_WIDTH: config.n_shared * config.ffn_dim}
+
+    def read(self, source: Source, values: Values) -> Values:
+        width, each = source.document.get(SHARED_WIDTH, 0), values["hidden_dim"]
+        if not isinstance(width, int) or not each or width % each:
+            raise source.unsupported(SHARED_WIDTH, width, f"a multiple of the width of an expert, {each}")
+        return {"n_shared_experts": width // each}
+
+
+class AttentionMultiplier(Silent):
+    """Granite's factor of the attention scores, which is d^-1/2 in every model of ours."""
+
+    def write(self, config: ModelConfig) -> dict[str, Any]:
+        return {"attention_multiplier": config.d_head**-0.5}
+
+    def read(self, source: Source, values: Values) -> Values:
+        found = source.number(source.document.get("attention_multiplier", 1.0), "attention_multiplier")
+        usual = (values["dim"] // values["n_heads"]) ** -0.5
+        if not math.isclose(found, usual, rel_tol=1e-6):
+            raise source.unsupported("attention_multiplier", found, f"attention_multiplier = {usual}")
+        return {}
 
 
 class TopkNorm(Key):

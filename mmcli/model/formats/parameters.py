@@ -64,7 +64,7 @@ def build_model(
     state: dict[str, Tensor] = {}
     for stored in layout.place(skeleton, config):
         parts = [weights.entries[name].read().to(device, target, copy=True) for name in stored.disk]
-        state.update(zip(stored.memory, to_memory(stored.form, parts), strict=True))
+        state.update(zip(stored.memory, to_memory(stored.form, parts, len(stored.memory)), strict=True))
     model.load_state_dict({name: each.contiguous() for name, each in state.items()}, assign=True)
     return model.to(device).eval()
 
@@ -118,15 +118,19 @@ def to_disk(form: Form, tensors: Sequence[Tensor]) -> list[Tensor]:
         return [each.contiguous() for each in tensors[0].unbind()]
     if form == "joined":
         return [torch.cat([_flip(each) for each in tensors], dim=-1)]
+    if form in ("rows", "columns"):
+        return [torch.cat(list(tensors), dim=-2 if form == "rows" else -1)]
     return [(_flip(tensors[0]) if form == "transposed" else tensors[0]).contiguous()]
 
 
-def to_memory(form: Form, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The parameters of a `Stored`, from its tensors on disk."""
+def to_memory(form: Form, tensors: Sequence[Tensor], count: int) -> list[Tensor]:
+    """The `count` parameters of a `Stored`, from its tensors on disk."""
     if form == "experts":
         return [torch.stack(list(tensors))]
     if form == "joined":
-        return [_flip(each).contiguous() for each in tensors[0].chunk(3, dim=-1)]
+        return [_flip(each).contiguous() for each in tensors[0].chunk(count, dim=-1)]
+    if form in ("rows", "columns"):
+        return list(tensors[0].chunk(count, dim=-2 if form == "rows" else -1))
     return [_flip(tensors[0]).contiguous() if form == "transposed" else tensors[0]]
 
 
@@ -143,6 +147,22 @@ def to_halves(weights: Weights, config: ModelConfig) -> Weights:
         if found:
             weights = weights.changed(name, functools.partial(to_rotate_half, n_heads=heads[found[1]]))
     return weights
+
+
+def to_neighbours(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """A state dict with q and k of every layer ordered for adjacent rotary pairs: the inverse of `to_halves`."""
+    heads = {"q": config.n_heads, "k": config.n_kv_heads}
+    found = {name: QUERIES_AND_KEYS.fullmatch(name) for name in state}
+    return {
+        name: from_rotate_half(tensor, heads[match[1]]) if (match := found[name]) else tensor
+        for name, tensor in state.items()
+    }
+
+
+def from_rotate_half(rows: Tensor, n_heads: int) -> Tensor:
+    """The inverse of `to_rotate_half`."""
+    halves = rows.reshape(n_heads, 2, -1, *rows.shape[1:])
+    return halves.transpose(1, 2).reshape(rows.shape)
 
 
 def to_rotate_half(rows: Tensor, n_heads: int) -> Tensor:

@@ -26,7 +26,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "qwen3": {"qk_norm": True, "tie_embeddings": False},
     "qwen3_moe": {"use_moe": True, "n_shared_experts": 0, "qk_norm": True},
     "mixtral": {"use_moe": True, "n_shared_experts": 0},
-    "minimind": {"use_moe": True},
+    "granitemoeshared": {"use_moe": True},
+    "granitemoeshared, two shared": {"use_moe": True, "n_shared_experts": 2, "n_routed_experts": 6, "n_kv_heads": 4},
+    "granitemoeshared, one chosen, yarn, untied": {
+        "use_moe": True, "num_experts_per_tok": 1, "tie_embeddings": False, "rope_scaling": "yarn", "rope_factor": 4.0,
+    },
     "gpt2": {"position": "learned", "norm": "layernorm", "mlp": "gelu_tanh", "bias": True, "n_kv_heads": 4},
     "phi": {
         "parallel_block": True, "norm": "layernorm", "mlp": "gelu_tanh", "bias": True, "head_bias": True,
@@ -55,7 +59,7 @@ def test_import_of_an_export_is_the_model(kind: str, save: Any, tmp_path: Path, 
         assert json.loads((tmp_path / "back" / name).read_text()) == json.loads((source / name).read_text()), name
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "minimind"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_transformers_computes_the_same(kind: str, save: Any, tmp_path: Path, tokenizer: Tokenizer) -> None:
     source = save(**KINDS[kind])
     export_huggingface(source, tmp_path / "hf")
@@ -72,10 +76,34 @@ def test_transformers_computes_the_same(kind: str, save: Any, tmp_path: Path, to
     assert found == encode_chat(tokenizer, messages, add_generation_prompt=True).ids
 
 
-def test_a_mixture_with_shared_experts_has_the_released_layout(save: Any, tmp_path: Path) -> None:
+def test_shared_experts_without_the_key_of_mmcli_are_the_same_model(save: Any, tmp_path: Path) -> None:
+    """As another program would have written them."""
+    source = save(use_moe=True, n_shared_experts=2)
+    export_huggingface(source, tmp_path / "hf")
+    path = tmp_path / "hf" / "config.json"
+    fields = json.loads(path.read_text())
+    assert (fields["shared_intermediate_size"], fields["attention_multiplier"]) == (192, 0.25)
+    (tmp_path / "hf" / "manifest.json").unlink(missing_ok=True)
+    del fields["mmcli"]
+    for key, value, says in (
+        ("attention_multiplier", 0.015625, "attention_multiplier = 0.015625"),
+        ("residual_multiplier", 0.22, "residual_multiplier = 0.22"),
+        ("shared_intermediate_size", 100, "shared_intermediate_size = 100"),
+    ):
+        path.write_text(json.dumps({**fields, key: value}))
+        with pytest.raises(UserError, match=f"{says} is not supported"):
+            load_model(tmp_path / "hf")
+    path.write_text(json.dumps(fields))
+    before, after = load_model(source), load_model(tmp_path / "hf")
+    assert after.config.n_shared == 2
+    for name, tensor in before.state_dict().items():
+        assert torch.equal(after.state_dict()[name], tensor), name
+
+
+def test_the_released_layout_of_minimind_is_written_where_asked(save: Any, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    export_huggingface(save(use_moe=True), tmp_path / "hf")
+    assert export_huggingface(save(use_moe=True), tmp_path / "hf", layout="minimind").model_type == "minimind"
     names = set(load_file(tmp_path / "hf" / "model.safetensors"))
     for name in ("experts.3.gate_proj", "gate", "shared_experts.0.down_proj"):
         assert f"model.layers.1.mlp.{name}.weight" in names
@@ -133,6 +161,16 @@ def test_what_no_family_can_say_is_refused_by_field(values: Any, field: str, sav
     with pytest.raises(UserError, match=f"no Hugging Face family has this model.*{field}"):
         export_huggingface(save(**values), tmp_path / "hf")
     assert not (tmp_path / "hf").exists()
+
+
+def test_what_only_minimind_can_say_is_refused_with_the_way_out(save: Any, tmp_path: Path) -> None:
+    source = save(use_moe=True, norm_topk_prob=False)
+    with pytest.raises(UserError, match=r"nearest, granitemoeshared, differs in: model\.norm_topk_prob") as refused:
+        export_huggingface(source, tmp_path / "hf")
+    assert "--layout minimind" in refused.value.fix
+    assert export_huggingface(source, tmp_path / "hf", layout="minimind").model_type == "minimind"
+    with pytest.raises(UserError, match=r"MiniMind2 differs from this model in: model\.qk_norm = True"):
+        export_huggingface(save("second", qk_norm=True), tmp_path / "other", layout="minimind")
 
 
 def test_an_earlier_export_is_replaced(save: Any, tmp_path: Path) -> None:

@@ -15,14 +15,15 @@ from mmcli.config import option
 from mmcli.errors import UserError
 from mmcli.export.decoder import TABLE as ONNX_TABLE
 from mmcli.export.decoder import refuse_unsupported
-from mmcli.export.huggingface import refuse_unknown_family
+from mmcli.export.huggingface import find_family
 from mmcli.model.config import ModelConfig
 from mmcli.model.formats.families import MINIMIND_3, MINIMIND_FIRST, OWN, READABLE, family_of
 from mmcli.model.formats.fields import UNSTORED, FieldTable
-from mmcli.model.formats.gguf_table import ARCHITECTURES, NAMES, Metadata
+from mmcli.model.formats.gguf_table import ARCHITECTURES, NAMES, STACKED, Metadata, find_architecture
 from mmcli.model.formats.minimind import FIRST_NAMES
 from mmcli.model.formats.minimind import TABLE as PTH_TABLE
 from mmcli.model.formats.names import NameTable
+from mmcli.model.formats.parameters import disk_tensors
 from mmcli.model.formats.weights import Entry, Weights
 from mmcli.model.transformer import Transformer
 
@@ -58,7 +59,7 @@ def test_a_new_field_belongs_to_no_family_and_no_export() -> None:
     config = WithNewField(logit_softcap=30.0)
     assert family_of(ModelConfig()).model_type == "llama" and family_of(config) is OWN
     with pytest.raises(UserError) as refused:
-        refuse_unknown_family(config)
+        find_family(config, "transformers")
     assert refused.value.what.endswith("the nearest, llama, differs in: model.logit_softcap = 30.0")
     assert refused.value.fix and "\n" not in refused.value.what
     with pytest.raises(UserError, match=r"ONNX export does not support model\.logit_softcap = 30\.0\n"):
@@ -111,20 +112,28 @@ def test_names_are_those_of_the_formats() -> None:
     )
 
 
+ARCHITECTURE_SHAPES: dict[str, dict[str, Any]] = {
+    "llama": {"bias": True},
+    "qwen3": {"qk_norm": True},
+    "qwen3moe": {"qk_norm": True, "use_moe": True, "n_shared_experts": 0},
+    "granitemoe": {"use_moe": True, "n_shared_experts": 2, "n_routed_experts": 11},
+}
+
+
 @pytest.mark.parametrize(
     "values",
-    [{}, {"head_dim": 16}, {"bias": True, "tie_embeddings": False}, {"rope_scaling": "linear", "rope_factor": 2.0},
+    [{}, {"head_dim": 16}, {"tie_embeddings": False}, {"rope_scaling": "linear", "rope_factor": 2.0},
      {"rope_scaling": "yarn", "rope_factor": 4.0, "rope_original_seq_len": 100}],
     ids=str,
 )  # fmt: skip
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_gguf_metadata_reads_back(architecture: str, values: dict[str, Any]) -> None:
-    config = ModelConfig(**{**SIZES, "qk_norm": architecture == "qwen3", **values})
+    config = ModelConfig(**{**SIZES, **ARCHITECTURE_SHAPES[architecture], **values})
     table = ARCHITECTURES[architecture].table
-    assert table.unsupported(config) == []
+    assert table.unsupported(config) == [] and find_architecture(config) == architecture
     with torch.device("meta"):
-        state = Transformer(config).state_dict()
+        state = disk_tensors(Transformer(config).state_dict(), config, STACKED)
     entries = {NAMES.to_disk(name): Entry(tuple(each.shape), each.dtype, each.clone) for name, each in state.items()}
     written = table.write(config)
     source = Metadata(Path("model.gguf"), f"{architecture}.", written, Weights("model.gguf", entries))
-    assert ModelConfig(**table.read(source)) == config
+    assert ModelConfig(**ARCHITECTURES[architecture].read(source)) == config
