@@ -470,6 +470,8 @@ def export_hf(
     *,
     dtype: Literal["fp32", "bf16", "fp16"] | None = None,
     layout: Literal["transformers", "minimind"] = "transformers",
+    card: bool = False,
+    license: str | None = None,
     runs_dir: str | Path = "runs",
 ) -> HfExport:
     """Export a model for transformers, as `mmcli export hf` does: read back and compared before it is kept.
@@ -478,6 +480,8 @@ def export_hf(
         out: a new folder, or an earlier export; None: RUN/export/hf.
         dtype: of the weights; None: as they are stored.
         layout: "minimind": as MiniMind2 was released, for MiniMind's own code.
+        card: write a model card, of a model that a run made.
+        license: that the card states, such as "apache-2.0".
 
     Raises:
         UserError: no such model, one that no known family describes, or something else lies in `out`.
@@ -488,7 +492,15 @@ def export_hf(
 
     ref = _find(model, runs_dir)
     folder = Path(out) if out is not None else default_hf_folder(ref, dtype)
-    return export_huggingface(ref.path, folder, dtype=dtype, layout=layout, stage=ref.stage)
+    return export_huggingface(
+        ref.path,
+        folder,
+        dtype=dtype,
+        layout=layout,
+        stage=ref.stage,
+        card_of=ref.run if card else None,
+        license=license,
+    )
 
 
 def export_gguf(

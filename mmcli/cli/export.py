@@ -66,27 +66,48 @@ def huggingface(
         Literal["transformers", "minimind"],
         typer.Option(help="minimind: files as MiniMind2 was released, for MiniMind's own code."),
     ] = "transformers",
+    card: Annotated[
+        bool, typer.Option("--card", help="Write a model card: README.md with data, scores and the loss.")
+    ] = False,
+    license: Annotated[
+        str | None, typer.Option(metavar="ID", help="Licence that the card states, such as apache-2.0.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Output folder; default: RUN/export/hf or hf-DTYPE.")] = None,
     json: AsJson = False,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
     """Export to Hugging Face format for transformers and vLLM; read back and compared.
 
-    Example: mmcli export hf latest:sft --dtype bf16
+    Example: mmcli export hf latest:sft --dtype bf16; mmcli export hf --card --license apache-2.0
     """
     import dataclasses
 
     from mmcli.cli.console import print_json, reporter
+    from mmcli.errors import UserError
     from mmcli.export.locate import default_hf_folder
     from mmcli.find import find_language_model
 
     found = find_language_model(model, runs_dir)
+    if license is not None and not card:
+        raise UserError("--license without --card", "add --card: it is there that a licence is stated")
+    if card and found.run is None:
+        raise UserError(
+            f"--card: {found.label} is no run, so nothing is known of its training", "name a run, or omit --card"
+        )
     folder = out if out is not None else default_hf_folder(found, dtype)
     report = reporter()
     report.note(f"exporting {found.label} to {folder}")
     from mmcli.export.huggingface import export_huggingface
 
-    made = export_huggingface(found.path, folder, dtype=dtype, layout=layout, stage=found.stage)
+    made = export_huggingface(
+        found.path,
+        folder,
+        dtype=dtype,
+        layout=layout,
+        stage=found.stage,
+        card_of=found.run if card else None,
+        license=license,
+    )
     if json:
         facts = {**dataclasses.asdict(made), "folder": str(made.folder), "perplexity_rise": made.perplexity_rise}
         print_json({"model": found.label, **facts})

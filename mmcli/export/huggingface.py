@@ -28,6 +28,8 @@ from mmcli.model.formats.hf_folder import GENERATION, load_model, save_model
 from mmcli.model.formats.read import keep_generation
 from mmcli.model.formats.weights import WEIGHTS, open_weights
 from mmcli.model.transformer import Transformer
+from mmcli.report.card import model_card
+from mmcli.run import Run
 from mmcli.text.tokenizer import Tokenizer
 
 HfDtype = Literal["fp32", "bf16", "fp16"]
@@ -64,6 +66,8 @@ def export_huggingface(
     dtype: HfDtype | None = None,
     layout: HfLayout = "transformers",
     stage: str | None = None,
+    card_of: Run | None = None,
+    license: str | None = None,
 ) -> HfExport:
     """Write the model in `source` into `out`, which is replaced if it is an earlier export of this kind.
 
@@ -72,6 +76,8 @@ def export_huggingface(
         layout: "transformers": of the first of its families that holds the model; "minimind": that of the released
             MiniMind2, whose own code reads it.
         stage: of the run that the model came from, stored in config.json: it tells a chat model from a base model.
+        card_of: the run that a model card tells of; None: no card.
+        license: that the card states, an identifier of the Hugging Face hub.
 
     Raises:
         UserError: a model that no known family holds (with the fields), weights that fp16 cannot hold, or `out` is
@@ -97,6 +103,9 @@ def export_huggingface(
             path = beside / "config.json"
             document = {**json.loads(path.read_text(encoding="utf-8")), "mmcli_stage": stage}
             path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if card_of is not None:
+            for name, content in model_card(card_of, model_type=family.model_type, license=license).items():
+                (beside / name).write_bytes(content)
         trips = check_tokenizer(beside, tokenizer, held_out_texts())
         after = _read_back(beside, model, tokenizer, before)
         size = (beside / WEIGHTS).stat().st_size

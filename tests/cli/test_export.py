@@ -115,3 +115,14 @@ def test_the_command_loads_nothing_heavy_before_it_works() -> None:
     code = f"import sys, mmcli.cli.export, mmcli.cli.bench\nprint({heavy!r} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_model_card_goes_into_a_folder_for_the_hub(runs: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["hf", "--card", "--license", "mit", "--runs-dir", str(runs)])
+    assert done.exit_code == 0, done.output
+    folder = runs / "0001-sft-small" / "export" / "hf"
+    assert (folder / "README.md").read_text(encoding="utf-8").startswith("---\nlicense: mit\n")
+    plain = ["hf", str(folder), "--out", str(tmp_path / "again"), "--runs-dir", str(runs)]
+    for wrong, what in ([["--card"], "is no run"], [["--license", "mit"], "--license without --card"]):
+        with pytest.raises(UserError, match=what):
+            CliRunner().invoke(app, [*plain, *wrong], catch_exceptions=False)
