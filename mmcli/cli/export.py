@@ -228,7 +228,11 @@ def _table(proof: Proof, size: int) -> list[str]:
             ("logits, error", f"{proof.logits_error:.1%}", f"of their spread; limit {limits.logits_error:.0%}")
         )
     lines.append(
-        ("batch and single", f"{proof.batch:.1e}", f"greatest difference; limit {limits.batch * proof.scale:.2g}")
+        (
+            "batch and single",
+            f"{proof.batch_error:.1e}",
+            f"RMS difference; limit {limits.batch_error * proof.scale:.2g}",
+        )
     )
     ties = f", {proof.greedy_ties} ties" if proof.greedy_ties else ""
     prompts = "prompts of " + ", ".join(str(length) for length in proof.prompts)

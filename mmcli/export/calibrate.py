@@ -56,7 +56,7 @@ class _Recorder(Floats):
     """Notes which tensor every matrix multiplies."""
 
     def __init__(self) -> None:
-        super().__init__(Limits(perplexity=0.0, batch=0.0))
+        super().__init__(Limits(perplexity=0.0, batch_error=0.0))
         self.input_of: dict[str, str] = {}
 
     def linear(self, graph: Graph, x: str, matrix_OI: np.ndarray, bias_O: np.ndarray | None, *, name: str) -> str:

@@ -22,7 +22,7 @@ class Limits:
     """What the proof demands of a format; None: it is not held to that. Differences are shares of `Proof.scale`."""
 
     perplexity: float  # greatest rise, as a share
-    batch: float  # greatest difference of a logit between a slot decoded with others and alone
+    batch_error: float  # root mean square of differences between a sequence decoded with others and alone
     logits: float | None = None  # greatest difference of a logit; greedy tokens must then be equal, but for ties
     logits_error: float | None = None  # root mean square of the differences, as a share of the logits' deviation
 
@@ -172,8 +172,8 @@ class NBits:
 
 TABLE_BITS = 8  # of the embedding and the output head
 FORMATS: Mapping[Dtype, MatrixFormat] = {
-    "fp32": Floats(Limits(perplexity=0.001, batch=1e-4, logits=1e-4)),
-    "fp16": Floats(Limits(perplexity=0.005, batch=1e-4, logits_error=0.01), half=True),
-    "int8": NBits(Limits(perplexity=0.01, batch=0.05, logits_error=0.2), bits=8, block=32),
-    "int4": NBits(Limits(perplexity=0.05, batch=0.05, logits_error=0.75), bits=4, block=32),
+    "fp32": Floats(Limits(perplexity=0.001, batch_error=1e-4, logits=1e-4)),
+    "fp16": Floats(Limits(perplexity=0.005, batch_error=1e-4, logits_error=0.01), half=True),
+    "int8": NBits(Limits(perplexity=0.01, batch_error=0.1, logits_error=0.2), bits=8, block=32),
+    "int4": NBits(Limits(perplexity=0.05, batch_error=0.1, logits_error=0.75), bits=4, block=32),
 }

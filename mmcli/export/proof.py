@@ -47,7 +47,7 @@ class Proof:
     dtype: Dtype
     logits: dict[str, float]  # greatest difference of a logit in prefill, decode and chunks (a prompt in pieces)
     logits_error: float  # root mean square over all of them, as a share of the standard deviation of torch's
-    batch: float  # greatest difference of a logit between a sequence decoded with others and alone, both in ONNX
+    batch_error: float  # root mean square of differences between a sequence decoded with others and alone, both in ONNX
     prompts: list[int]  # their lengths in tokens
     greedy_tokens: int
     greedy_equal: int
@@ -102,7 +102,7 @@ def prove(
         dtype=dtype,
         logits={phase: _worst(step for step in steps if step.phase == phase) for phase in _phases(steps)},
         logits_error=_relative_error(steps),
-        batch=walk.batch,
+        batch_error=walk.batch_error,
         prompts=[len(prompt) for prompt in prompts],
         greedy_tokens=len(steps),
         greedy_equal=sum(step.chosen == step.chosen_onnx for step in steps),
@@ -146,9 +146,9 @@ def _fault(proof: Proof, limits: Limits) -> str | None:
         unequal = proof.greedy_tokens - proof.greedy_equal - proof.greedy_ties
         if unequal:
             return f"{unequal} of {proof.greedy_tokens} greedy tokens differ without a tie"
-    if not proof.batch <= limits.batch * proof.scale:
-        limit = f"limit {limits.batch * proof.scale:.2g}"
-        return f"logits of a sequence decoded in a batch and alone differ by {proof.batch:.2g} ({limit})"
+    if not proof.batch_error <= limits.batch_error * proof.scale:
+        limit = f"limit {limits.batch_error * proof.scale:.2g}"
+        return f"logits of a sequence decoded in a batch and alone differ by {proof.batch_error:.2g} ({limit})"
     return None
 
 

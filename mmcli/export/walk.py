@@ -53,7 +53,7 @@ class Walk:
     def __init__(self, reference: Engine, exported: Engine, prompts: Sequence[list[int]]) -> None:
         self._reference, self._exported, self._prompts = reference, exported, prompts
         self._slots = list(range(len(prompts)))
-        self.batch = 0.0  # see `Proof.batch`; true once the steps are taken
+        self._batch_errors: list[float] = []  # mean squares
 
     def steps(self, new_tokens: int) -> Iterator[Step]:
         """Prefill each prompt, decode torch's greedy tokens, then read each prompt again in pieces."""
@@ -72,6 +72,11 @@ class Walk:
         for slot, ids in enumerate(self._prompts):
             yield self._in_pieces(slot, ids)
 
+    @property
+    def batch_error(self) -> float:
+        """Root mean square of the differences between logits of a batch and alone; known once the steps are taken."""
+        return float(np.sqrt(np.mean(self._batch_errors)))
+
     def _decode(self, number: int, chosen: Sequence[int]) -> np.ndarray:
         """A token of every slot, in turn together and alone; sometimes both, which must agree."""
         exported, lengths = self._exported, [self._exported.length(slot) for slot in self._slots]
@@ -82,7 +87,7 @@ class Walk:
             for slot in self._slots:
                 exported.truncate(slot, lengths[slot])
                 alone_V = exported.decode([slot], [chosen[slot]])[0]
-                self.batch = float(np.maximum(self.batch, np.abs(together_SV[slot] - alone_V).max()))  # keeps NaN
+                self._batch_errors.append(float(np.mean((together_SV[slot].astype(np.float64) - alone_V) ** 2)))
         return together_SV
 
     def _in_pieces(self, slot: int, ids: list[int]) -> Step:

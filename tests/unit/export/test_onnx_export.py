@@ -47,7 +47,7 @@ def test_a_proven_export_is_complete(save: Save, tmp_path: Path, tokenizer: Toke
     assert set(proof.logits) == {"prefill", "decode", "chunks"}
     assert max(proof.logits.values()) <= 1e-4
     assert proof.greedy_equal + proof.greedy_ties == proof.greedy_tokens >= 3 * 48
-    assert proof.batch <= 1e-4 and proof.forced is None
+    assert proof.batch_error <= 1e-5 and proof.forced is None
     for way, tokens in (("chunks", 2 * 96), ("tokens", 300)):
         assert proof.perplexity[way].onnx == pytest.approx(proof.perplexity[way].torch, rel=1e-5)
         assert proof.perplexity[way].tokens >= tokens
@@ -126,10 +126,10 @@ def test_slots_that_disturb_each_other_are_found(save: Save, tmp_path: Path, mon
     decode = OnnxEngine.decode
 
     def mixed(self: OnnxEngine, slots: Any, ids: Any) -> np.ndarray:
-        return decode(self, slots, ids) + np.float32(0.1 * (len(slots) > 1))
+        return decode(self, slots, ids) + np.float32(0.5 * (len(slots) > 1))
 
     monkeypatch.setattr(OnnxEngine, "decode", mixed)
-    with pytest.raises(MmcliError, match=r"decoded in a batch and alone differ by 0\.1"):
+    with pytest.raises(MmcliError, match=r"decoded in a batch and alone differ by 0\.5"):
         export_onnx(save(), tmp_path / "out", dtype="int8")
 
 
