@@ -442,7 +442,9 @@ def _kept(ref: _ModelRef, result: _Result, keep: bool, report: _Reporter | None)
 def export_onnx(
     model: Model = "latest",
     *,
-    dtype: Literal["fp32", "int8"] = "fp32",
+    dtype: Literal["fp32", "fp16", "int8", "int4"] = "fp32",
+    context: int | None = None,
+    force: bool = False,
     out: str | Path | None = None,
     runs_dir: str | Path = "runs",
     report: _Reporter | None = None,
@@ -450,10 +452,12 @@ def export_onnx(
     """Export a model for ONNX Runtime, as `mmcli export onnx` does: compared with torch before it is kept.
 
     Args:
+        context: the longest sequence in tokens; None: the model's.
+        force: keep an export whose perplexity rises by more than its limit.
         out: a new folder, or an earlier export; None: RUN/export/onnx-DTYPE.
 
     Raises:
-        UserError: no such model, or something else lies in `out`.
+        UserError: no such model, a context that it does not have, or something else lies in `out`.
         MmcliError: the export differs from torch; nothing is left of it.
     """
     from mmcli.export.locate import default_folder
@@ -461,7 +465,7 @@ def export_onnx(
 
     ref = _find(model, runs_dir)
     folder = Path(out) if out is not None else default_folder(ref, dtype)
-    return export_onnx(ref.path, folder, dtype=dtype, stage=ref.stage, report=report)
+    return export_onnx(ref.path, folder, dtype=dtype, context=context, force=force, stage=ref.stage, report=report)
 
 
 def export_hf(

@@ -187,7 +187,8 @@ def _export(model: ModelRef, report: Reporter) -> ModelRef:
         report.note("\n5. export to ONNX, int8")
         folder = default_folder(model, "int8")
         proof = export_onnx(model.path, folder, dtype="int8", stage="dpo", report=report).proof
-        report.note(f"proven: perplexity {proof.perplexity_torch:.4g} in torch, {proof.perplexity_onnx:.4g} in ONNX")
+        read = proof.perplexity["tokens"]
+        report.note(f"verified: perplexity {read.torch:.4g} in torch, {read.onnx:.4g} in ONNX")
     return ModelRef(folder, None)
 
 

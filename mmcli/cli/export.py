@@ -11,9 +11,7 @@ from mmcli.cli.help import App
 from mmcli.cli.options import AsJson, Model, RunsDir
 
 if TYPE_CHECKING:
-    from mmcli.export.onnx_export import OnnxExport
     from mmcli.export.proof import Proof
-    from mmcli.run import ModelRef
 
 app = App()
 
@@ -27,9 +25,16 @@ def export() -> None:
 def onnx(
     model: Model = "latest",
     dtype: Annotated[
-        Literal["fp32", "int8"], typer.Option(help="Matrix format; int8 is a quarter of the size.")
+        Literal["fp32", "fp16", "int8", "int4"],
+        typer.Option(help="Matrix format. fp16 halves the file, computed in fp32; int8 and int4: quantized weights."),
     ] = "fp32",
+    context: Annotated[
+        int | None, typer.Option(help="Longest sequence in tokens; default: the model's.", metavar="N")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Output folder; default: RUN/export/onnx-DTYPE.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Keep an export whose perplexity rises by more than its limit.")
+    ] = False,
     json: AsJson = False,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
@@ -47,13 +52,43 @@ def onnx(
     report.note(f"exporting {found.label} to {folder}")
     from mmcli.export.onnx_export import export_onnx
 
-    made = export_onnx(found.path, folder, dtype=dtype, stage=found.stage, report=report)
+    made = export_onnx(found.path, folder, dtype=dtype, context=context, force=force, stage=found.stage, report=report)
     if json:
-        print_json(_document(found, made))
+        print_json({"model": found.label, "folder": str(made.folder), "bytes": made.bytes, "proof": _proof(made.proof)})
     else:
         typer.echo("\n".join(_table(made.proof, made.bytes)))
-        typer.echo(f"\nverified: {made.folder}")
+        typer.echo(f"\n{'kept' if made.proof.forced else 'verified'}: {made.folder}")
         report.note(f"chat without torch: mmcli chat {made.folder} --backend onnx")
+
+
+@app.command("check")
+def check(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of an ONNX export.")], json: AsJson = False
+) -> None:
+    """Check an ONNX export for damage, and verify it against its model again.
+
+    Every file is compared with its checksum, and weights outside the folder are refused. Without its model, or where
+    that has changed, the files alone are checked. Exit code: 2 for damage, 1 for an export that differs.
+
+    Example: mmcli export check runs/0007-sft-small/export/onnx-int8
+    """
+    from mmcli.cli.console import print_json, reporter
+    from mmcli.export.check import check_export
+
+    report = reporter()
+    found = check_export(folder, report=report)
+    model = None if found.model is None else str(found.model)
+    if json:
+        proof = None if found.proof is None else _proof(found.proof)
+        facts = {"folder": str(folder), "files": found.files, "bytes": found.bytes, "model": model}
+        print_json({**facts, "not_compared": found.not_compared, "proof": proof})
+        return
+    typer.echo(f"{'files':<18} {found.files:>12}  as they were written")
+    if found.proof is None:
+        report.warn(f"not compared with its model: {found.not_compared}")
+        return
+    typer.echo("\n".join(_table(found.proof, found.bytes)))
+    typer.echo(f"\n{'as it was kept' if found.proof.forced else 'verified'}: {folder}")
 
 
 @app.command("hf")
@@ -168,11 +203,14 @@ def gguf(
     report.note(f"for Ollama: ollama create NAME -f {made.modelfile}")
 
 
-def _document(found: ModelRef, made: OnnxExport) -> dict[str, Any]:
+def _proof(proof: Proof) -> dict[str, Any]:
+    """For --json."""
     import dataclasses
 
-    proof = {**dataclasses.asdict(made.proof), "perplexity_rise": made.proof.perplexity_rise}
-    return {"model": found.label, "folder": str(made.folder), "bytes": made.bytes, "proof": proof}
+    document = dataclasses.asdict(proof)
+    for way, each in proof.perplexity.items():
+        document["perplexity"][way]["rise"] = each.rise
+    return document
 
 
 def _table(proof: Proof, size: int) -> list[str]:
@@ -189,14 +227,20 @@ def _table(proof: Proof, size: int) -> list[str]:
         lines.append(
             ("logits, error", f"{proof.logits_error:.1%}", f"of their spread; limit {limits.logits_error:.0%}")
         )
-    ties = f", {proof.greedy_ties} others are ties" if proof.greedy_ties else ""
-    prompts = "prompts of " + ", ".join(str(length) for length in proof.prompts) + " tokens"
-    lines.append(("greedy tokens", f"{proof.greedy_equal} of {proof.greedy_tokens}", f"equal{ties}; {prompts}"))
     lines.append(
-        ("perplexity, torch", f"{proof.perplexity_torch:.4g}", f"{proof.perplexity_tokens} tokens, {proof.text}")
+        (
+            "batch and single",
+            f"{proof.batch_error:.1e}",
+            f"RMS difference; limit {limits.batch_error * proof.scale:.2g}",
+        )
     )
-    rise = round(proof.perplexity_rise, 4) + 0.0  # + 0.0: no minus before a zero
-    lines.append(("perplexity, onnx", f"{proof.perplexity_onnx:.4g}", f"{rise:+.2%}; limit +{limits.perplexity:.1%}"))
+    ties = f", {proof.greedy_ties} ties" if proof.greedy_ties else ""
+    prompts = "prompts of " + ", ".join(str(length) for length in proof.prompts)
+    lines.append(("greedy tokens", f"{proof.greedy_equal} of {proof.greedy_tokens}", f"equal{ties}; {prompts}"))
+    for way, each in proof.perplexity.items():
+        rise = round(each.rise, 4) + 0.0  # + 0.0: no minus before a zero
+        note = f"{rise:+.2%}; limit +{limits.perplexity:.1%}; torch {each.torch:.4g}, {each.tokens} tokens"
+        lines.append((f"perplexity, {way}", f"{each.onnx:.4g}", note))
     lines.append(("tokenizer", f"{proof.round_trips} of {proof.round_trips}", "texts and conversations equal"))
     lines.append(("size", f"{size / 1e6:.1f} MB", proof.dtype))
     return [f"{name:<18} {value:>12}  {note}" for name, value, note in lines]

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from onnx import TensorProto
 
 from mmcli.export.graph import Graph
 from mmcli.export.matrices import MatrixFormat
+from mmcli.model.rotary import Rotary
 from mmcli.model.transformer import Transformer
 
 
@@ -21,10 +21,9 @@ class Attention:
     """The attention of every layer, and what they share: lengths, positions, rotary tables."""
 
     def __init__(
-        self, graph: Graph, matrices: MatrixFormat, model: Transformer, weights: Mapping[str, np.ndarray]
+        self, graph: Graph, matrices: MatrixFormat, model: Transformer, weights: Mapping[str, np.ndarray], context: int
     ) -> None:
         self.graph, self.matrices, self.config, self.weights = graph, matrices, model.config, weights
-        config = model.config
         self._total_B1 = graph.op("ReduceSum", "attention_mask", graph.ints(1), name="total_B1", keepdims=1)
         total_B = graph.op("Squeeze", self._total_B1, graph.ints(1), name="total_B")
         last_B = graph.op("Sub", total_B, graph.ints(1), name="last_B")
@@ -33,15 +32,21 @@ class Attention:
         length = graph.op("Squeeze", length, graph.ints(0), name="mask_length")
         self._longest = graph.op("Cast", length, name="total_seq_len", to=TensorProto.INT32)
         self._positions: str | None = None
-        self._tables: tuple[str, str] | None = None
-        if model.rotary is not None:
-            with torch.no_grad():
-                tables = model.rotary(torch.arange(config.max_seq_len, device=model.head_weight.device)[None])
-            cos, sin = (table[0, :, 0, : config.rotary_dim // 2].cpu().numpy() for table in tables)
-            self._tables = (
-                graph.weight("rotary.cos", np.ascontiguousarray(cos)),
-                graph.weight("rotary.sin", np.ascontiguousarray(sin)),
-            )
+        self._tables = None if model.rotary is None else self._rotary_tables(model.rotary, context)
+
+    def _rotary_tables(self, rotary: Rotary, context: int) -> tuple[str, str]:
+        """cos and sin [P, rotary_dim / 2], computed once when the graph is loaded: the file holds the frequencies."""
+        graph = self.graph
+        frequencies = graph.weight("rotary.frequencies", rotary.frequencies.cpu().numpy())
+        places = graph.op("Range", graph.scalar(0), graph.scalar(context), graph.scalar(1), name="rotary.places")
+        places = graph.op("Cast", places, name="rotary.places_P", to=TensorProto.FLOAT)
+        places = graph.op("Unsqueeze", places, graph.ints(1), name="rotary.places_P1")
+        angles = graph.op("Mul", places, frequencies, name="rotary.angles")
+        tables = [graph.op(kind, angles, name=f"rotary.{kind.lower()}") for kind in ("Cos", "Sin")]
+        if rotary.factor != 1.0:
+            factor = graph.weight("rotary.factor", np.array(rotary.factor, dtype=np.float32))
+            tables = [graph.op("Mul", table, factor, name=f"{table}_scaled") for table in tables]
+        return tables[0], tables[1]
 
     @property
     def rotates_itself(self) -> bool:
@@ -63,11 +68,9 @@ class Attention:
         """The attention of one layer, output projection included."""
         config, name = self.config, f"layers.{layer}.self_attn"
         rotated_outside = self._tables is not None and not self.rotates_itself
-        if config.qk_norm or rotated_outside:
-            queries, keys = self._queries_and_keys(x_BTD, layer, rotated_outside)
-            qkv = [queries, keys, self._project(x_BTD, layer, "v_proj")]
-        else:
-            qkv = [self._project(x_BTD, layer, "q_proj", "k_proj", "v_proj"), "", ""]
+        packed = self._project(x_BTD, layer, "q_proj", "k_proj", "v_proj")
+        apart = config.qk_norm or rotated_outside
+        qkv = self._apart(packed, layer, rotated_outside) if apart else [packed, "", ""]
         attributes: dict[str, Any] = {"num_heads": config.n_heads, "kv_num_heads": config.n_kv_heads}
         inputs = [*qkv, *(f"past_key_values.{layer}.{kind}" for kind in ("key", "value"))]
         inputs += [self._last_place, self._longest]
@@ -89,17 +92,19 @@ class Attention:
         bias = np.concatenate(biases) if biases else None
         return self.matrices.linear(self.graph, x, matrix, bias, name=f"layers.{layer}.self_attn.{name}")
 
-    def _queries_and_keys(self, x_BTD: str, layer: int, rotate: bool) -> tuple[str, str]:
-        """Queries [B, T, H*d] and keys [B, T, K*d], normalised and rotated as the model asks for it."""
-        config, result = self.config, []
-        for kind, heads in (("q", config.n_heads), ("k", config.n_kv_heads)):
-            x = self._project(x_BTD, layer, f"{kind}_proj")
+    def _apart(self, packed: str, layer: int, rotate: bool) -> list[str]:
+        """Queries [B, T, H*d], keys and values [B, T, K*d]; the first two normalised and rotated as the model asks."""
+        config, name = self.config, f"layers.{layer}.self_attn"
+        heads = {"q": config.n_heads, "k": config.n_kv_heads, "v": config.n_kv_heads}
+        widths = self.graph.ints(*(count * config.d_head for count in heads.values()))
+        outputs = [f"{name}.{kind}" for kind in heads]
+        qkv = list(self.graph.ops("Split", (packed, widths), outputs, name=f"{name}.split", axis=-1))
+        for number, kind in enumerate("qk"):
             if config.qk_norm:
-                x = self._norm_heads(x, layer, kind, heads)
+                qkv[number] = self._norm_heads(qkv[number], layer, kind, heads[kind])
             if rotate:
-                x = self._rotate(x, layer, kind, heads)
-            result.append(x)
-        return result[0], result[1]
+                qkv[number] = self._rotate(qkv[number], layer, kind, heads[kind])
+        return qkv
 
     def _norm_heads(self, x: str, layer: int, kind: str, heads: int) -> str:
         graph, config, name = self.graph, self.config, f"layers.{layer}.self_attn.{kind}_norm"

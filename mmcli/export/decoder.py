@@ -28,6 +28,7 @@ from mmcli.model.transformer import Transformer
 Weights = Mapping[str, np.ndarray]
 EMBEDDING = "embed_tokens"
 FINAL_NORM = "norm"  # the tensor after it
+LAST_TOKEN = "last_token"  # the node that takes the last token of it
 
 
 class Built(Silent):
@@ -78,30 +79,34 @@ def residual_name(layer: int, part: str) -> str:
     return f"layers.{layer}.after_{part}"
 
 
-def build_model(model: Transformer, matrices: MatrixFormat) -> onnx.ModelProto:
+def build_model(model: Transformer, matrices: MatrixFormat, context: int | None = None) -> onnx.ModelProto:
     """The graph of `model` with its weights inside, its matrices stored as `matrices` does.
+
+    Args:
+        context: the most tokens of a sequence; None: what the model was made for.
 
     Raises:
         UserError: a field of the configuration that is not supported, by name.
     """
     config = model.config
     refuse_unsupported(config)
+    context = context or config.max_seq_len
     weights = {name: value.detach().float().cpu().numpy() for name, value in model.state_dict().items()}
     graph = Graph()
-    attention = Attention(graph, matrices, model, weights)
+    attention = Attention(graph, matrices, model, weights, context)
     x = matrices.embed(graph, "input_ids", weights["model.embed_tokens.weight"], name=EMBEDDING)
     if config.position == "learned":
-        table = graph.weight("embed_positions.weight", weights["model.embed_positions.weight"])
+        table = graph.weight("embed_positions.weight", weights["model.embed_positions.weight"][:context])
         at = graph.op("Gather", table, attention.positions(), name="embed_positions")
         x = graph.op("Add", x, at, name=embedding_name(config))
     normed = _norm(graph, config, weights, x, "model.layers.0.input_layernorm")
     for layer in range(config.n_layers):
         x, normed = _block(graph, matrices, config, weights, attention, x, normed, layer)
-    last_BD = graph.op("Gather", normed, graph.scalar(-1), name="last_token", axis=1)
+    last_BD = graph.op("Gather", normed, graph.scalar(-1), name=LAST_TOKEN, axis=1)
     logits_BV = _head(graph, matrices, config, weights, last_BD)
     graph.op("Unsqueeze", logits_BV, graph.ints(1), name="logits")
     inputs, outputs = _signature(config)
-    return graph.model(inputs, outputs, {"context_length": str(config.max_seq_len)})
+    return graph.model(inputs, outputs, {"context_length": str(context)})
 
 
 def _block(

@@ -6,7 +6,6 @@ Shapes: T tokens, D width.
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,10 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, helper
 
 from mmcli.export.decoder import FINAL_NORM, embedding_name, residual_name
-from mmcli.export.onnx_folder import write_graph
-from mmcli.generate.onnx_engine import GRAPH_FILE, open_session
+from mmcli.export.rerun import Rerun
+from mmcli.generate.onnx_engine import GRAPH_FILE
 from mmcli.generate.torch_engine import TorchEngine
 from mmcli.model.config import ModelConfig
 from mmcli.model.transformer import Block, Transformer
@@ -31,8 +29,7 @@ def first_difference(folder: Path, model: Transformer, ids: Sequence[int], split
 
     Args:
         ids: what both read; the first `split` of them are in the cache when the others, which are compared, are run.
-        exact: fp32: the first place that differs at all. Else (int8) every place does: the one where the error grows
-            most.
+        exact: fp32: the first place that differs at all. Else every place does: the one where the error grows most.
     """
     places = _places(model.config)
     by_torch = _run_torch(model, ids, split)
@@ -113,21 +110,6 @@ def _run_onnx(
     folder: Path, config: ModelConfig, names: Sequence[str], ids: Sequence[int], split: int
 ) -> dict[str, np.ndarray]:
     """The same from the graph in `folder`, with its inner tensors made outputs."""
-    graph = onnx.load(folder / GRAPH_FILE)
-    graph.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
-    with tempfile.TemporaryDirectory(dir=folder) as place:
-        write_graph(Path(place), graph)
-        session = open_session(Path(place) / GRAPH_FILE)
-    outputs = [each.name for each in session.get_outputs()]
-    empty = np.zeros((1, config.n_kv_heads, 0, config.d_head), dtype=np.float32)
-    kinds = [f"{layer}.{kind}" for layer in range(config.n_layers) for kind in ("key", "value")]
-    feed: dict[str, np.ndarray] = {f"past_key_values.{kind}": empty for kind in kinds}
-    result: dict[str, np.ndarray] = {}
-    for start, end in ((0, split), (split, len(ids))):
-        if start == end:
-            continue
-        feed["input_ids"] = np.array([ids[start:end]], dtype=np.int64)
-        feed["attention_mask"] = np.ones((1, end), dtype=np.int64)
-        result = dict(zip(outputs, session.run(outputs, feed), strict=True))
-        feed |= {f"past_key_values.{kind}": result[f"present.{kind}"] for kind in kinds}
-    return {name: result[name][0] for name in [*names, "logits"]}
+    pieces = [ids[:split], ids[split:]] if split else [ids]
+    found = list(Rerun(onnx.load(folder / GRAPH_FILE), config, inner=names).run(pieces))[-1]
+    return {**found, "logits": found["logits"][0]}

@@ -47,14 +47,16 @@ class Graph:
         self._nodes[name] = node
         return outputs
 
-    def has(self, node: str) -> bool:
-        """Whether there is a node of that name."""
-        return node in self._nodes
-
     def weight(self, name: str, values: np.ndarray) -> str:
         """A tensor stored in the file; the same name again is the same tensor."""
         if name not in self._weights:
             self._weights[name] = numpy_helper.from_array(values, name)
+        return name
+
+    def widened(self, name: str, values: np.ndarray) -> str:
+        """A tensor stored in fp16 and used in fp32: the cast is done once, when the graph is loaded."""
+        if name not in self._nodes:
+            self.op("Cast", self.weight(f"{name}_fp16", values), name=name, to=TensorProto.FLOAT)
         return name
 
     def has_weight(self, name: str) -> bool:

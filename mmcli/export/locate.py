@@ -11,7 +11,7 @@ from mmcli.errors import UserError
 from mmcli.generate.onnx_engine import GRAPH_FILE
 from mmcli.run import ModelRef
 
-Dtype = Literal["fp32", "int8"]  # how an ONNX export stores matrices (`matrices.FORMATS`)
+Dtype = Literal["fp32", "fp16", "int8", "int4"]  # how an ONNX export stores matrices (`matrices.FORMATS`)
 RECORD_FILE = "export.json"  # what was exported and how it was verified
 SOURCE_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 

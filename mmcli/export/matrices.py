@@ -7,32 +7,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
-from onnx import TensorProto
 
+from mmcli.errors import UserError
 from mmcli.export.graph import Graph
 from mmcli.export.locate import Dtype
-from mmcli.export.quantize import quantize_columns
+from mmcli.export.quantize import Blocks, quantize_blocks
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the proof demands of a format; None: it is not held to that."""
+    """What the proof demands of a format; None: it is not held to that. Differences are shares of `Proof.scale`."""
 
     perplexity: float  # greatest rise, as a share
-    # Greatest difference of a logit, times their deviation where that is above 1; greedy tokens must then be equal,
-    # but for ties.
-    logits: float | None = None
+    batch_error: float  # root mean square of differences between a sequence decoded with others and alone
+    logits: float | None = None  # greatest difference of a logit; greedy tokens must then be equal, but for ties
     logits_error: float | None = None  # root mean square of the differences, as a share of the logits' deviation
 
 
 class MatrixFormat(Protocol):
-    """How matrices are stored. Vectors, norms, rotary tables and routers are fp32 in every format."""
+    """How matrices are stored. Vectors, norms, rotary frequencies and routers are fp32 in every format."""
 
     limits: Limits
-    rows_independent: bool  # the logits of a row do not depend on the other rows of the batch
 
     def linear(self, graph: Graph, x: str, matrix_OI: np.ndarray, bias_O: np.ndarray | None, *, name: str) -> str:
         """x [..., I] times the matrix transposed, plus the bias: [..., O]. An expert's matrices go this way too."""
@@ -49,78 +47,133 @@ class MatrixFormat(Protocol):
         ...
 
 
-class Fp32:
-    """As trained."""
+class Floats:
+    """As trained, or rounded to fp16 and multiplied in fp32: ONNX Runtime widens the matrices once, as it loads them.
 
-    limits = Limits(perplexity=0.001, logits=1e-4)
-    rows_independent = True
+    fp16 halves the file, not the memory nor the time of a token: CPUs have no fp16 products to gain from.
+    """
+
+    def __init__(self, limits: Limits, *, half: bool = False) -> None:
+        self.limits, self._half = limits, half
 
     def linear(self, graph: Graph, x: str, matrix_OI: np.ndarray, bias_O: np.ndarray | None, *, name: str) -> str:
-        weight = graph.weight(f"{name}.weight", np.ascontiguousarray(matrix_OI.T))
+        weight = self._store(graph, f"{name}.weight", np.ascontiguousarray(matrix_OI.T))
         if bias_O is None:
             return graph.op("MatMul", x, weight, name=name)
         product = graph.op("MatMul", x, weight, name=f"{name}.product")
         return graph.op("Add", product, graph.weight(f"{name}.bias", bias_O), name=name)
 
     def embed(self, graph: Graph, ids: str, table_VD: np.ndarray, *, name: str) -> str:
-        return graph.op("Gather", graph.weight(f"{name}.weight", table_VD), ids, name=name)
+        return graph.op("Gather", self._store(graph, f"{name}.weight", table_VD), ids, name=name)
 
     def head(
         self, graph: Graph, x_BD: str, matrix_VD: np.ndarray, bias_V: np.ndarray | None, *, weight: str, name: str
     ) -> str:
-        inputs = [x_BD, graph.weight(f"{weight}.weight", matrix_VD)]
+        inputs = [x_BD, self._store(graph, f"{weight}.weight", matrix_VD)]
         if bias_V is not None:
             inputs.append(graph.weight(f"{name}.bias", bias_V))
         return graph.op("Gemm", *inputs, name=name, transB=1)
 
+    def _store(self, graph: Graph, name: str, matrix: np.ndarray) -> str:
+        if not self._half:
+            return graph.weight(name, matrix)
+        largest = float(np.abs(matrix).max(initial=0.0))
+        if not largest <= float(np.finfo(np.float16).max):
+            raise UserError(f"{name} has values up to {largest:g}, fp16 ends at 65504", "export with --dtype fp32")
+        return graph.widened(name, matrix.astype(np.float16))
 
-class Int8:
-    """uint8 with a scale and a zero point for every output feature; activations quantized as they come."""
 
-    limits = Limits(perplexity=0.05, logits_error=0.5)
-    rows_independent = False  # one scale for a whole tensor of activations
+class NBits:
+    """Integers of a few bits in blocks, each with its scale, multiplied by activations in 8 bits (`MatMulNBits`).
+
+    The embedding and the output head take 8 bits in every such format, and are stored once where they are tied.
+    """
+
+    def __init__(self, limits: Limits, *, bits: int, block: int) -> None:
+        self.limits, self.bits, self._block = limits, bits, block
+        self.kept: tuple[str, ...] = ()
+        self._powers: Mapping[str, np.ndarray] = {}
+        self._made: dict[tuple[str, int], Blocks] | None = None
+
+    def fitted(
+        self, powers: Mapping[str, np.ndarray], kept: tuple[str, ...], made: dict[tuple[str, int], Blocks]
+    ) -> NBits:
+        """The same, fitted to a model (see `calibrate`).
+
+        Args:
+            powers: mean square [I] of what each matrix multiplies; errors of its weights are weighed by it.
+            kept: parts of the names of the matrices that stay in 8 bits.
+            made: matrices of this model by name and bits, taken from there and put there.
+        """
+        other = NBits(self.limits, bits=self.bits, block=self._block)
+        other.kept, other._powers, other._made = kept, powers, made
+        return other
 
     def linear(self, graph: Graph, x: str, matrix_OI: np.ndarray, bias_O: np.ndarray | None, *, name: str) -> str:
-        return self._multiply(graph, x, matrix_OI.T, bias_O, weight=name, name=name)
+        bits = TABLE_BITS if any(part in name for part in self.kept) else self.bits
+        return self._multiply(graph, x, matrix_OI, bias_O, bits=bits, weight=name, name=name)
 
     def embed(self, graph: Graph, ids: str, table_VD: np.ndarray, *, name: str) -> str:
-        """The table is stored as [D, V], the form in which a tied output head multiplies it."""
-        values, scale_V, zero_V = self._store(graph, name, table_VD.T)
-        columns = graph.op("Gather", values, ids, name=f"{name}.columns", axis=1)
-        rows = graph.op("Transpose", columns, name=f"{name}.rows", perm=[1, 2, 0])
-        last = graph.ints(-1)
-        scale, zero = (
-            graph.op("Unsqueeze", graph.op("Gather", each, ids, name=f"{each}.of_ids"), last, name=f"{each}.column")
-            for each in (scale_V, zero_V)
+        """The table is stored as the output head multiplies it; a row is its blocks side by side."""
+        width = table_VD.shape[1]
+        values, scales = self._store(graph, name, table_VD, TABLE_BITS)
+        scales_VN1 = graph.op("Unsqueeze", scales, graph.ints(-1), name=f"{name}.scales_VN1")
+        attributes: dict[str, Any] = {"bits": TABLE_BITS, "block_size": self._block, "gather_axis": 0}
+        attributes |= {"quantize_axis": 2}
+        blocks = graph.op(
+            "GatherBlockQuantized", values, ids, scales_VN1, name=f"{name}.blocks", contrib=True, **attributes
         )
-        numbers, zeros = (graph.op("Cast", each, name=f"{each}.float", to=TensorProto.FLOAT) for each in (rows, zero))
-        return graph.op("Mul", graph.op("Sub", numbers, zeros, name=f"{name}.centred"), scale, name=name)
+        if width % self._block == 0:
+            return graph.op("Reshape", blocks, graph.ints(0, 0, width), name=name)
+        filled = graph.op("Reshape", blocks, graph.ints(0, 0, -1), name=f"{name}.filled")
+        return graph.op("Slice", filled, graph.ints(0), graph.ints(width), graph.ints(-1), name=name)
 
     def head(
         self, graph: Graph, x_BD: str, matrix_VD: np.ndarray, bias_V: np.ndarray | None, *, weight: str, name: str
     ) -> str:
-        return self._multiply(graph, x_BD, matrix_VD.T, bias_V, weight=weight, name=name)
+        return self._multiply(graph, x_BD, matrix_VD, bias_V, bits=TABLE_BITS, weight=weight, name=name)
 
     def _multiply(
-        self, graph: Graph, x: str, matrix_IO: np.ndarray, bias_O: np.ndarray | None, *, weight: str, name: str
+        self,
+        graph: Graph,
+        x: str,
+        matrix_OI: np.ndarray,
+        bias_O: np.ndarray | None,
+        *,
+        bits: int,
+        weight: str,
+        name: str,
     ) -> str:
-        """Activations to uint8 (once for all who multiply them), integers multiplied, back to float."""
-        outputs = (f"{x}.uint8", f"{x}.scale", f"{x}.zero")
-        if not graph.has(f"{x}.quantize"):
-            graph.ops("DynamicQuantizeLinear", (x,), outputs, name=f"{x}.quantize")
-        x_values, x_scale, x_zero = outputs
-        values, scale_O, zero_O = self._store(graph, weight, matrix_IO)
-        inputs = [x_values, values, x_scale, scale_O, x_zero, zero_O]
+        n_out, n_in = matrix_OI.shape
+        inputs = [x, *self._store(graph, weight, matrix_OI, bits)]
         if bias_O is not None:
-            inputs.append(graph.weight(f"{name}.bias", bias_O))
-        return graph.op("MatMulIntegerToFloat", *inputs, name=name, contrib=True)
+            inputs += ["", "", graph.weight(f"{name}.bias", bias_O)]
+        attributes = {"N": n_out, "K": n_in, "bits": bits, "block_size": self._block}
+        attributes["accuracy_level"] = 4  # activations in int8 too: two to five times as fast as the default
+        return graph.op("MatMulNBits", *inputs, name=name, contrib=True, **attributes)
 
-    def _store(self, graph: Graph, name: str, matrix_IO: np.ndarray) -> tuple[str, str, str]:
-        names = (f"{name}.weight", f"{name}.weight_scale", f"{name}.weight_zero")
-        if not graph.has_weight(names[0]):
-            for each, values in zip(names, quantize_columns(matrix_IO), strict=True):
-                graph.weight(each, values)
-        return names
+    def _store(self, graph: Graph, name: str, matrix_OI: np.ndarray, bits: int) -> tuple[str, str]:
+        """The names of values and scales."""
+        values, scales = f"{name}.weight", f"{name}.weight_scales"
+        if not graph.has_weight(values):
+            blocks = self._quantized(name, matrix_OI, bits)
+            graph.weight(values, blocks.values_ONb)
+            store_scales = graph.widened if blocks.scales_ON.dtype == np.float16 else graph.weight
+            store_scales(scales, blocks.scales_ON)
+        return values, scales
+
+    def _quantized(self, name: str, matrix_OI: np.ndarray, bits: int) -> Blocks:
+        made = {} if self._made is None else self._made
+        if (name, bits) not in made:
+            power_I = self._powers.get(name)
+            made[name, bits] = quantize_blocks(matrix_OI, bits=bits, block=self._block, power_I=power_I)
+        return made[name, bits]
 
 
-FORMATS: Mapping[Dtype, MatrixFormat] = {"fp32": Fp32(), "int8": Int8()}
+TABLE_BITS = 8  # of the embedding and the output head
+FORMATS: Mapping[Dtype, MatrixFormat] = {
+    "fp32": Floats(Limits(perplexity=0.001, batch_error=1e-4, logits=1e-4)),
+    "fp16": Floats(Limits(perplexity=0.005, batch_error=1e-4, logits_error=0.01), half=True),
+    "int8": NBits(Limits(perplexity=0.01, batch_error=0.1, logits_error=0.2), bits=8, block=32),
+    "int4": NBits(Limits(perplexity=0.05, batch_error=0.1, logits_error=0.75), bits=4, block=32),
+}

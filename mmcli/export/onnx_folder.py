@@ -10,12 +10,14 @@ import onnx
 
 from mmcli.generate.onnx_engine import GRAPH_FILE
 from mmcli.model.config import ModelConfig
+from mmcli.model.formats.hf_config import read_model_config, to_hf_config
 from mmcli.model.formats.hf_folder import GENERATION, generation_ids
 from mmcli.text.chat import stop_ids
 from mmcli.text.tokenizer import Tokenizer
 
 ONE_FILE_BYTES = 1_900_000_000  # a protobuf file ends at 2 GiB: above this the weights go into a file of their own
 WEIGHTS_FILE = GRAPH_FILE + ".data"
+OF_THE_SOURCE = {"bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype"}  # not of the ModelConfig
 
 
 def write_graph(folder: Path, graph: onnx.ModelProto) -> None:
@@ -36,10 +38,14 @@ def write_companions(
 
     Args:
         source: the model folder that is exported; its config.json and generation_config.json are taken over.
+        config: of the model with the exported context.
         stage: of the run that the model came from, stored in config.json: it tells a chat model from a base model.
     """
     tokenizer.save(folder)
     document = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    if config != read_model_config(source):
+        written = to_hf_config(config, bos_id=None, eos_id=None, pad_id=None)
+        document |= {name: value for name, value in written.items() if name not in OF_THE_SOURCE}
     if stage is not None:
         document["mmcli_stage"] = stage
     _write_json(folder / "config.json", document)

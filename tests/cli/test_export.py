@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typer.testing import CliRunner, Result
 from mmcli.cli.export import app
 from mmcli.errors import MmcliError, UserError
 from mmcli.export.graph import Graph
+from mmcli.export.matrices import FORMATS
 from mmcli.model.config import ModelConfig
 from mmcli.model.formats.hf_folder import save_model
 from mmcli.model.transformer import Transformer
@@ -42,9 +44,11 @@ def test_the_newest_model_goes_into_its_run(runs: Path) -> None:
     assert (folder / "model.onnx").is_file()
     assert f"exporting 0001-sft-small to {folder}" in done.stderr
     lines = {line[:18].strip(): line[18:].strip() for line in done.stdout.splitlines() if line}
+    assert "limit 0.0001" in lines["batch and single"]
     assert lines["logits, decode"].endswith("greatest difference; limit 0.0001")
-    assert "equal" in lines["greedy tokens"] and "prompts of 32, 16, 3 tokens" in lines["greedy tokens"]
-    assert "limit +0.1%" in lines["perplexity, onnx"]
+    assert "equal" in lines["greedy tokens"] and "prompts of 32, 16, 3" in lines["greedy tokens"]
+    for way in ("chunks", "tokens"):
+        assert "limit +0.1%" in lines[f"perplexity, {way}"]
     assert lines["tokenizer"].startswith("9 of 9")
     assert json.loads((folder / "config.json").read_text())["mmcli_stage"] == "sft"
     assert f"verified: {folder}" in done.stdout
@@ -57,8 +61,21 @@ def test_json_is_one_document(runs: Path, tmp_path: Path) -> None:
     assert document["bytes"] == (tmp_path / "mine" / "model.onnx").stat().st_size
     proof = document["proof"]
     assert proof["dtype"] == "int8" and proof["logits_error"] > 0
-    rise = proof["perplexity_onnx"] / proof["perplexity_torch"] - 1
-    assert proof["perplexity_rise"] == pytest.approx(rise)
+    for each in proof["perplexity"].values():
+        assert each["rise"] == pytest.approx(each["onnx"] / each["torch"] - 1)
+
+
+def test_context_and_force_reach_the_export(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = dataclasses.replace(FORMATS["int4"].limits, perplexity=-0.5)
+    monkeypatch.setattr(FORMATS["int4"], "limits", limits)
+    arguments = ["--dtype", "int4", "--context", "24", "--out", str(tmp_path / "mine"), "--runs-dir", str(runs)]
+    refused = export(*arguments)
+    assert isinstance(refused.exception, MmcliError) and "perplexity read in chunks rises" in refused.exception.what
+    done = export(*arguments, "--force")
+    assert done.exit_code == 0, done.output
+    assert "kept by --force: perplexity read in chunks" in done.stderr
+    assert f"kept: {tmp_path / 'mine'}" in done.stdout and "prompts of 12, 3" in done.stdout
+    assert all(len(line) <= 80 for line in done.stdout.splitlines() if str(tmp_path) not in line)
 
 
 def test_a_plain_folder_is_exported_into_itself(runs: Path) -> None:

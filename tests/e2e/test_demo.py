@@ -35,7 +35,7 @@ def test_the_demo_goes_the_whole_way_and_is_resumable(tmp_path: Path) -> None:
     assert isinstance(scores, dict) and set(scores) == {"pretrain", "sft", "dpo", "dpo, ONNX int8"}
     assert all(len(score["families"]) == 15 == score["questions"] for score in scores.values())
     assert isinstance(result["preferred"], dict) and set(result["preferred"]) == {"sft", "dpo"}
-    assert "proven: perplexity" in said and re.search(r"About \d+m\S* on this machine", said)
+    assert "verified: perplexity" in said and re.search(r"About \d+m\S* on this machine", said)
     assert isinstance(result["said"], list) and len(result["said"]) == len(view.ASKED)
     assert (tmp_path / "0004-dpo-demo/report.html").is_file()
     again, said = demo(tmp_path)

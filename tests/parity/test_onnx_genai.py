@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
 
+from mmcli.export.locate import Dtype
 from mmcli.export.onnx_export import export_onnx
 from mmcli.generate.onnx_engine import OnnxEngine
 from mmcli.model.config import ModelConfig
@@ -29,16 +30,14 @@ SIZES: dict[str, Any] = {
 
 @pytest.mark.parametrize(
     ("dtype", "values"),
-    [("fp32", {}), ("int8", {}), ("fp32", {"qk_norm": True}), ("fp32", {"use_moe": True})],
-    ids=["fp32", "int8", "qk-norm", "moe"],
+    [("fp32", {}), ("fp16", {}), ("int8", {}), ("int4", {}), ("fp32", {"qk_norm": True}), ("int4", {"use_moe": True})],
+    ids=["fp32", "fp16", "int8", "int4", "qk-norm", "moe"],
 )
-def test_genai_writes_the_same_greedy_tokens(
-    tmp_path: Path, dtype: Literal["fp32", "int8"], values: dict[str, Any]
-) -> None:
+def test_genai_writes_the_same_greedy_tokens(tmp_path: Path, dtype: Dtype, values: dict[str, Any]) -> None:
     tokenizer = train_tokenizer(LINES * 3, vocab_size=400)
     model = Transformer(ModelConfig(**SIZES, **values), seed=2)
     save_model(tmp_path / "model", model, model.config, tokenizer)
-    folder = export_onnx(tmp_path / "model", tmp_path / "onnx", dtype=dtype).folder
+    folder = export_onnx(tmp_path / "model", tmp_path / "onnx", dtype=dtype, force=True).folder
     prompt = tokenizer.encode_text("The rain falls 今天 345")
     loaded = genai.Model(str(folder))
     assert list(genai.Tokenizer(loaded).encode("The rain falls 今天 345")) == prompt

@@ -7,8 +7,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
+import torch
+from onnx import helper
 
 from mmcli.errors import UserError
 from mmcli.export import onnx_folder
@@ -56,23 +60,71 @@ def test_a_dense_layer_is_made_of_fused_operators() -> None:
     assert sum(found.values()) < 50
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "int8", "int4"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_every_weight_lies_in_the_file_once(tied: bool, dtype: Dtype) -> None:
     model = build(dtype, tie_embeddings=tied)
-    stored = [tensor for tensor in model.graph.initializer if math.prod(tensor.dims) == 200 * 64]
-    assert len(stored) == (1 if tied else 2)
     config = ModelConfig(**SIZES, tie_embeddings=tied)
-    floats = sum(math.prod(each.dims) for each in model.graph.initializer if each.data_type == onnx.TensorProto.FLOAT)
-    bytes_ = sum(math.prod(each.dims) for each in model.graph.initializer if each.data_type == onnx.TensorProto.UINT8)
-    rotary = 2 * config.max_seq_len * config.rotary_dim // 2
-    total = count_parameters(config).total
+    total, tables = count_parameters(config).total, (1 if tied else 2) * 200 * 64
     norms = (2 * config.n_layers + 1) * config.dim
-    if dtype == "int8":
-        columns = config.n_layers * (64 + 2 * 32 + 64 + 2 * 96 + 64) + (1 if tied else 2) * config.vocab_size
-        assert (floats, bytes_) == (norms + rotary + columns, total - norms + columns)
-    else:
-        assert (floats, bytes_) == (total + rotary, 0)
+    matrices = total - norms
+    vectors = 4 * (norms + config.rotary_dim // 2)
+    if dtype in ("fp32", "fp16"):
+        expected = matrices * (4 if dtype == "fp32" else 2)
+    else:  # with scales of 2 bytes a block of 32
+        expected = matrices // 32 * 2 + (matrices if dtype == "int8" else tables + (matrices - tables) // 2)
+    stored = sum(len(each.raw_data) for each in model.graph.initializer if each.data_type != onnx.TensorProto.INT64)
+    assert stored == expected + vectors
+    wide = [each for each in model.graph.initializer if math.prod(each.dims) == 200 * 64]
+    assert len(wide) == (1 if tied else 2)
+
+
+def optimized(model: onnx.ModelProto, folder: Path) -> Counter[str]:
+    """The operators that ONNX Runtime is left with once it has loaded the graph."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    options.log_severity_level = 4
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return kinds(onnx.load(folder / "optimized.onnx"))
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "int4"])
+def test_what_is_stored_small_is_widened_once(dtype: Dtype, tmp_path: Path) -> None:
+    model = build(dtype)
+    assert kinds(model)["Cast"] > 10 and kinds(model)["Cos"] == 1
+    left = optimized(model, tmp_path)
+    assert left["Cast"] == 2 and left["Cos"] == left["Range"] == 0  # of the lengths
+
+
+def test_the_context_is_the_length_of_the_tables(tmp_path: Path) -> None:
+    model = Transformer(ModelConfig(**SIZES, position="learned"))
+    graph = build_model(model, FORMATS["fp32"], 9)
+    table = next(each for each in graph.graph.initializer if each.name == "embed_positions.weight")
+    assert list(table.dims) == [9, 64]
+    assert {each.key: each.value for each in graph.metadata_props}["context_length"] == "9"
+
+
+@pytest.mark.parametrize("values", [{}, {"rope_scaling": "yarn", "rope_factor": 4.0, "max_seq_len": 4096}])
+def test_the_rotary_tables_are_those_of_torch(values: dict[str, Any], tmp_path: Path) -> None:
+    model = Transformer(ModelConfig(**{**SIZES, "max_seq_len": 8192, **values}))
+    assert model.rotary is not None
+    graph = build_model(model, FORMATS["fp32"])
+    context, scaled = model.config.max_seq_len, "_scaled" if values else ""
+    names = [f"rotary.cos{scaled}", f"rotary.sin{scaled}"]
+    graph.graph.output.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    feed = {"input_ids": np.array([[1]]), "attention_mask": np.ones((1, 1), dtype=np.int64)}
+    for each in session.get_inputs():
+        if each.name.startswith("past"):
+            feed[each.name] = np.zeros((1, 2, 0, 16), dtype=np.float32)
+    tables = model.rotary(torch.arange(context)[None])
+    for found, expected in zip(session.run(names, feed), tables, strict=True):
+        np.testing.assert_allclose(found, expected[0, :, 0, :8].numpy(), rtol=0, atol=2e-7)
+
+
+@pytest.mark.parametrize("values", [{"qk_norm": True}, {"head_dim": 24}, {}])
+def test_queries_keys_and_values_are_one_product(values: dict[str, Any]) -> None:
+    assert kinds(build("int8", **values))["MatMulNBits"] == 2 * 5 + 1
 
 
 def test_the_router_stays_fp32_in_int8() -> None:

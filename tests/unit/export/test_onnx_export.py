@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -13,8 +14,12 @@ from safetensors.torch import load_file, save_file
 
 from mmcli.errors import MmcliError, UserError
 from mmcli.export.attention import Attention
+from mmcli.export.check import check_export
 from mmcli.export.graph import Graph
+from mmcli.export.locate import Dtype
+from mmcli.export.matrices import FORMATS
 from mmcli.export.onnx_export import export_onnx
+from mmcli.export.rerun import Rerun
 from mmcli.generate.onnx_engine import OnnxEngine
 from mmcli.manifest import damage
 from mmcli.model.formats.hf_config import read_model_config
@@ -42,21 +47,121 @@ def test_a_proven_export_is_complete(save: Save, tmp_path: Path, tokenizer: Toke
     assert set(proof.logits) == {"prefill", "decode", "chunks"}
     assert max(proof.logits.values()) <= 1e-4
     assert proof.greedy_equal + proof.greedy_ties == proof.greedy_tokens >= 3 * 48
-    assert proof.perplexity_onnx == pytest.approx(proof.perplexity_torch, rel=1e-5)
-    assert proof.perplexity_tokens > 300 and proof.round_trips == 9
+    assert proof.batch_error <= 1e-5 and proof.forced is None
+    for way, tokens in (("chunks", 2 * 96), ("tokens", 300)):
+        assert proof.perplexity[way].onnx == pytest.approx(proof.perplexity[way].torch, rel=1e-5)
+        assert proof.perplexity[way].tokens >= tokens
+    assert proof.round_trips == 9
     assert made.bytes == (out / "model.onnx").stat().st_size
     assert json.loads((out / "export.json").read_text())["proof"]["greedy_equal"] == proof.greedy_equal
 
 
-def test_int8_says_what_it_costs(save: Save, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("dtype", "smaller", "error"), [("fp16", 1.9, 0.01), ("int8", 3, 0.05), ("int4", 4, 0.4)])
+def test_what_a_format_costs_is_told(dtype: Dtype, smaller: float, error: float, save: Save, tmp_path: Path) -> None:
     source = save(init_std=0.05, dim=128, vocab_size=2000)
     exact = export_onnx(source, tmp_path / "out", dtype="fp32")
-    small = export_onnx(source, tmp_path / "out8", dtype="int8")
-    assert small.bytes < exact.bytes / 3
-    assert 0 < small.proof.logits_error < 0.2
-    assert small.proof.perplexity_onnx != small.proof.perplexity_torch
-    assert abs(small.proof.perplexity_rise) < 0.05
-    assert small.proof.greedy_equal / small.proof.greedy_tokens > 0.7
+    small = export_onnx(source, tmp_path / "out_small", dtype=dtype)
+    assert small.bytes < exact.bytes / smaller
+    assert 0 < small.proof.logits_error < error
+    for way, each in small.proof.perplexity.items():
+        assert each.torch == exact.proof.perplexity[way].torch != each.onnx
+        assert abs(each.rise) < 0.05
+    assert small.proof.greedy_equal / small.proof.greedy_tokens > 0.5
+
+
+@pytest.mark.parametrize("dtype", get_args(Dtype))
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"dim": 40, "n_heads": 5, "n_kv_heads": 1, "hidden_dim": 72},
+        {"dim": 176, "n_heads": 11, "n_kv_heads": 11, "qk_norm": True, "n_layers": 1},
+        {**MOE, "hidden_dim": 40, "n_layers": 1},
+        {"bias": True, "head_bias": True, "tie_embeddings": False, "norm": "layernorm", "mlp": "gelu"},
+    ],
+    ids=["dim 40", "dim 176, qk-norm", "moe", "biases"],
+)
+def test_every_format_takes_every_shape(dtype: Dtype, config: dict[str, Any], save: Save, tmp_path: Path) -> None:
+    proof = export_onnx(save(init_std=0.05, **config), tmp_path / "out", dtype=dtype).proof
+    assert proof.logits_error < {"fp32": 1e-5, "fp16": 0.005, "int8": 0.05, "int4": 0.3}[dtype]
+
+
+def test_fp16_refuses_what_it_cannot_hold(save: Save, tmp_path: Path) -> None:
+    source = save()
+    weights = load_file(source / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][0, 0] = 7e4
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"layers.1.mlp.up_proj.weight has values up to 70000"):
+        export_onnx(source, tmp_path / "out", dtype="fp16")
+    assert left(tmp_path / "out") == []
+
+
+@pytest.fixture
+def costly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No format may cost anything."""
+    limits = dataclasses.replace(FORMATS["int8"].limits, perplexity=-0.5)
+    monkeypatch.setattr(FORMATS["int8"], "limits", limits)
+
+
+@pytest.mark.usefixtures("costly")
+def test_a_rise_of_perplexity_is_refused_or_forced(save: Save, tmp_path: Path) -> None:
+    source = save(init_std=0.05)
+    with pytest.raises(MmcliError, match=r"perplexity read in chunks rises by .* \(limit -50.0%\)") as refused:
+        export_onnx(source, tmp_path / "out", dtype="int8")
+    assert refused.value.exit_code == 1 and "--force" in refused.value.fix
+    assert left(tmp_path / "out") == []
+    made = export_onnx(source, tmp_path / "out", dtype="int8", force=True)
+    assert made.proof.forced is not None and made.proof.forced.startswith("perplexity read in chunks")
+    assert json.loads((tmp_path / "out" / "export.json").read_text())["proof"]["forced"] == made.proof.forced
+    assert check_export(tmp_path / "out").proof == made.proof
+
+
+def test_a_wrong_graph_cannot_be_forced(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = save()
+    spoil(monkeypatch, "norm.weight")
+    with pytest.raises(MmcliError, match="logits differ"):
+        export_onnx(source, tmp_path / "out", force=True)
+
+
+def test_slots_that_disturb_each_other_are_found(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = OnnxEngine.decode
+
+    def mixed(self: OnnxEngine, slots: Any, ids: Any) -> np.ndarray:
+        return decode(self, slots, ids) + np.float32(0.5 * (len(slots) > 1))
+
+    monkeypatch.setattr(OnnxEngine, "decode", mixed)
+    with pytest.raises(MmcliError, match=r"decoded in a batch and alone differ by 0\.5"):
+        export_onnx(save(), tmp_path / "out", dtype="int8")
+
+
+def test_a_fault_in_chunks_alone_is_found(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt of many tokens is misread and a reply is not, as with one scale for all activations of a call."""
+    run = Rerun.run
+
+    def wrong(self: Rerun, pieces: Any) -> Any:
+        for found in run(self, pieces):
+            if len(found["logits"]) > 1:
+                found["logits"] = found["logits"] * 8
+            yield found
+
+    monkeypatch.setattr(Rerun, "run", wrong)
+    with pytest.raises(MmcliError, match="perplexity read in chunks rises"):
+        export_onnx(save(), tmp_path / "out", dtype="int8")
+
+
+def test_a_shorter_context_is_that_of_the_whole_folder(save: Save, tmp_path: Path) -> None:
+    source = save(rope_scaling="yarn", rope_factor=4.0)
+    whole = export_onnx(source, tmp_path / "out")
+    short = export_onnx(source, tmp_path / "out_short", context=40)
+    assert max(short.proof.prompts) + 20 == 40
+    found = read_model_config(short.folder)
+    assert (found.max_seq_len, found.original_seq_len) == (40, read_model_config(source).original_seq_len)
+    assert json.loads((short.folder / "genai_config.json").read_text())["model"]["context_length"] == 40
+    engine = OnnxEngine.load(short.folder)
+    assert engine.max_len == 40
+    assert (engine.prefill(0, [5, 6, 7]) == OnnxEngine.load(whole.folder).prefill(0, [5, 6, 7])).all()
+    for context in (0, 97):
+        with pytest.raises(UserError, match=rf"context = {context}; the model was made for 96 tokens"):
+            export_onnx(source, tmp_path / "out", context=context)
 
 
 def test_genai_config_says_what_the_graph_is(save: Save, tmp_path: Path, tokenizer: Tokenizer) -> None:

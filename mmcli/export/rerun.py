@@ -1,0 +1,68 @@
+"""An exported graph run once more, with more to see of it than the logits of a last token.
+
+Shapes: T tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from mmcli.export.decoder import FINAL_NORM, LAST_TOKEN
+from mmcli.export.onnx_folder import write_graph
+from mmcli.generate.onnx_engine import GRAPH_FILE, open_session
+from mmcli.model.config import ModelConfig
+
+
+class Rerun:
+    """A graph with inner tensors made outputs, or with the logits of every token; `graph` is changed to that."""
+
+    def __init__(
+        self, graph: onnx.ModelProto, config: ModelConfig, *, inner: Sequence[str] = (), every_token: bool = False
+    ) -> None:
+        graph.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in inner)
+        if every_token:
+            _keep_every_token(graph, config.dim)
+        with tempfile.TemporaryDirectory() as place:
+            write_graph(Path(place), graph)
+            self._session = open_session(Path(place) / GRAPH_FILE)
+        self._names = [*inner, "logits"]
+        empty = np.zeros((1, config.n_kv_heads, 0, config.d_head), dtype=np.float32)
+        kinds = [f"{layer}.{kind}" for layer in range(config.n_layers) for kind in ("key", "value")]
+        self._empty = {f"past_key_values.{kind}": empty for kind in kinds}
+
+    def run(self, pieces: Sequence[Sequence[int]]) -> Iterator[dict[str, np.ndarray]]:
+        """What each piece of a text gives, the pieces before it being in the cache.
+
+        "logits" are [1, V], of the last token, or [T, V] of every one; an inner tensor is [T, D] (of an expert, its
+        tokens alone).
+        """
+        outputs = [each.name for each in self._session.get_outputs()]
+        feed, length = dict(self._empty), 0
+        for piece in pieces:
+            length += len(piece)
+            feed["input_ids"] = np.array([piece], dtype=np.int64)
+            feed["attention_mask"] = np.ones((1, length), dtype=np.int64)
+            found = dict(zip(outputs, self._session.run(outputs, feed), strict=True))
+            feed |= {past: found[past.replace("past_key_values", "present")] for past in self._empty}
+            yield {name: _without_batch(name, found[name]) for name in self._names}
+
+
+def _without_batch(name: str, values: np.ndarray) -> np.ndarray:
+    if name == "logits":
+        return values[:, 0]
+    return values[0] if values.ndim == 3 else values
+
+
+def _keep_every_token(graph: onnx.ModelProto, width: int) -> None:
+    """The output head gets all tokens as rows, where it gets the last one."""
+    node = next(each for each in graph.graph.node if each.name == LAST_TOKEN)
+    shape = numpy_helper.from_array(np.array([-1, width], dtype=np.int64), "every_token.shape")
+    graph.graph.initializer.append(shape)
+    node.CopyFrom(helper.make_node("Reshape", [FINAL_NORM, shape.name], list(node.output), name=LAST_TOKEN))
+    next(each for each in graph.graph.output if each.name == "logits").type.tensor_type.ClearField("shape")
