@@ -29,9 +29,16 @@ from mmcli.inputs import Input, read_inputs
 from mmcli.manifest import damage
 from mmcli.model.config import ModelConfig
 from mmcli.model.formats.hf_folder import load_model
-from mmcli.run import RESOLVED, ModelRef, model_at, where_now
 from mmcli.stage import LossOutput, Metric, Reporter, StageContext
-from mmcli.stages.start import MicroBatch, Start, as_kept, choose_micro_batch, pin_model, save_into, tell_change
+from mmcli.stages.start import (
+    MicroBatch,
+    Start,
+    choose_micro_batch,
+    find_reference,
+    pin_model,
+    save_into,
+    tell_change,
+)
 from mmcli.stages.tokens import name_records, open_split
 from mmcli.text.tokenizer import Tokenizer
 from mmcli.train.adapters import training_flops
@@ -151,7 +158,7 @@ def fill_reference(
     """
     folder = context.run.path / REFERENCE
     parts = {"training": data.training} | ({"held_out": data.held_out} if data.held_out is not None else {})
-    named = _find_reference(reference, context)
+    named = find_reference(reference, context) if reference is not None else None
     key = _reference_key(data, train, read_inputs(context.run).get("parent" if named is None else "reference"))
     if _load_reference(folder, key, parts, context.report):
         if named is not None:
@@ -188,21 +195,6 @@ def fill_reference(
     with atomic_folder(folder) as beside:
         tables = {name: pairs.reference_N2 for name, pairs in parts.items()}
         save_file(tables, beside / LOGPS, metadata={"key": key})
-
-
-def _find_reference(reference: str | None, context: StageContext) -> ModelRef | None:
-    """The model of `--reference`, decided and pinned once; None: the model that the training starts from."""
-    if reference is None:
-        return None
-    run = context.run
-    kept = run.read_config(RESOLVED).get("reference")
-    if kept is not None:
-        return model_at(where_now(run.path.parent / str(kept)))
-    found = context.find_model(reference)
-    pin_model("reference", found, context)
-    run.choose("reference", lambda: as_kept(found.path, run.path.parent))
-    context.report.note(f"reference: {found.label}")
-    return found
 
 
 def _reference_key(data: PairData, train: TrainConfig, model: Input | None) -> str:
