@@ -109,9 +109,15 @@ if TYPE_CHECKING:
     from mmcli.stages import DpoConfig as DpoConfig
     from mmcli.stages import PretrainConfig as PretrainConfig
     from mmcli.stages import SftConfig as SftConfig
+    from mmcli.stages.pairs import PairData as PairData
+    from mmcli.stages.pairs import fill_reference as fill_reference
+    from mmcli.stages.pairs import open_pairs as open_pairs
+    from mmcli.stages.pairs import pair_task as pair_task
     from mmcli.stages.samples import continuations as continuations
     from mmcli.stages.start import Start as Start
     from mmcli.stages.start import choose_micro_batch as choose_micro_batch
+    from mmcli.stages.start import find_reference as find_reference
+    from mmcli.stages.start import pin_model as pin_model
     from mmcli.stages.start import prepare_start as prepare_start
     from mmcli.stages.start import save_into as save_into
     from mmcli.stages.tokens import TokenRows as TokenRows
@@ -131,6 +137,7 @@ if TYPE_CHECKING:
     from mmcli.train.optim import build_optimizer as build_optimizer
     from mmcli.train.preference import PairBatch as PairBatch
     from mmcli.train.preference import preference_loss as preference_loss
+    from mmcli.train.preference import sequence_logps as sequence_logps
     from mmcli.train.task import Rollouts as Rollouts
     from mmcli.train.task import StepBatch as StepBatch
     from mmcli.train.task import Task as Task
@@ -186,8 +193,9 @@ _HOMES = {  # module -> the names that it gives
     "mmcli.train.loop": "train",
     "mmcli.train.optim": "build_optimizer",
     "mmcli.train.lm": "TokenBatch language_model_loss",
-    "mmcli.train.preference": "PairBatch preference_loss",
-    "mmcli.stages.start": "Start prepare_start choose_micro_batch save_into",
+    "mmcli.train.preference": "PairBatch preference_loss sequence_logps",
+    "mmcli.stages.pairs": "PairData open_pairs fill_reference pair_task",
+    "mmcli.stages.start": "Start prepare_start choose_micro_batch save_into find_reference pin_model",
     "mmcli.stages.tokens": "TokenRows open_rows token_task",
     "mmcli.stages.samples": "continuations",
     "mmcli.export.onnx_export": "OnnxExport",

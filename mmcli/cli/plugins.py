@@ -1,4 +1,4 @@
-"""`mmcli plugins list`: the installed stages, adapters, record kinds and suites, and whether each can be loaded."""
+"""`mmcli plugins`: what is installed and can be loaded (`list`), what a plugin must do (`check`), a new one (`new`)."""
 
 from __future__ import annotations
 
@@ -7,15 +7,25 @@ import json as jsonlib
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from mmcli.cli.help import App
 from mmcli.cli.options import AsJson
-from mmcli.errors import MmcliError
+from mmcli.config import parse_set
+from mmcli.errors import MmcliError, UserError, did_you_mean
 from mmcli.plugins import Plugin, conflict, contained, installed, load
+from mmcli.scaffold import KINDS, package_name, write_package
 from mmcli.stage import Adapter
+
+if TYPE_CHECKING:
+    from mmcli.testing import Check
 
 TIMEOUT_SECONDS = 30.0
 MARK = "mmcli-plugin-state: "
@@ -26,7 +36,7 @@ app = App()
 
 @app.callback()
 def plugins() -> None:
-    """List the installed stages, adapters, record kinds and suites."""
+    """List the installed stages, adapters, record kinds and suites; begin a new one, and check it."""
 
 
 @app.command("list")
@@ -55,6 +65,92 @@ def list_(json: AsJson = False) -> None:
         cells = (plugin.name, plugin.kind, plugin.package, plugin.version, text)
         table.add_row(*map(Text, cells), style="" if text == "ok" else "red")
     out().print(table)
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="Name of the stage, adapter or suite: a-z, 0-9 and _.")],
+    kind: Annotated[str, typer.Option(metavar="|".join(KINDS), help="What it adds.")] = "stage",
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the package; default: mmcli-NAME, here.")
+    ] = None,
+) -> None:
+    """Write an installable package with a plugin to start from, and its tests.
+
+    Example: mmcli plugins new focal
+    """
+    folder = out or Path(package_name(name))
+    for path in write_package(kind, name, folder):
+        typer.echo(path)
+    typer.echo(f"next: pip install -e {folder}; mmcli plugins check {name}", err=True)
+
+
+@app.command()
+def check(
+    name: Annotated[str, typer.Argument(help="Name of a stage, an adapter or a suite.")],
+    set: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="A value for its trainings, such as data.sources=FILE; of an adapter, as --adapter-set; repeatable.",
+        ),
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Check that a plugin does all that a stage, an adapter or a suite must, with a tiny model.
+
+    A stage and an adapter are trained for a few steps, stopped and resumed, and trained by two processes.
+    The exit code is 1 where a check fails.
+
+    Example: mmcli plugins check focal
+    """
+    from mmcli.cli.console import out, print_json
+    from mmcli.testing.checks import CHECKED
+
+    named = [plugin for plugin in installed() if plugin.name == name]
+    found = [plugin for plugin in named if plugin.kind in CHECKED]
+    if named and not found:
+        raise UserError(f"there are no checks for a {named[0].kind}", "check its data: mmcli data check --help")
+    if not found:
+        others = [plugin.name for plugin in installed() if plugin.kind in CHECKED]
+        raise UserError(f'there is no stage, adapter or suite "{name}"', did_you_mean(name, others))
+    rows: list[dict[str, Any]] = []
+    for plugin in found:
+        if not json:
+            out().print(str(plugin), highlight=False, markup=False)
+        with tempfile.TemporaryDirectory(prefix="mmcli-check-") as folder:
+            for each in _checks(plugin, set or [], Path(folder)):
+                rows.append({"kind": plugin.kind, "package": plugin.package, **dataclasses.asdict(each)})
+                if not json:
+                    _show_check(each)
+    if json:
+        print_json(rows)
+    if any(row["problem"] for row in rows):
+        raise typer.Exit(1)
+
+
+def _checks(plugin: Plugin, settings: list[str], folder: Path) -> Iterator[Check]:
+    from mmcli.testing import check_adapter, check_stage, check_suite
+
+    if plugin.kind == "adapter":
+        return check_adapter(plugin.name, settings, folder=folder)
+    if plugin.kind == "suite":
+        if settings:
+            raise UserError("a suite has no values to set", "leave --set out")
+        return check_suite(plugin.name, folder=folder)
+    return check_stage(plugin.name, parse_set(settings).values, folder=folder)
+
+
+def _show_check(check: Check) -> None:
+    from rich.padding import Padding
+    from rich.text import Text
+
+    from mmcli.cli.console import out
+
+    word, style = ("failed", "red") if check.problem else ("passed", "green")
+    out().print(Text.assemble("  ", (word, style), "  ", check.name))
+    if check.problem:
+        out().print(Padding(Text(check.problem), (0, 0, 0, 10)))
 
 
 def state(plugin: Plugin) -> str:

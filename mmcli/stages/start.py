@@ -22,7 +22,7 @@ from mmcli.model.formats.hf_config import read_model_config
 from mmcli.model.formats.hf_folder import load_model, save_model
 from mmcli.model.transformer import Transformer
 from mmcli.ranks import even_share
-from mmcli.run import RESOLVED, ModelRef, model_at
+from mmcli.run import RESOLVED, ModelRef, model_at, where_now
 from mmcli.stage import StageContext, Transform
 from mmcli.stages.pins import adapter_inputs, data_inputs, model_input
 from mmcli.text.find import find_tokenizer
@@ -141,6 +141,25 @@ def pin_model(name: str, model: ModelRef, context: StageContext) -> None:
         why = f"what {run.name} has saved does not hold its weights" if has_checkpoint else "there is no checkpoint yet"
         raise UserError(f"the {NOUNS[name]} of {run.name}, {model.path}, is gone, and {why}", "bring it back")
     pin_inputs(context, {name: model_input(model.path, context)})
+
+
+def find_reference(name: str, context: StageContext) -> ModelRef:
+    """A second model that a person named (a reference, a teacher): decided once, kept by content as `reference`.
+
+    Whoever reads it in a resumed run calls `pin_model("reference", ...)`, which compares it.
+
+    Raises:
+        UserError: there is none.
+    """
+    run = context.run
+    kept = run.read_config(RESOLVED).get("reference")
+    if kept is not None:
+        return model_at(where_now(run.path.parent / str(kept)))
+    found = context.find_model(name)
+    pin_model("reference", found, context)
+    run.choose("reference", lambda: as_kept(found.path, run.path.parent))
+    context.report.note(f"reference: {found.label}")
+    return found
 
 
 def tell_change(name: str, model: ModelRef, context: StageContext) -> None:

@@ -32,10 +32,15 @@ class PairBatch:
     counts: Mapping[str, float]
 
     @classmethod
-    def from_batch(cls, batch: Batch, reference_P2: np.ndarray, config: ModelConfig, *, pin: bool = False) -> PairBatch:
-        """Rows of pairs as host tensors, with what each term of the loss is averaged over; `pin` as in `TokenBatch`."""
+    def from_batch(
+        cls, batch: Batch, reference_P2: np.ndarray, config: ModelConfig, term: str = "dpo_loss", *, pin: bool = False
+    ) -> PairBatch:
+        """Rows of pairs as host tensors, with what each term of the loss is averaged over: `term` over pairs.
+
+        `pin` as in `TokenBatch`.
+        """
         rows, reference = TokenBatch.from_batch(batch, config, pin=pin), torch.from_numpy(reference_P2)
-        counts = {"dpo_loss": float(batch.rows // 2)}
+        counts = {term: float(batch.rows // 2)}
         if "balance" in rows.counts:
             counts["balance"] = rows.counts["balance"]
         return cls(rows, reference.pin_memory() if pin else reference, counts)

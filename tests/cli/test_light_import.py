@@ -22,6 +22,7 @@ def test_importing_the_command_line_loads_nothing_heavy() -> None:
 
 def test_importing_the_python_interface_loads_nothing_heavy() -> None:
     assert loaded_after("import mmcli.api") == set()
+    assert loaded_after("import mmcli.testing") == set()
     light = (
         "Adapter, ConfigError, DataConfig, OptimConfig, Stage, StageContext, TrainConfig, UserError, option, run_stage"
     )

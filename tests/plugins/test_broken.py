@@ -104,6 +104,44 @@ def test_help_and_other_commands_work_and_load_no_plugin(site: Any, tmp_path: Pa
     assert not log.exists()
 
 
+BREAKS = ("def f(:", "import no_such_module", "raise SystemExit(7)", "raise BaseException('boom')", "x = 1")
+
+
+@pytest.fixture(scope="module")
+def broken_parts(tmp_path_factory: pytest.TempPathFactory, new_site: Any) -> Any:
+    """A stage, an adapter, a record kind and a suite of each kind of broken module."""
+    site = new_site(tmp_path_factory.mktemp("parts"))
+    for number, code in enumerate(BREAKS):
+        value = {f"odd{number}": f"p_parts{number}:THING"}
+        groups = ("mmcli.stages", "mmcli.adapters", "mmcli.records", "mmcli.suites")
+        site.add(f"p-parts{number}", dict.fromkeys(groups, value), code)
+    return site
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        *("--help", "runs list", "presets list", "config show sft", "pretrain --help", "sft --help", "chat --help"),
+        *(
+            "eval --help",
+            "data check TEXT",
+            "params count",
+            "plugins --help",
+            "resume --help",
+        ),
+        *("export --help", "plugins new fine --out NEW", "tokenizer --help", "plan --help"),
+    ],
+)
+def test_every_command_works_beside_broken_parts_of_every_kind(
+    broken_parts: Any, see: Callable[[Any], None], capsys: pytest.CaptureFixture[str], tmp_path: Path, argv: str
+) -> None:
+    see(broken_parts)
+    (tmp_path / "text.txt").write_text("The cat sleeps.\n\nThe dog runs.")
+    words = argv.replace("TEXT", str(tmp_path / "text.txt")).replace("NEW", str(tmp_path / "new")).split()
+    assert run(words) == 0
+    assert "boom" not in capsys.readouterr().err
+
+
 def test_plugins_list_says_what_is_wrong_with_each(site: Any) -> None:
     done = site.mmcli("plugins", "list", "--json")
     assert done.returncode == 0, done.stderr

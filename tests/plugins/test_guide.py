@@ -12,6 +12,7 @@ from mmcli.evaluation.suites import find_suite
 from mmcli.model.config import ModelConfig
 from mmcli.model.formats.hf_folder import save_model
 from mmcli.model.transformer import Transformer
+from mmcli.scaffold import write_package
 from mmcli.text.train import train_tokenizer
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "plugins.md"
@@ -30,7 +31,9 @@ def block(language: str, section: str = "") -> str:
 
 def test_the_stage_of_the_guide_trains(new_site: Any, tmp_path: Path) -> None:
     code, project = block("python"), tomllib.loads(block("toml"))["project"]
-    assert len(block("toml").splitlines()) == 5
+    write_package("stage", "focal", tmp_path / "new")
+    assert block("toml") == (tmp_path / "new" / "pyproject.toml").read_text(encoding="utf-8")
+    assert code == (tmp_path / "new" / "mmcli_focal.py").read_text(encoding="utf-8")
     assert len(code.splitlines()) <= 72
     (tmp_path / "site").mkdir()
     site = new_site(tmp_path / "site")

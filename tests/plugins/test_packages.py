@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 PLUGINS = Path(__file__).parents[2] / "plugins"
-PACKAGES = ("mmcli-lora", "mmcli-replay")
+PACKAGES = ("mmcli-distill", "mmcli-lora", "mmcli-prefs", "mmcli-replay")
 
 
 def own_tests(real: Any, marked: str, *packages: str) -> None:
@@ -37,6 +37,8 @@ def test_they_are_listed_and_usable(real: Any) -> None:
     assert done.returncode == 0, done.stderr
     rows = {(row["kind"], row["name"], row["package"]): row["state"] for row in json.loads(done.stdout)}
     assert rows["stage", "continue", "mmcli-replay"] == "ok"
+    assert rows["stage", "distill", "mmcli-distill"] == "ok"
+    assert rows["stage", "prefs", "mmcli-prefs"] == "ok"
     assert rows["adapter", "lora", "mmcli-lora"] == "ok"
 
 

@@ -62,7 +62,7 @@ def test_the_guides_import_the_interface_alone(guide: str) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/guides" / guide).read_text(encoding="utf-8"), re.DOTALL)
     assert blocks
     for block in blocks:
-        assert imported(block) <= {"mmcli.api"}
+        assert imported(block) <= {"mmcli.api", "mmcli.testing"}
 
 
 def test_a_model_configuration_by_preset() -> None:

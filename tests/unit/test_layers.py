@@ -33,11 +33,13 @@ LEVELS = {
     "stages": 10,
     "runner": 11,
     "housekeeping": 4,
+    "scaffold": 4,
     "report": 7,
     "verify": 11,
     "doctor": 11,
     "serve": 11,
     "forecast": 12,
+    "testing": 12,
     "cli": 13,
 }
 # Inside a package: what comes later may import what comes earlier. All that the package holds is named here.
