@@ -34,7 +34,7 @@ def step(
 
     Raises:
         UserError: an id that the model does not have.
-        MmcliError: the model's logits are not finite.
+        MmcliError: the model's logits are not finite, or a grammar cannot be followed.
     """
     slots = [slot for slot, sequence in held.items() if sequence.finish_reason is None]
     if not slots:
@@ -64,6 +64,7 @@ def step(
         [sequence.sampling for sequence in running],
         [sequence.seen_ids for sequence in running],
         [len(sequence.ids) for sequence in running],
+        [sequence.allowed(logits_SV.shape[1]) for sequence in running],
     ).tolist()
     for slot, sequence, id, logits_V in zip(slots, running, drawn, logits_SV, strict=True):
         sequence.append(id)
