@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import ipaddress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +11,7 @@ import typer
 from mmcli.cli.help import App
 from mmcli.cli.options import Backend, Device, RunsDir
 from mmcli.errors import MmcliError, UserError
+from mmcli.serve.hosts import is_loopback
 
 if TYPE_CHECKING:
     from mmcli.run import ModelRef
@@ -24,7 +24,7 @@ NEEDED = ("fastapi", "uvicorn")
 def serve(
     models: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[MODEL]...", help="Run numbers or names, model folders, latest (the default)."),
+        typer.Argument(metavar="MODEL", help="Run numbers or names, model folders, latest (the default)."),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; any but this machine's own needs --api-key.")] = (
         "127.0.0.1"
@@ -76,14 +76,6 @@ def _check(host: str, api_key: str | None, slots: int, queue: int, max_len: int 
     for origin in cors:
         if origin != "*" and ("://" not in origin or origin.endswith("/")):
             raise UserError(f"--cors {origin} is not an origin", "give one such as https://example.com, or *")
-
-
-def is_loopback(host: str) -> bool:
-    """True if only this machine reaches the address."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
 
 
 def _need_packages() -> None:

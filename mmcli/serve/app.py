@@ -12,13 +12,14 @@ from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mmcli import __version__
 from mmcli.serve import chat, completions
 from mmcli.serve.errors import ApiError
+from mmcli.serve.hosts import is_loopback
 from mmcli.serve.metrics import CONTENT_TYPE, Requests, exposition
 from mmcli.serve.models import ServedModel
 from mmcli.serve.requests import Body, ChatRequest, CompletionRequest
@@ -28,7 +29,6 @@ PAGE = Path(__file__).parent / "page" / "index.html"
 PATHS = frozenset(("/", "/health", "/metrics", "/v1/chat/completions", "/v1/completions", "/v1/models"))
 OPEN_PATHS = frozenset(("/", "/health"))  # without a key
 GONE = 499  # nginx's number for a client that went away; nobody reads it
-LOOPBACK_NAMES = frozenset(("localhost", "127.0.0.1", "[::1]"))
 
 
 def create_app(
@@ -48,7 +48,7 @@ def create_app(
         page: the chat page at `/`, if it is there.
     """
     requests = Requests()
-    app = FastAPI(title="mmcli serve", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title="mmcli serve", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     listed = list({each.name: each for each in models.values()}.values())
 
     def find(name: str) -> ServedModel:
@@ -116,6 +116,10 @@ def create_app(
         message = f"{request.method} {request.url.path}: {error.detail}"
         return error_response(ApiError(error.status_code, message, headers=dict(error.headers or {})))
 
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=GONE)
+
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
         return error_response(ApiError(500, f"{type(error).__name__}: {error}"))
@@ -154,7 +158,7 @@ class Gate:
         if self._api_key is None:
             host = request.headers.get("host", "").rpartition("]")
             name = (host[0] + host[1]) or host[2].partition(":")[0]
-            if name.lower() not in LOOPBACK_NAMES:
+            if not is_loopback(name):
                 message = f'the request is for "{name[:100]}", not for this machine; use 127.0.0.1, or --api-key'
                 return ApiError(403, message, code="wrong_host")
             return None

@@ -83,7 +83,7 @@ def encode(model: ServedModel, body: ChatRequest) -> Prompt:
         if mark is None:
             raise invalid(f"{model.name} has no token {CALL}: no call can be forced", "tool_choice")
         ids = [*ids, mark]
-    grammar = _grammar(tokenizer, body, forced)
+    grammar = _grammar(model, body, forced)
 
     def reader() -> ChatReader:
         parallel = body.parallel_tool_calls is not False
@@ -124,18 +124,21 @@ def forced_tools(body: ChatRequest) -> list[Tool]:
     return found
 
 
-def _grammar(tokenizer: Tokenizer, body: ChatRequest, forced: Sequence[Tool]) -> Grammar | None:
-    form = body.response_format
+def _grammar(model: ServedModel, body: ChatRequest, forced: Sequence[Tool]) -> Grammar | None:
+    form, param = body.response_format, "tools" if forced else "response_format"
+    if not forced and (form is None or form.type == "text"):
+        return None
     try:
         if forced:
-            return Grammar.from_schema(tokenizer, {"anyOf": [_call_schema(tool.function) for tool in forced]})
-        if form is None or form.type == "text":
-            return None
-        if form.json_schema is None:
-            return Grammar.json_object(tokenizer)
-        return Grammar.from_schema(tokenizer, form.json_schema.json_schema)
+            grammar = Grammar.from_schema(model.tokenizer, {"anyOf": [_call_schema(tool.function) for tool in forced]})
+        elif form is not None and form.json_schema is not None:
+            grammar = Grammar.from_schema(model.tokenizer, form.json_schema.json_schema)
+        else:
+            grammar = Grammar.json_object(model.tokenizer)
+        grammar.start(model.stops).allowed(model.engine.vocab_size)  # some schemas show only here that they do not work
     except MmcliError as error:
-        raise of_library(error, "tools" if forced else "response_format") from None
+        raise invalid(f"{error.what}; {error.fix}", param) from None
+    return grammar
 
 
 def _call_schema(function: Function) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class Sampling(Body):
     top_p: Annotated[float | None, Field(gt=0, le=1)] = None
     top_k: Annotated[int | None, Field(ge=0, le=1_000_000)] = None
     min_p: Annotated[float | None, Field(ge=0, le=1)] = None
-    repetition_penalty: Annotated[float | None, Field(gt=0, le=10)] = None
+    repetition_penalty: Annotated[float | None, Field(ge=0.01, le=100)] = None
     seed: Annotated[int | None, Field(ge=-(2**63), lt=2**64)] = None
     stream: bool | None = None
     # Words of the client for itself, which no reply depends on.

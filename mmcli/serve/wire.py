@@ -128,18 +128,12 @@ class EventStream(Response):
     When the client goes away, it is noticed however quiet the stream is.
     """
 
-    def __init__(
-        self, documents: AsyncIterator[Mapping[str, Any]], on_close: Callable[[], None], *, named: bool = False
-    ) -> None:
-        """A stream that calls `on_close` at its end, whatever ends it.
-
-        Args:
-            named: each event is named by the `type` of its document, and there is no `[DONE]` (`/v1/responses`).
-        """
+    def __init__(self, documents: AsyncIterator[Mapping[str, Any]], on_close: Callable[[], None]) -> None:
+        """A stream that calls `on_close` at its end, whatever ends it."""
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(None, 200, headers, "text/event-stream")
         del self.headers["content-length"]
-        self._events = _events(documents, named)
+        self._events = _events(documents)
         self._on_close = on_close
         self._sent = 0
 
@@ -169,16 +163,10 @@ class EventStream(Response):
                 await send({"type": "http.response.body", "body": b": still writing\n\n", "more_body": True})
 
 
-async def _events(documents: AsyncIterator[Mapping[str, Any]], named: bool) -> AsyncIterator[bytes]:
+async def _events(documents: AsyncIterator[Mapping[str, Any]]) -> AsyncIterator[bytes]:
     try:
         async for document in documents:
-            yield _event(document, named)
-        if not named:
-            yield b"data: [DONE]\n\n"
+            yield b"data: " + to_json(document) + b"\n\n"
+        yield b"data: [DONE]\n\n"
     except ApiError as error:
-        yield _event({"type": "error", **error.body["error"]} if named else error.body, named)
-
-
-def _event(document: Mapping[str, Any], named: bool) -> bytes:
-    name = f"event: {document['type']}\n".encode() if named else b""
-    return name + b"data: " + to_json(document) + b"\n\n"
+        yield b"data: " + to_json(error.body) + b"\n\n"

@@ -119,7 +119,7 @@ def running(models: dict[str, ServedModel], **options: Any) -> Iterator[Running]
 
 @pytest.fixture(scope="session")
 def random_engine(tokenizer: Tokenizer) -> Engine:
-    shape = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "max_seq_len": MAX_LEN}
+    shape = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "max_seq_len": 2000}
     config = ModelConfig(**shape, vocab_size=tokenizer.vocab_size, init_std=0.2)
     return TorchEngine(Transformer(config, seed=3), slots=4)
 

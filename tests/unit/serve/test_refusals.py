@@ -20,6 +20,7 @@ HELLO = [{"role": "user", "content": "Hello"}]
 CHAT = "/v1/chat/completions"
 TOOLS = [{"type": "function", "function": {"name": "add"}}]
 SCHEMA_PLACE = "response_format.json_schema.schema"
+ENDLESS_SCHEMA = {"name": "a", "schema": {"$ref": "#"}}
 BROKEN_SCHEMA = {"name": "a", "schema": {"type": "king"}}
 BODY: dict[str, Any] = {"model": "random", "messages": HELLO, "max_tokens": 3}
 
@@ -50,7 +51,7 @@ BODY: dict[str, Any] = {"model": "random", "messages": HELLO, "max_tokens": 3}
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "king", "content": ""}]}, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
-        ({"messages": [{"role": "user", "content": "rain " * 900}]}, "messages"),
+        ({"messages": [{"role": "user", "content": "rain " * 4000}]}, "messages"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
         ({"tools": [{"type": "function"}]}, "tools[0].function"),
         ({"reasoning_effort": "none"}, "messages"),
@@ -60,6 +61,8 @@ BODY: dict[str, Any] = {"model": "random", "messages": HELLO, "max_tokens": 3}
         ({"response_format": {"type": "json_schema"}}, "response_format"),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": 5}}}, SCHEMA_PLACE),
         ({"response_format": {"type": "json_schema", "json_schema": BROKEN_SCHEMA}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": ENDLESS_SCHEMA}}, "response_format"),
+        ({"repetition_penalty": 1e-320}, "repetition_penalty"),
         ({"store": True}, "store"),
         ({"frobnicate": 1}, "frobnicate"),
         ({"model": None}, "model"),
@@ -93,7 +96,7 @@ def test_a_form_of_a_web_page_is_refused(server: Any) -> None:
 
 def test_a_context_that_is_too_short_has_its_code(server: Any) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        server.client.chat.completions.create(model="random", messages=[{"role": "user", "content": "rain " * 900}])
+        server.client.chat.completions.create(model="random", messages=[{"role": "user", "content": "rain " * 4000}])
     assert caught.value.code == "context_length_exceeded"
 
 
