@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import time
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -53,7 +54,8 @@ def test_a_long_prompt_is_read_between_the_tokens_of_others(tokenizer: Tokenizer
     long = [5] * (6 * CHUNK)
     short = Job(sequence([7, 8], 1900), TextReader(tokenizer), events.put)
     scheduler.submit([short])
-    events.get(timeout=5)  # it writes
+    while ("decode", 1) not in engine.calls:
+        time.sleep(0.001)
     late = Job(sequence(long, 3), TextReader(tokenizer), lambda event: events.put((event,)))
     scheduler.submit([late])
     while not (isinstance(event := events.get(timeout=5), tuple) and isinstance(event[0], Finished)):
