@@ -28,7 +28,7 @@ SUITES = frozenset({"demo", "preferences"})  # of `mmcli eval --suite`: no plugi
 UNREADABLE = "?"  # kind and name of what damaged metadata hide
 COMMANDS = frozenset(  # the commands that are no stages: no plugin can take their names
     {
-        *("demo", "tokenizer", "resume", "import", "eval", "chat", "export"),
+        *("demo", "tokenizer", "resume", "import", "eval", "chat", "export", "serve"),
         *("bench", "params", "presets", "config", "data", "plugins", "runs", "doctor", "plan"),
     }
 )

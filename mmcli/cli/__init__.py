@@ -40,6 +40,7 @@ COMMANDS = {
     "resume": Command("mmcli.cli.resume", "Resume a stopped run.", TRAIN),
     "import": Command("mmcli.cli.importing", "Import a model from transformers, MiniMind or GGUF.", TRAIN),
     "chat": Command("mmcli.cli.chat", "Chat with a model, or let it complete a text.", USE),
+    "serve": Command("mmcli.cli.serve", "Serve models over HTTP, as OpenAI's API does, with a chat page.", USE),
     "eval": Command("mmcli.cli.eval", "Score a model on questions, or measure its loss on a text.", USE),
     "export": Command("mmcli.cli.export", "Export a model to ONNX, Hugging Face or GGUF format, and verify it.", USE),
     "bench": Command("mmcli.cli.bench", "Measure tokens/s, time to first token and memory.", USE),

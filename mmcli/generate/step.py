@@ -5,7 +5,7 @@ S sequences of a step, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 import numpy as np
@@ -17,7 +17,9 @@ from mmcli.generate.sequence import TokenSequence
 Key = TypeVar("Key")
 
 
-def step(engine: Engine, held: Mapping[int, TokenSequence]) -> dict[int, int]:
+def step(
+    engine: Engine, held: Mapping[int, TokenSequence], *, watch: Callable[[int, int, np.ndarray], None] | None = None
+) -> dict[int, int]:
     """Advance every sequence that has not ended by one id: new ones by a prefill, all others in one decode.
 
     What a slot holds beyond its sequence is dropped, so a step that was interrupted can be taken again.
@@ -25,13 +27,14 @@ def step(engine: Engine, held: Mapping[int, TokenSequence]) -> dict[int, int]:
     Args:
         held: slot -> its sequence. One that has ended is left as it is; a new one of the same prompt copies its cache
             instead of running the prompt again.
+        watch: called with (slot, id, logits_V) of each id that is drawn; the logits are those of the model.
 
     Returns:
         Slot -> the id drawn, a stop id included.
 
     Raises:
         UserError: an id that the model does not have.
-        MmcliError: the model's logits are not finite.
+        MmcliError: the model's logits are not finite, or a grammar cannot be followed.
     """
     slots = [slot for slot, sequence in held.items() if sequence.finish_reason is None]
     if not slots:
@@ -61,9 +64,12 @@ def step(engine: Engine, held: Mapping[int, TokenSequence]) -> dict[int, int]:
         [sequence.sampling for sequence in running],
         [sequence.seen_ids for sequence in running],
         [len(sequence.ids) for sequence in running],
+        [sequence.allowed(logits_SV.shape[1]) for sequence in running],
     ).tolist()
-    for sequence, id in zip(running, drawn, strict=True):
+    for slot, sequence, id, logits_V in zip(slots, running, drawn, logits_SV, strict=True):
         sequence.append(id)
+        if watch is not None:
+            watch(slot, id, logits_V)
     return dict(zip(slots, drawn, strict=True))
 
 

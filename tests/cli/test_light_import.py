@@ -46,6 +46,7 @@ def test_importing_the_python_interface_loads_nothing_heavy() -> None:
         ["bench", "--help"],
         ["data", "--help"],
         ["chat", "--help"],
+        ["serve", "--help"],
         ["tokenizer", "--help"],
     ],
     ids=" ".join,

@@ -1,0 +1,154 @@
+"""`mmcli serve` under many clients against one client: `small`, random weights, fp32, CPU.
+
+Every client keeps asking for continuations of prompts of its own, each with other ids, over HTTP as a stream. Tokens a
+second of 16 clients together are held against those of one client; the 95th percentile of the time to the first token
+at 4 clients against that of one. The numbers of clients take turns, so that a busy machine slows all; ratios are
+medians over the turns. The clients run in a process of their own, on the same cores as the server. The last line is
+`serve ratio=R goal=5`.
+
+    python benchmarks/serve.py --check          # exit 1 if either goal is missed
+    python benchmarks/serve.py --backend onnx
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+GOAL = 5.0
+FIRST_TOKEN_GOAL = 2.0
+VOCAB = 6000
+MODEL = "random"
+LENGTHS = (32, 96)  # new tokens of a reply, drawn evenly, so that clients do not keep step with each other
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a number of clients got."""
+
+    tokens_per_second: float
+    first_tokens: list[float]  # seconds
+
+    @property
+    def late(self) -> float:
+        """The 95th percentile of the time to the first token."""
+        return statistics.quantiles(self.first_tokens, n=20, method="inclusive")[-1]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="small")
+    parser.add_argument("--backend", default="torch")
+    parser.add_argument("--prompt-tokens", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each number of clients in each turn")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--check", action="store_true", help="exit 1 if a goal is missed")
+    asked = parser.parse_args()
+    ratios, lateness = [], []
+    with tempfile.TemporaryDirectory() as place:
+        process, port = serve(Path(place), asked.preset, asked.backend)
+        try:
+            run(port, 1, asked.prompt_tokens, 2.0, seed=-1)  # warms up
+            for turn in range(asked.repeats):
+                loads = {
+                    clients: run(port, clients, asked.prompt_tokens, asked.seconds, seed=turn) for clients in (1, 4, 16)
+                }
+                for clients, load in loads.items():
+                    first = (
+                        f"first token {statistics.median(load.first_tokens) * 1e3:.0f} ms, p95 {load.late * 1e3:.0f} ms"
+                    )
+                    print(
+                        f"turn {turn + 1}: {clients:2} clients {load.tokens_per_second:7.1f} tokens/s, {first}",
+                        flush=True,
+                    )
+                ratios.append(loads[16].tokens_per_second / loads[1].tokens_per_second)
+                lateness.append(loads[4].late / loads[1].late)
+        finally:
+            process.terminate()
+            process.wait()
+    ratio, late = statistics.median(ratios), statistics.median(lateness)
+    print(f"first token, p95: 4 clients over one = {late:.2f}, goal at most {FIRST_TOKEN_GOAL:g}")
+    print(f"serve ratio={ratio:.2f} goal={GOAL:g}")
+    return 1 if asked.check and (ratio < GOAL or late > FIRST_TOKEN_GOAL) else 0
+
+
+def serve(place: Path, preset: str, backend: str) -> tuple[subprocess.Popen[str], int]:
+    """The server of a model with random weights, and its port."""
+    from mmcli.api import Transformer, model_config, save_model, train_tokenizer
+
+    model = Transformer(model_config(preset))
+    draw = random.Random(0)  # a token of text for every id of the model, so that each is seen as it comes
+    words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(3, 8))) for _ in range(20_000)]
+    tokenizer = train_tokenizer(words, vocab_size=model.config.vocab_size)
+    save_model(place / MODEL, model, model.config, tokenizer)
+    command = [sys.executable, "-m", "mmcli", "serve", str(place / MODEL), "--port", "0", "--slots", "16"]
+    command += ["--max-len", "1024", "--backend", backend, "--device", "cpu"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    address = process.stdout.readline().strip()
+    if not address:
+        raise SystemExit("the server did not start")
+    return process, int(address.rpartition(":")[2])
+
+
+def run(port: int, clients: int, prompt_tokens: int, seconds: float, *, seed: int) -> Load:
+    """Let so many clients ask for so long; replies that begin in time count whole, and so does the time they take."""
+    tokens: list[int] = []
+    firsts: list[float] = []
+    ends = time.perf_counter() + seconds
+
+    def client(number: int) -> None:
+        draw = random.Random(f"{seed} {clients} {number}")
+        connection = http.client.HTTPConnection("127.0.0.1", port)
+        while time.perf_counter() < ends:
+            count, first = ask(connection, draw, prompt_tokens)
+            tokens.append(count)
+            firsts.append(first)
+        connection.close()
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
+    start = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return Load(sum(tokens) / (time.perf_counter() - start), firsts)
+
+
+def ask(connection: http.client.HTTPConnection, draw: random.Random, prompt_tokens: int) -> tuple[int, float]:
+    """(tokens of one reply, seconds to its first one)."""
+    body = {
+        "model": MODEL,
+        "prompt": [draw.randrange(VOCAB) for _ in range(prompt_tokens)],
+        "max_tokens": draw.randint(*LENGTHS),
+        "seed": draw.randrange(2**32),
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    start = time.perf_counter()
+    connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    if answer.status != 200:
+        raise SystemExit(f"the server answered {answer.status}: {answer.read().decode()}")
+    first, last = None, b""
+    while line := answer.readline():
+        if line.startswith(b"data: {"):
+            first = first or time.perf_counter() - start
+            last = line
+    usage = json.loads(last.removeprefix(b"data: "))["usage"]
+    assert first is not None
+    return usage["completion_tokens"], first
+
+
+if __name__ == "__main__":
+    sys.exit(main())

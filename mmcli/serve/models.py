@@ -1,0 +1,134 @@
+"""The models of a server: opened, named, and what memory they take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmcli.errors import UserError
+from mmcli.evaluation.engines import check_vocabulary, choose_backend, load_engine
+from mmcli.generate.conversation import is_chat_model
+from mmcli.generate.engine import Engine
+from mmcli.machine import memory
+from mmcli.model.count import weight_bytes
+from mmcli.model.formats.hf_config import read_model_config
+from mmcli.run import ModelRef
+from mmcli.serve.metrics import ModelMetrics
+from mmcli.serve.scheduler import Scheduler
+from mmcli.stage import Reporter
+from mmcli.text.chat import stop_ids
+from mmcli.text.tokenizer import Tokenizer
+
+FLOAT = 4  # bytes: weights, keys and values are fp32
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model behind the interface.
+
+    Attributes:
+        name: what `/v1/models` lists.
+        chat: it answers messages; else it only continues text.
+    """
+
+    name: str
+    engine: Engine
+    tokenizer: Tokenizer
+    chat: bool
+    stops: frozenset[int]
+    scheduler: Scheduler
+    metrics: ModelMetrics
+    created: int  # seconds since 1970
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes that a model takes: its weights, and keys and values of all slots when they are full."""
+
+    name: str
+    weights: int
+    cache: int
+
+
+def model_name(ref: ModelRef) -> str:
+    """The name of a run, or of a model's folder."""
+    if ref.run is not None:
+        return ref.run.name
+    path = ref.path.resolve()
+    return path.parent.name if path.name == "model" else path.name
+
+
+def footprint(ref: ModelRef, *, slots: int, max_len: int | None) -> Footprint:
+    """What a model will take at most, from its configuration.
+
+    Raises:
+        UserError: no model there.
+    """
+    config = read_model_config(ref.path)
+    tokens = slots * (max_len or config.max_seq_len)
+    cache = 2 * config.n_layers * config.n_kv_heads * config.d_head * tokens * FLOAT
+    return Footprint(model_name(ref), weight_bytes(config, "fp32"), cache)
+
+
+def check_memory(footprints: Sequence[Footprint]) -> int:
+    """The bytes of all together.
+
+    Raises:
+        UserError: they are more than the machine has left.
+    """
+    needed = sum(each.weights + each.cache for each in footprints)
+    machine = memory()
+    if machine is not None and needed > machine.available:
+        parts = "; ".join(f"{each.name}: {_gb(each.weights)} + {_gb(each.cache)}" for each in footprints)
+        raise UserError(
+            f"the models take up to {_gb(needed)} (weights + keys and values: {parts}), "
+            f"{_gb(machine.available)} are available",
+            "give fewer models, fewer --slots or a smaller --max-len",
+        )
+    return needed
+
+
+def open_model(
+    ref: ModelRef,
+    backend: str,
+    *,
+    device: str,
+    slots: int,
+    max_len: int | None,
+    queue: int,
+    report: Reporter | None = None,
+) -> ServedModel:
+    """Load a model and start its scheduler.
+
+    Raises:
+        UserError: no model there, or one that the backend cannot run.
+    """
+    tokenizer = Tokenizer.load(ref.path)
+    engine = load_engine(ref, choose_backend(ref, backend), device=device, slots=slots, max_len=max_len, report=report)
+    check_vocabulary(ref, tokenizer, engine.vocab_size)
+    return serve_engine(
+        model_name(ref), engine, tokenizer, chat=is_chat_model(ref.path, tokenizer, stage=ref.stage), queue=queue
+    )
+
+
+def serve_engine(name: str, engine: Engine, tokenizer: Tokenizer, *, chat: bool, queue: int) -> ServedModel:
+    """A served model over an engine that is open already."""
+    metrics = ModelMetrics()
+    scheduler = Scheduler(engine, queue=queue, metrics=metrics)
+    return ServedModel(name, engine, tokenizer, chat, stop_ids(tokenizer), scheduler, metrics, created=int(time.time()))
+
+
+def refuse_same_names(refs: Collection[ModelRef]) -> None:
+    """Raises UserError where two models have one name: a request could not say which it means."""
+    seen: dict[str, Path] = {}
+    for ref in refs:
+        name = model_name(ref)
+        if name in seen:
+            raise UserError(f'two models are named "{name}": {seen[name]} and {ref.path}', "rename one of the folders")
+        seen[name] = ref.path
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"

@@ -1,0 +1,87 @@
+"""The server's life: an address, uvicorn on it, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import threading
+from collections.abc import Collection, Iterator
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.server import HANDLED_SIGNALS
+
+from mmcli.errors import UserError
+from mmcli.serve.models import ServedModel
+
+DRAIN_SECONDS = 3.0  # that replies under way have to finish once a signal came
+CLOSE_SECONDS = 2  # after that, for what was written to reach the clients
+KEEP_ALIVE_SECONDS = 75  # above nginx's 60, so that it is never the server that closes first
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket on an address; port 0 takes a free one.
+
+    Raises:
+        UserError: there is no such address, or it is taken.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise UserError(f"--host {host}: {error.strerror or error}", "give an address of this machine") from None
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+        bound.listen(2048)
+    except OSError as error:
+        bound.close()
+        what = f"cannot listen on {host}, port {port}: {error.strerror or error}"
+        raise UserError(what, "give another --port (0 takes a free one), or another --host") from None
+    bound.setblocking(False)
+    return bound
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which on SIGINT or SIGTERM lets replies finish, ends what goes on, and raises the signal again."""
+
+    def __init__(self, app: ASGIApp, models: Collection[ServedModel]) -> None:
+        config = uvicorn.Config(
+            app,
+            http="h11",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=CLOSE_SECONDS,
+        )
+        super().__init__(config)
+        self._models = models
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn does, but a signal that is ignored (`nohup`) stays ignored."""
+        ignored = [number for number in HANDLED_SIGNALS if signal.getsignal(number) is signal.SIG_IGN]
+        with super().capture_signals():
+            if threading.current_thread() is threading.main_thread():
+                for number in ignored:
+                    signal.signal(number, signal.SIG_IGN)
+            yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """No new connections; replies under way finish or are ended."""
+        for server in self.servers:
+            server.close()
+        await drain(self._models)
+        await super().shutdown(sockets)
+
+
+async def drain(models: Collection[ServedModel]) -> None:
+    """Stop every scheduler (see `Scheduler.drain`)."""
+    await asyncio.gather(*(asyncio.to_thread(each.scheduler.drain, DRAIN_SECONDS) for each in models))
