@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # For PyTorch's own builds: make demo TORCH_INDEX=https://download.pytorch.org/whl/cu128
 TORCH_INDEX ?=
 
-.PHONY: demo setup dev test test-all test-cuda lint types bench bench-cuda reference clean
+.PHONY: demo setup dev test test-all test-cuda test-browser lint types bench bench-cuda reference clean
 
 demo: setup
 	$(BIN)/mmcli demo
@@ -38,6 +38,15 @@ test-all: dev
 test-cuda: dev
 	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit('error: torch finds no CUDA GPU here\n  fix: run it on a machine with one; see: mmcli doctor')"
 	$(BIN)/pytest -m cuda tests/cuda
+
+# The chat page and the web export in a headless Chromium, which has to be installed; npm brings ONNX Runtime Web.
+ORT_WEB := build/browser/node_modules/onnxruntime-web
+test-browser: dev $(ORT_WEB)
+	$(BIN)/pip install -q $(if $(TORCH_INDEX),,-c constraints.txt) -e ".[browser]"
+	$(BIN)/pytest tests/browser
+
+$(ORT_WEB):
+	npm install --prefix build/browser --no-audit --no-fund --ignore-scripts onnxruntime-web@1.30.0
 
 bench-cuda: dev
 	$(BIN)/python benchmarks/cuda/step.py

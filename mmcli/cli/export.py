@@ -203,6 +203,56 @@ def gguf(
     report.note(f"for Ollama: ollama create NAME -f {made.modelfile}")
 
 
+@app.command("web")
+def web(
+    model: Model = "latest",
+    dtype: Annotated[
+        Literal["fp32", "int8"], typer.Option(help="Matrix format; int8 is a quarter of the download.")
+    ] = "fp32",
+    runtime: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder of the npm package onnxruntime-web.")
+    ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Download that package (33 MB) from npm's registry.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Output folder; default: RUN/export/web-DTYPE.")] = None,
+    json: AsJson = False,
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Export a page that runs the model in the visitor's browser, for any static server.
+
+    Example: mmcli export web latest:sft --download
+    """
+    from mmcli.cli.console import print_json, reporter
+    from mmcli.export.locate import default_web_folder
+    from mmcli.find import find_language_model
+
+    found = find_language_model(model, runs_dir)
+    folder = out if out is not None else default_web_folder(found, dtype)
+    report = reporter()
+    report.note(f"exporting {found.label} to {folder}")
+    from mmcli.export.web.folder import export_web
+
+    name = found.label if found.run else found.path.resolve().name
+    made = export_web(
+        *(found.path, folder),
+        name=name,
+        dtype=dtype,
+        stage=found.stage,
+        runtime=runtime,
+        download=download,
+        report=report,
+    )
+    if json:
+        document = {"model": found.label, "folder": str(made.folder), "bytes": made.bytes}
+        print_json({**document, "graph_bytes": made.graph_bytes, "proof": _proof(made.proof)})
+        return
+    typer.echo("\n".join(_table(made.proof, made.graph_bytes)))
+    typer.echo(f"{'folder':<18} {f'{made.bytes / 1e6:.1f} MB':>12}  with page and runtime")
+    typer.echo(f"\nverified: {made.folder}")
+    report.note(f"try it: python -m http.server --bind 127.0.0.1 -d {made.folder}")
+
+
 def _proof(proof: Proof) -> dict[str, Any]:
     """For --json."""
     import dataclasses

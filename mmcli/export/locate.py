@@ -33,6 +33,11 @@ def default_gguf_file(ref: ModelRef, dtype: str) -> Path:
     return ref.path / f"{ref.path.resolve().name}-{dtype}.gguf"
 
 
+def default_web_folder(ref: ModelRef, dtype: str) -> Path:
+    """`RUN/export/web-DTYPE`, or the same inside a model folder that is of no run."""
+    return (ref.run.exports if ref.run else ref.path) / f"web-{dtype}"
+
+
 def find_export(ref: ModelRef, dtype: Dtype | None = None) -> Path | None:
     """The export of a model: its folder if that is one, else one at a default place that is of these weights.
 

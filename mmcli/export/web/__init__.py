@@ -1,0 +1,1 @@
+"""A folder that runs a model in the visitor's browser: page, engine (JavaScript), ONNX Runtime Web, model."""
