@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from mmcli.generate.generate import Completion as Completion
     from mmcli.generate.generate import generate as generate
     from mmcli.generate.generate import generate_batch as generate_batch
+    from mmcli.generate.grammar import Grammar as Grammar
     from mmcli.generate.loaded import LoadedModel as LoadedModel
     from mmcli.generate.onnx_engine import OnnxEngine as OnnxEngine
     from mmcli.generate.sampler import SamplingConfig as SamplingConfig
@@ -175,6 +176,7 @@ _HOMES = {  # module -> the names that it gives
     "mmcli.generate.torch_engine": "TorchEngine",
     "mmcli.generate.onnx_engine": "OnnxEngine",
     "mmcli.generate.sampler": "SamplingConfig",
+    "mmcli.generate.grammar": "Grammar",
     "mmcli.generate.generate": "generate generate_batch Completion",
     "mmcli.generate.conversation": "Conversation",
     "mmcli.generate.loaded": "LoadedModel",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from mmcli.errors import UserError
 from mmcli.generate.engine import Engine
+from mmcli.generate.grammar import Grammar
 from mmcli.generate.sampler import SamplingConfig
 from mmcli.generate.sequence import FinishReason, TokenSequence
 from mmcli.generate.step import run_sequences, step
@@ -68,6 +69,7 @@ def generate(
     max_new_tokens: int,
     stop_ids: Collection[int] = (),
     cached: int = 0,
+    grammar: Grammar | None = None,
 ) -> Generation:
     """Continue `prompt_ids` in `slot` of `engine`; an iterator over the new ids, which also says why it ended.
 
@@ -76,11 +78,12 @@ def generate(
     Args:
         prompt_ids: the whole sequence so far.
         cached: how many leading ids of it the slot already holds; whatever else the slot holds is dropped.
+        grammar: what the reply may be, such as JSON that fits a schema.
 
     Raises:
         PromptTooLong: the prompt leaves no place in the context.
-        UserError: an empty prompt, or `max_new_tokens` below 1.
-        MmcliError: (while iterating) logits that are not finite.
+        UserError: an empty prompt, `max_new_tokens` below 1, or a grammar without stop ids.
+        MmcliError: (while iterating) logits that are not finite, or a grammar that cannot be followed.
     """
     sequence = TokenSequence(
         prompt_ids,
@@ -89,6 +92,7 @@ def generate(
         max_len=engine.max_len,
         stop_ids=stop_ids,
         cached=cached,
+        grammar=grammar,
     )
     return Generation(engine, slot, sequence)
 

@@ -18,6 +18,7 @@ from mmcli.errors import MmcliError, UserError
 
 # Without top-k, the nucleus is looked for among this many tokens before all of them are sorted.
 NUCLEUS_GUESS = 256
+LOWEST = np.finfo(np.float32).min
 WORD = 2**64 - 1
 
 
@@ -60,6 +61,7 @@ def sample(
     configs: Sequence[SamplingConfig],
     seen_ids: Sequence[Sequence[int] | np.ndarray],
     positions: Sequence[int],
+    allowed: Sequence[np.ndarray | None] = (),
 ) -> np.ndarray:
     """The next id of each of S sequences; returns ids_S (int64).
 
@@ -72,11 +74,17 @@ def sample(
         seen_ids: of each row, the ids that its repetition penalty applies to, repeats allowed; int64 arrays are
             quickest.
         positions: of each row, how many tokens come before the one drawn.
+        allowed: of each row, bool [V] of the ids that may come, at least one; None for all. Empty: all, in every row.
 
     Raises:
         MmcliError: a logit is NaN or infinite.
     """
     _refuse_non_finite(logits_SV, positions)
+    if any(each is not None for each in allowed):
+        logits_SV = np.array(logits_SV, dtype=np.float32)
+        for logits_V, allowed_V in zip(logits_SV, allowed, strict=True):
+            if allowed_V is not None:
+                logits_V[~allowed_V] = -np.inf
     if len({config.without_seed for config in configs}) == 1:
         return _sample_alike(logits_SV, configs, seen_ids, positions)
     groups: dict[tuple[float, ...], list[int]] = {}
@@ -180,6 +188,7 @@ def _weights(scores_SV: np.ndarray, config: SamplingConfig) -> tuple[np.ndarray,
     is_limited = 0 < config.top_k < scores_SC.shape[1]
     if is_limited:
         kth_S1 = np.partition(scores_SC, -config.top_k, axis=1)[:, -config.top_k, None]
+        kth_S1 = np.maximum(kth_S1, LOWEST)  # of what a grammar forbids, nothing
         ids_SC, scores_SC = _keep(ids_SC, scores_SC, scores_SC >= kth_S1)  # with every tie of the last
     if config.top_p < 1:
         ids_SC, scores_SC = _keep(ids_SC, scores_SC, _top_p(scores_SC, config.top_p, limited=is_limited))

@@ -9,6 +9,7 @@ import numpy as np
 
 from mmcli.errors import UserError
 from mmcli.generate.engine import PromptTooLong
+from mmcli.generate.grammar import Grammar
 from mmcli.generate.sampler import SamplingConfig
 
 # stop: a stop id came; length: max_new_tokens; context: the engine's max_len is full.
@@ -36,6 +37,7 @@ class TokenSequence:
         max_len: int,
         stop_ids: Collection[int] = (),
         cached: int = 0,
+        grammar: Grammar | None = None,
     ) -> None:
         """A sequence of which nothing is drawn yet.
 
@@ -44,10 +46,11 @@ class TokenSequence:
             max_len: limit of the whole sequence (`Engine.max_len`).
             stop_ids: ids that end it.
             cached: leading ids of the prompt that its slot holds.
+            grammar: what the new ids may be; a stop id comes only where their text is complete.
 
         Raises:
             PromptTooLong: the prompt leaves no place in the context.
-            UserError: an empty prompt, or `max_new_tokens` below 1.
+            UserError: an empty prompt, `max_new_tokens` below 1, or a grammar without stop ids.
         """
         if not prompt_ids:
             raise UserError("the prompt has no tokens", "give a prompt of at least one token")
@@ -62,6 +65,7 @@ class TokenSequence:
         self.finish_reason: FinishReason | None = None
         self.prompt_logits_V: np.ndarray | None = None
         self._stop_ids = frozenset(stop_ids)
+        self._grammar = None if grammar is None else grammar.start(self._stop_ids)
         self._limit = min(len(prompt_ids) + max_new_tokens, max_len)
         self._reason_at_limit: FinishReason = "length" if len(prompt_ids) + max_new_tokens <= max_len else "context"
         # To end a turn is no repetition, and a chat prompt is full of ended turns: stop ids are not penalized.
@@ -95,12 +99,22 @@ class TokenSequence:
         """The ids that the repetition penalty applies to: all but stop ids."""
         return self._seen[: self._n_seen]
 
+    def allowed(self, vocab_size: int) -> np.ndarray | None:
+        """[vocab_size] bool, the ids that the grammar lets come next; None without a grammar.
+
+        Raises:
+            MmcliError: see `GrammarState.allowed`.
+        """
+        return None if self._grammar is None else self._grammar.allowed(vocab_size)
+
     def append(self, id: int) -> None:
         """Take the next id, and end the sequence if it is a stop id or the limit is reached."""
         self.ids.append(id)
         if id in self._stop_ids:
             self.finish_reason = "stop"
             return
+        if self._grammar is not None:
+            self._grammar.consume(id)
         self._seen[self._n_seen] = id
         self._n_seen += 1
         if len(self.ids) >= self._limit:

@@ -31,7 +31,7 @@ def step(engine: Engine, held: Mapping[int, TokenSequence]) -> dict[int, int]:
 
     Raises:
         UserError: an id that the model does not have.
-        MmcliError: the model's logits are not finite.
+        MmcliError: the model's logits are not finite, or a grammar cannot be followed.
     """
     slots = [slot for slot, sequence in held.items() if sequence.finish_reason is None]
     if not slots:
@@ -61,6 +61,7 @@ def step(engine: Engine, held: Mapping[int, TokenSequence]) -> dict[int, int]:
         [sequence.sampling for sequence in running],
         [sequence.seen_ids for sequence in running],
         [len(sequence.ids) for sequence in running],
+        [sequence.allowed(logits_SV.shape[1]) for sequence in running],
     ).tolist()
     for sequence, id in zip(running, drawn, strict=True):
         sequence.append(id)
