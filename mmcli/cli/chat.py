@@ -6,35 +6,28 @@ import contextlib
 import os
 import stat
 import sys
-from collections.abc import Callable, Generator
-from dataclasses import asdict
+from collections.abc import Generator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmcli.cli.chat_terminal import OpenModel, Terminal, ask_keyboard, loaded, show_conversation, whole
+from mmcli.cli.chat_tools import ToolRunner
+from mmcli.cli.chat_view import note, stream
 from mmcli.cli.help import App
 from mmcli.cli.options import Backend, Device, Model, RunsDir
-from mmcli.errors import MmcliError, UserError, did_you_mean
+from mmcli.errors import UserError
 
 if TYPE_CHECKING:
     from mmcli.generate.conversation import Conversation
     from mmcli.generate.engine import Engine
+    from mmcli.generate.sampler import SamplingConfig
     from mmcli.run import ModelRef
     from mmcli.text.tokenizer import Tokenizer
 
 app = App()
-PROMPT = "> "
-HELP = """\
-/reset         clear the conversation
-/system TEXT   set the system message; without TEXT, remove it
-/retry         regenerate the last reply
-/save FILE     append the conversation to FILE as one JSONL record for training
-/help          show this list
-/exit          exit (also Ctrl-D)
-Ctrl-C stops a reply, or clears the line. To send a message that begins with a slash, put a space before it."""
-LEAVE = "Ctrl-D or /exit exits"
-COMMANDS = ["/reset", "/system", "/retry", "/save", "/help", "/exit"]
 
 
 @app.command()
@@ -55,6 +48,12 @@ def chat(
         bool | None,
         typer.Option("--think/--no-think", help="Reason before the reply, or not; default: as the chat template does."),
     ] = None,
+    tools: Annotated[
+        Path | None, typer.Option(help="Functions (.py) or schemas (.json) that the model may call, once you consent.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Run every tool call without asking.")] = False,
+    schema: Annotated[Path | None, typer.Option(help="JSON schema that every reply has to fit.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with a conversation that /save wrote.")] = None,
     backend: Backend = "torch",
     device: Device = "auto",
     json: Annotated[bool, typer.Option("--json", help="Answer one prompt as one JSON document on stdout.")] = False,
@@ -66,11 +65,10 @@ def chat(
 
     Example: mmcli chat; mmcli chat 7 --prompt "What is a cloud?"; mmcli chat latest:sft --temperature 0
     """
-    from mmcli.cli.console import err, interactive, print_json
+    from mmcli.cli.console import print_json
     from mmcli.cli.streams import drop_stdout
-    from mmcli.evaluation.engines import choose_backend
-    from mmcli.find import find_language_model
     from mmcli.generate.sampler import SamplingConfig
+    from mmcli.generate.tools import load_tools
 
     sampling = SamplingConfig(
         temperature=temperature,
@@ -82,43 +80,148 @@ def chat(
     )
     if max_new_tokens < 1:
         raise UserError(f"--max-new-tokens {max_new_tokens} is below 1", "give 1 or more")
+    if yes and tools is None:
+        raise UserError("--yes consents to tool calls, and there are no tools", "give --tools FILE, or leave it out")
     at_keyboard = prompt is None and sys.stdin.isatty()
     text = None if at_keyboard else _one_prompt(prompt)
     if json and text is None:
         raise UserError("--json answers one prompt, and there is none", "give --prompt TEXT, or pipe text to stdin")
-    found = find_language_model(model, runs_dir)
-    backend = choose_backend(found, backend)
-    loading = err().status(f"loading {found.label}") if interactive() else contextlib.nullcontext()
-    with loading:
-        tokenizer, engine = _load(found, backend, device)
-        conversation = _converse(found, tokenizer, engine, system, think)
-    conversation.sampling, conversation.max_new_tokens = sampling, max_new_tokens
-    _note(_describe(found, tokenizer, backend, engine))
-    if not conversation.chat:
-        _note(_why_it_continues(tokenizer))
+    runner = ToolRunner(load_tools(tools) if tools else [])
+    if sys.stdin.isatty():
+        runner.ask = ask_keyboard
+    if yes:
+        runner.consent_to_all()
+    asked = _Asked(
+        system=None if system is None else whole(system, "--system"),
+        thinking=think,
+        tools=tuple(tool.schema for tool in runner.tools),
+        schema=None if schema is None else _read_schema(schema),
+        sampling=sampling,
+        max_new_tokens=max_new_tokens,
+    )
+    models = _Models(runs_dir, backend, device, asked)
+    opened = models.open(model)
+    conversation = opened.conversation
+    if resume is not None:
+        conversation.load(resume)
+    note(opened.description)
     if at_keyboard:
-        _note("/help lists the commands; Ctrl-D or /exit exits")
-        Terminal(conversation).run()
+        note("/help lists the commands; Ctrl-D or /exit exits")
+        if resume is not None:
+            show_conversation(conversation)
+            note(f"{loaded(conversation)} from {resume}")
+        Terminal(conversation, tools=runner, open_model=models.open, label=opened.label).run()
     elif text is None:
-        _note("stdin is empty: nothing to answer")
+        note("stdin is empty: nothing to answer")
     elif json:
-        print_json({**_answer(conversation, text), "model": found.label, "backend": backend, "seed": sampling.seed})
+        values = _answer(conversation, text, runner)
+        print_json({**values, "model": opened.label, "backend": models.backend(model), "seed": sampling.seed})
     else:
         try:
-            _stream(conversation, conversation.reply(text))
+            stream(conversation, conversation.reply(text))
+            runner.answer(conversation, stream)
         except BrokenPipeError:  # whoever read the reply has enough; the exit must not flush into the closed pipe
             drop_stdout()
 
 
-def _answer(conversation: Conversation, text: str) -> dict[str, Any]:
-    """One reply as values: text, reasoning if there is any, mode, token counts and timings."""
-    for _ in conversation.reply(text):
-        pass
+@dataclass(frozen=True)
+class _Asked:
+    """What the command line asks of every conversation, whichever model it is with."""
+
+    system: str | None
+    thinking: bool | None
+    tools: tuple[dict[str, Any], ...]
+    schema: dict[str, Any] | None
+    sampling: SamplingConfig
+    max_new_tokens: int
+
+
+class _Models:
+    """The models of one chat, each opened once."""
+
+    def __init__(self, runs_dir: Path, backend: str, device: str, asked: _Asked) -> None:
+        self._runs_dir, self._backend, self._device, self._asked = runs_dir, backend, device, asked
+        self._opened: dict[Path, OpenModel] = {}
+
+    def backend(self, name: str) -> str:
+        """The backend that runs a model."""
+        from mmcli.evaluation.engines import choose_backend
+        from mmcli.find import find_language_model
+
+        return choose_backend(find_language_model(name, self._runs_dir), self._backend)
+
+    def open(self, name: str) -> OpenModel:
+        """A model by what a person calls it, with a conversation.
+
+        Raises:
+            UserError: there is none, or it cannot do what the command line asks.
+        """
+        from mmcli.cli.console import err, interactive
+        from mmcli.find import find_language_model
+
+        found = find_language_model(name, self._runs_dir)
+        if found.path not in self._opened:
+            loading = err().status(f"loading {found.label}") if interactive() else contextlib.nullcontext()
+            with loading:
+                self._opened[found.path] = self._load(found, self.backend(name))
+        return self._opened[found.path]
+
+    def _load(self, found: ModelRef, backend: str) -> OpenModel:
+        from mmcli.cli.console import reporter
+        from mmcli.evaluation.engines import check_vocabulary, load_engine
+        from mmcli.generate.conversation import Conversation, is_chat_model
+        from mmcli.generate.grammar import Grammar
+        from mmcli.text.tokenizer import Tokenizer
+
+        asked, tokenizer = self._asked, Tokenizer.load(found.path)
+        grammar = None if asked.schema is None else Grammar.from_schema(tokenizer, asked.schema)
+        engine = load_engine(found, backend, device=self._device, report=reporter())
+        check_vocabulary(found, tokenizer, engine.vocab_size)
+        answers = is_chat_model(found.path, tokenizer, stage=found.stage)
+        conversation = Conversation(
+            engine,
+            tokenizer,
+            sampling=asked.sampling,
+            max_new_tokens=asked.max_new_tokens,
+            system=asked.system,
+            chat=answers,
+            thinking=asked.thinking,
+            tools=asked.tools,
+            grammar=grammar,
+        )
+        description = _describe(found, tokenizer, backend, engine)
+        if not answers:
+            description += "\n" + _why_it_continues(tokenizer)
+        return OpenModel(found.label, description, conversation)
+
+
+def _read_schema(path: Path) -> Any:
+    import json
+
+    try:
+        return json.loads(path.expanduser().read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}", "give a file with a JSON schema") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}", "fix the file") from None
+
+
+def _answer(conversation: Conversation, text: str, runner: ToolRunner) -> dict[str, Any]:
+    """One reply as values: text, reasoning and tool calls if there are any, mode, token counts and timings."""
+
+    def drain(_: Conversation, pieces: Generator[str, None, None]) -> None:
+        for _piece in pieces:
+            pass
+
+    drain(conversation, conversation.reply(text))
+    runner.answer(conversation, drain)
     message, stats = conversation.messages[-1], conversation.stats
     assert stats is not None
     reasoning = {"reasoning": message["reasoning_content"]} if "reasoning_content" in message else {}
     mode = "chat" if conversation.chat else "continue"
-    return {"reply": message["content"], **reasoning, "mode": mode, **asdict(stats)}
+    calls = [{"name": call.name, "arguments": call.arguments, "result": result} for call, result in runner.results]
+    called = {"tool_calls": calls} if calls else {}
+    return {"reply": message["content"], **reasoning, **called, "mode": mode, **asdict(stats)}
 
 
 def _one_prompt(prompt: str | None) -> str | None:
@@ -127,7 +230,7 @@ def _one_prompt(prompt: str | None) -> str | None:
         return _read_stdin()
     if not prompt.strip():
         raise UserError("--prompt is empty", 'write it like: --prompt "What is a cloud?"')
-    prompt = _checked(prompt, "--prompt")
+    prompt = whole(prompt, "--prompt")
     piped = _read_stdin() if _has_text_on_stdin() else None
     return prompt if piped is None else f"{piped}\n{prompt}"
 
@@ -150,41 +253,6 @@ def _read_stdin() -> str | None:
     return text.rstrip("\r\n") if text.strip() else None
 
 
-def _checked(text: str, where: str) -> str:
-    """A text of the command line as Unicode: where the locale is not UTF-8, its bytes came as lone surrogates.
-
-    Raises:
-        UserError: its bytes are not UTF-8 either.
-    """
-    try:
-        text = os.fsencode(text).decode("utf-8", "surrogateescape")
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UserError(f"{where} is not valid Unicode (character {error.start})", "use a UTF-8 terminal") from None
-    return text
-
-
-def _load(found: ModelRef, backend: str, device: str) -> tuple[Tokenizer, Engine]:
-    from mmcli.cli.console import reporter
-    from mmcli.evaluation.engines import check_vocabulary, load_engine
-    from mmcli.text.tokenizer import Tokenizer
-
-    tokenizer = Tokenizer.load(found.path)
-    engine = load_engine(found, backend, device=device, report=reporter())
-    check_vocabulary(found, tokenizer, engine.vocab_size)
-    return tokenizer, engine
-
-
-def _converse(
-    found: ModelRef, tokenizer: Tokenizer, engine: Engine, system: str | None, think: bool | None = None
-) -> Conversation:
-    from mmcli.generate.conversation import Conversation, is_chat_model
-
-    answers = is_chat_model(found.path, tokenizer, stage=found.stage)
-    system = None if system is None else _checked(system, "--system")
-    return Conversation(engine, tokenizer, system=system, chat=answers, thinking=think)
-
-
 def _describe(found: ModelRef, tokenizer: Tokenizer, backend: str, engine: Engine) -> str:
     """The model in one line: name, state, parameters, vocabulary, context length, engine."""
     from mmcli.model.count import count_parameters
@@ -199,121 +267,3 @@ def _describe(found: ModelRef, tokenizer: Tokenizer, backend: str, engine: Engin
 def _why_it_continues(tokenizer: Tokenizer) -> str:
     reason = "is a base model" if tokenizer.chat_template else "has no chat template"
     return f"this model {reason}: it completes your text instead of answering; fine-tune it with: mmcli sft"
-
-
-def _note(text: str) -> None:
-    from mmcli.cli.console import err
-
-    err().print(text, style="dim", markup=False)
-
-
-# Control characters in a reply must not reach the terminal.
-_CONTROL = {code: "\ufffd" for code in (*range(32), 127, *range(128, 160)) if chr(code) not in "\n\t"}
-
-
-def _stream(conversation: Conversation, pieces: Generator[str, None, None]) -> None:
-    """Stream a reply to stdout, then its token count and speed to stderr."""
-    at_terminal = sys.stdout.isatty()
-    last = "\n"
-    with contextlib.closing(pieces):  # an interrupt ends the reply and keeps what was generated
-        try:
-            for piece in pieces:
-                sys.stdout.write(piece.translate(_CONTROL) if at_terminal else piece)
-                sys.stdout.flush()
-                last = piece
-        finally:
-            if not last.endswith("\n"):
-                sys.stdout.write("\n")
-                sys.stdout.flush()
-    if conversation.notice:
-        _note(conversation.notice)
-    _note(_cost(conversation))
-
-
-def _cost(conversation: Conversation) -> str:
-    stats = conversation.stats
-    assert stats is not None
-    parts = [f"{stats.tokens} tokens"]
-    if stats.tokens_per_second is not None:
-        parts.append(f"{stats.tokens_per_second:.1f} tokens/s")
-    if stats.time_to_first_token is not None:
-        parts.append(f"first token after {stats.time_to_first_token:.2f} s")
-    if stats.finish_reason == "length":
-        parts.append(f"stopped at --max-new-tokens {conversation.max_new_tokens}")
-    return ", ".join(parts)
-
-
-def _ask(prompt: str) -> str:
-    """One line from the keyboard, with line editing and history where the terminal has them."""
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  # input() edits lines once it is imported; its history stays in memory
-    if not sys.stdout.isatty():  # the prompt must not get into the file or pipe that takes the replies
-        sys.stderr.write(prompt)
-        sys.stderr.flush()
-        prompt = ""
-    return input(prompt)
-
-
-class Terminal:
-    """The interactive chat: reads lines, answers them, runs slash commands."""
-
-    def __init__(self, conversation: Conversation, ask: Callable[[str], str] = _ask) -> None:
-        self.conversation = conversation
-        self._ask = ask
-
-    def run(self) -> None:
-        """Read and answer until the user exits: /exit or Ctrl-D. Ctrl-C stops a reply, or clears the line."""
-        from mmcli.cli.console import print_error
-
-        while True:
-            try:
-                line = self._ask(PROMPT)
-            except EOFError:
-                sys.stderr.write("\n")
-                return
-            except KeyboardInterrupt:
-                sys.stderr.write("\n")
-                _note(LEAVE)
-                continue
-            if line.strip() == "/exit":
-                return
-            try:
-                self._handle(line)
-            except KeyboardInterrupt:
-                _note("stopped; " + LEAVE)
-            except MmcliError as error:
-                print_error(error)
-
-    def _handle(self, line: str) -> None:
-        if line.startswith("/"):
-            name, _, rest = line.strip().partition(" ")
-            self._command(name, rest.strip())
-        elif line.strip():
-            _stream(self.conversation, self.conversation.reply(_checked(line.strip(), "the message")))
-
-    def _command(self, name: str, rest: str) -> None:
-        """Run one slash command.
-
-        Raises:
-            UserError: there is no such command, or it cannot be done now.
-        """
-        conversation = self.conversation
-        if name in ("/reset", "/retry", "/help") and rest:
-            raise UserError(f'{name} takes no argument, but got "{rest}"', f"write only {name}")
-        if name == "/reset":
-            conversation.reset()
-            _note("conversation cleared" + ("; the system message stays" if conversation.system else ""))
-        elif name == "/system":
-            conversation.set_system(_checked(rest, "the system message") or None)
-            _note("system message set" if rest else "system message removed")
-        elif name == "/retry":
-            _stream(conversation, conversation.retry())
-        elif name == "/save":
-            if not rest:
-                raise UserError("/save needs a file name", "write it like: /save chat.jsonl")
-            conversation.save(Path(rest))
-            _note(f"saved to {rest}")
-        elif name == "/help":
-            sys.stderr.write(HELP + "\n")
-        else:
-            raise UserError(f'there is no command "{name}"', did_you_mean(name, COMMANDS) + " (/help lists them)")

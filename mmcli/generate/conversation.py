@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,8 +18,10 @@ from mmcli.errors import UserError
 from mmcli.files import write_atomic
 from mmcli.generate.engine import Engine, common_prefix
 from mmcli.generate.generate import Generation, generate
+from mmcli.generate.grammar import Grammar
 from mmcli.generate.reply import Message, ReplyStream, read_reply, reply_text
 from mmcli.generate.sampler import SamplingConfig
+from mmcli.generate.tool_calls import with_calls
 from mmcli.text.chat import check_switch, encode_chat, stop_ids
 from mmcli.text.tokenizer import Tokenizer
 
@@ -56,10 +59,11 @@ class Conversation:
     """One conversation in one slot of an engine.
 
     Attributes:
-        messages: every user and assistant message, the oldest first; `system` stands apart.
+        messages: every user, assistant and tool message, the oldest first; `system` stands apart.
         stats: of the newest reply; None before the first.
         notice: something the person should know about the newest reply, or None.
         dropped: how many of the oldest messages no longer fit into the context.
+        reasoning: the newest piece of the reply belongs to its reasoning, or opens it.
     """
 
     def __init__(
@@ -72,13 +76,21 @@ class Conversation:
         system: str | None = None,
         chat: bool = True,
         thinking: bool | None = None,
+        tools: Sequence[dict[str, Any]] = (),
+        grammar: Grammar | None = None,
         slot: int = 0,
     ) -> None:
-        """`thinking` asks the model to reason or not to; None leaves that to the chat template.
+        """A conversation without messages.
+
+        Args:
+            thinking: asks the model to reason or not to; None leaves that to the chat template, and asks not to where
+                a grammar leaves no place for it.
+            tools: functions as JSON schemas, which the model may call.
+            grammar: what every reply may be.
 
         Raises:
-            UserError: `thinking` or `system` for a model that only continues text, or `thinking` for a chat template
-                without a switch for it.
+            UserError: `thinking`, `system` or `tools` for a model that only continues text, `thinking` for a chat
+                template without a switch for it, or a grammar beside reasoning or tools.
         """
         self.engine = engine
         self.tokenizer = tokenizer
@@ -87,7 +99,10 @@ class Conversation:
         self.chat = chat
         self.thinking = thinking
         self.system: str | None = None
+        self.tools = list(tools)
+        self.grammar = grammar
         self.messages: list[Message] = []
+        self.reasoning = False
         self.stats: ReplyStats | None = None
         self.notice: str | None = None
         self.dropped = 0
@@ -102,6 +117,15 @@ class Conversation:
                     "this model only continues text: it cannot be asked to think", "train it with: mmcli sft"
                 )
             check_switch(tokenizer)
+        if tools and not chat:
+            raise UserError("this model only continues text: it calls no tools", "train it with: mmcli sft")
+        if grammar is not None and (tools or thinking):
+            what = "calls no tools" if tools else "has no reasoning before it"
+            raise UserError(f"a reply that is held to a schema {what}", "leave one of the two out")
+        if grammar is not None and chat and thinking is None:
+            with suppress(UserError):
+                check_switch(tokenizer)
+                self.thinking = False
         engine.truncate(slot, 0)
         if system is not None:
             self.set_system(system)
@@ -116,7 +140,11 @@ class Conversation:
             PromptTooLong: the text alone does not fit into the context.
             MmcliError: the model's logits are not finite.
         """
-        return self._answer(text, attempt=0)
+        return self._answer([{"role": "user", "content": text}], attempt=0)
+
+    def answer_calls(self, results: Sequence[str]) -> Generator[str, None, None]:
+        """Give the results of the newest reply's tool calls, in their order, and let the model go on (see `reply`)."""
+        return self._answer([{"role": "tool", "content": result} for result in results], attempt=self._attempt)
 
     def retry(self) -> Generator[str, None, None]:
         """Write the newest reply anew, with the next seed.
@@ -124,15 +152,51 @@ class Conversation:
         Raises:
             UserError: there is no reply yet.
         """
-        if len(self.messages) < 2:
+        return self._answer([self._last_question()], attempt=self._attempt + 1, replace=True)
+
+    def edit(self, text: str) -> Generator[str, None, None]:
+        """Answer `text` in place of the newest turn.
+
+        Raises:
+            UserError: there is no turn yet.
+        """
+        self._last_question()
+        return self._answer([{"role": "user", "content": text}], attempt=0, replace=True)
+
+    @property
+    def asked(self) -> str:
+        """The newest message of the user.
+
+        Raises:
+            UserError: there is none.
+        """
+        return str(self._last_question()["content"])
+
+    def _last_question(self) -> Message:
+        question = next((each for each in reversed(self.messages) if each["role"] == "user"), None)
+        if question is None:
             raise UserError("there is no reply to write anew", "write a message first")
-        return self._answer(self.messages[-2]["content"], attempt=self._attempt + 1)
+        return question
 
     def reset(self) -> None:
         """Forget every message; the system message stays."""
         self.messages.clear()
         self.dropped = 0
         self.stats = self.notice = None
+
+    def take_over(self, other: Conversation) -> None:
+        """Go on with the messages of a conversation with another model.
+
+        Raises:
+            UserError: one of the two models answers messages, and the other only continues text.
+        """
+        if self.chat != other.chat:
+            raise UserError(
+                "one of the two models only continues text: they cannot share a conversation", "choose two chat models"
+            )
+        if self is not other:
+            self.reset()
+            self.messages, self.system = list(other.messages), other.system
 
     def set_system(self, text: str | None) -> None:
         """Change the system message, or remove it with None.
@@ -150,6 +214,8 @@ class Conversation:
     def save(self, path: Path) -> None:
         """Write the conversation as one line of training data: `{"messages": [...]}`, or `{"text": ...}` per text.
 
+        With the tools that the model may call, `{"messages": [...], "tools": [...]}`.
+
         Raises:
             UserError: there is nothing to save, or the file exists and is not an earlier save of this conversation.
         """
@@ -161,51 +227,75 @@ class Conversation:
         if not path.parent.is_dir():
             raise UserError(f"there is no folder {path.parent}", "make it first, or give another name")
         if self.chat:
-            rows: list[dict[str, Any]] = [{"messages": self._with_system(self.messages)}]
+            tools = {"tools": self.tools} if self.tools else {}
+            rows: list[dict[str, Any]] = [{"messages": self._with_system(self.messages), **tools}]
         else:
             pairs = zip(self.messages[::2], self.messages[1::2], strict=True)
             rows = [{"text": before["content"] + after["content"]} for before, after in pairs]
         write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
         self._saved.add(path.resolve())
 
+    def load(self, path: Path) -> None:
+        """Go on with a conversation that was saved, in place of this one; `save` may then write that file.
+
+        Raises:
+            UserError: no such file, or it is not one conversation that this model's chat template takes.
+        """
+        if not self.chat:
+            raise UserError("this model only continues text: there is no conversation to load", "use a chat model")
+        path = path.expanduser()
+        messages = _read_messages(path)
+        encode_chat(self.tokenizer, messages, tools=self.tools)
+        self.reset()
+        self.system = messages.pop(0)["content"] if messages[0]["role"] == "system" else None
+        self.messages = messages
+        self._saved.add(path.resolve())
+
     def _with_system(self, messages: list[Message]) -> list[Message]:
         return [*([{"role": "system", "content": self.system}] if self.system is not None else []), *messages]
 
-    def _prompt_ids(self, text: str) -> list[int]:
-        """The ids that `text` is answered from; the oldest turns are left out where they do not fit."""
+    def _prompt_ids(self) -> list[int]:
+        """The ids that the messages are answered from; the oldest turns are left out where they do not fit."""
         if not self.chat:
             bos = self.tokenizer.bos_id
-            return [*([] if bos is None else [bos]), *self.tokenizer.encode_text(text)]
+            return [*([] if bos is None else [bos]), *self.tokenizer.encode_text(self.messages[-1]["content"])]
         room = min(self.max_new_tokens, self.engine.max_len // 4)
         while True:
-            kept = [*self.messages[self.dropped :], {"role": "user", "content": text}]
+            kept = self._with_system(self.messages[self.dropped :])
             ids = encode_chat(
-                self.tokenizer, self._with_system(kept), add_generation_prompt=True, thinking=self.thinking
+                self.tokenizer, kept, tools=self.tools, add_generation_prompt=True, thinking=self.thinking
             ).ids
-            if len(ids) + room <= self.engine.max_len or len(kept) == 1:
+            turns = (at for at in range(self.dropped + 1, len(self.messages)) if self.messages[at]["role"] == "user")
+            following = next(turns, None)
+            if len(ids) + room <= self.engine.max_len or following is None:
                 return ids
-            self.dropped += 2
+            self.dropped = following
 
-    def _answer(self, text: str, *, attempt: int) -> Generator[str, None, None]:
-        """Stream a reply to `text`; with attempt > 0 in place of the newest turn."""
+    def _answer(self, new: list[Message], *, attempt: int, replace: bool = False) -> Generator[str, None, None]:
+        """Stream a reply to the `new` messages; with `replace` in place of the newest turn."""
         start = time.perf_counter()
         self._attempt = attempt
         self.stats = self.notice = None
         before, dropped_before = list(self.messages), self.dropped
-        if attempt:
-            del self.messages[-2:]
+        if replace:
+            while self.messages.pop()["role"] != "user":
+                pass
             self.dropped = min(self.dropped, len(self.messages))
+        self.messages += new
         reply_ids: list[int] = []
         finished = False
         try:
-            ids = self._prompt_ids(text)
+            ids = self._prompt_ids()
             generation = self._generation(ids)
             encode_seconds = time.perf_counter() - start
-            stream = ReplyStream(self.tokenizer)
+            stream = ReplyStream(self.tokenizer, ids)
+            self.reasoning = stream.reasoning
             try:
                 for token in generation:
                     reply_ids.append(token)
-                    if piece := stream.push(token):
+                    piece = stream.push(token)
+                    self.reasoning = stream.reasoning
+                    if piece:
                         yield piece
                 finished = True
                 if piece := stream.flush():
@@ -215,14 +305,15 @@ class Conversation:
                 self.stats = _stats(generation, encode_seconds)
         finally:
             if reply_ids or finished:
-                self.messages += [{"role": "user", "content": text}, self._message(reply_ids)]
+                self.messages.append(self._message(reply_ids))
                 self.notice = self._what_to_know(dropped_before)
             else:
                 self.messages, self.dropped = before, dropped_before
 
     def _message(self, reply_ids: list[int]) -> Message:
         if self.chat:
-            return read_reply(self.tokenizer, reply_ids)
+            message = read_reply(self.tokenizer, reply_ids)
+            return with_calls(message) if self.tools else message
         return {"role": "assistant", "content": reply_text(self.tokenizer, reply_ids)}
 
     def _generation(self, ids: list[int]) -> Generation:
@@ -238,6 +329,7 @@ class Conversation:
             max_new_tokens=self.max_new_tokens,
             stop_ids=self._stop_ids,
             cached=reused,
+            grammar=self.grammar,
         )
         self.engine.truncate(self._slot, reused)
         return generation
@@ -253,6 +345,27 @@ class Conversation:
         if self.stats is not None and self.stats.finish_reason == "context":
             return f"the reply ended because the context of {self.engine.max_len:,} tokens is full"
         return None
+
+
+def _read_messages(path: Path) -> list[Message]:
+    """The messages of a file that holds one conversation.
+
+    Raises:
+        UserError: no such file, or it holds something else.
+    """
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        rows = [json.loads(line) for line in lines]
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}", "give a file that /save wrote") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSONL: {error}", "give a file that /save wrote") from None
+    if len(rows) != 1:
+        raise UserError(f"{path} holds {len(rows):,} records, not one conversation", "keep the line to go on with")
+    messages = rows[0].get("messages") if isinstance(rows[0], dict) else None
+    if not isinstance(messages, list) or not messages or not all(isinstance(each, dict) for each in messages):
+        raise UserError(f"{path} holds no messages", "give a file that /save wrote")
+    return messages
 
 
 def _stats(generation: Generation, encode_seconds: float) -> ReplyStats:

@@ -19,10 +19,17 @@ from mmcli.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
+    from llguidance._lib import JsonCompileOptions
 
 # JSON as `json.dumps` and the chat template write it. With free white space a model may write blanks without end.
-JSON_FORM = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
-STRICT = {"lenient": False, "coerce_one_of": False}  # what cannot be held to is an error
+# What cannot be held to is an error.
+JSON_OPTIONS: JsonCompileOptions = {
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "whitespace_flexible": False,
+    "lenient": False,
+    "coerce_one_of": False,
+}
 
 
 class Grammar:
@@ -49,7 +56,7 @@ class Grammar:
         from llguidance import LLMatcher
 
         try:
-            text = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides={**JSON_FORM, **STRICT})
+            text = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=JSON_OPTIONS)
         except ValueError as error:
             raise UserError(f"the JSON schema does not work: {error}", "fix the schema") from None
         return cls._compile(tokenizer, text, "the JSON schema")

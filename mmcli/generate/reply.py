@@ -12,17 +12,27 @@ THINK, END_THINK = "<think>", "</think>"
 # Control tokens that are part of what a model says; all others are left out of the text, as in `Tokenizer.decode`.
 SHOWN = (THINK, END_THINK, "<tool_call>", "</tool_call>")
 
+OPENING = 4  # the last ids of a prompt, among which a template's own <think> is
+
 
 class ReplyStream:
-    """Ids in one by one, whole characters out, with the marks of reasoning and tool calls spelled out."""
+    """Ids in one by one, whole characters out, with the marks of reasoning and tool calls spelled out.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    Attributes:
+        reasoning: the model reasons after the ids so far.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int] = ()) -> None:
+        """`prompt_ids` tell whether the prompt itself opened the reasoning, as some templates do."""
         self._stream = TextStream(tokenizer)
         self._marks = {tokenizer.control_id(mark): mark for mark in SHOWN}
+        marks = (self._marks[id] for id in reversed(prompt_ids[-OPENING:]) if id in self._marks)
+        self.reasoning = next(marks, None) == THINK
 
     def push(self, id: int) -> str:
         """The text that `id` completes; "" while a character lacks bytes."""
         if id in self._marks:
+            self.reasoning = self._marks[id] == THINK or (self.reasoning and self._marks[id] != END_THINK)
             return self._stream.flush() + self._marks[id]
         return self._stream.push(id)
 

@@ -21,11 +21,13 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from mmcli.cli import chat
-from mmcli.cli.chat import Terminal
+from mmcli.cli import chat, chat_terminal, chat_tools, chat_view
+from mmcli.cli.chat_terminal import Terminal
 from mmcli.errors import UserError
-from mmcli.generate.conversation import Conversation
+from mmcli.generate.conversation import Conversation, ReplyStats
 from mmcli.generate.sampler import SamplingConfig
+from mmcli.generate.tool_calls import with_calls
+from mmcli.generate.tools import load_tools
 from mmcli.generate.torch_engine import TorchEngine
 from mmcli.model.config import ModelConfig
 from mmcli.model.formats.hf_folder import load_model, save_model
@@ -229,7 +231,7 @@ class ByHand:
         """Type the lines, then Ctrl-D; returns those that were not reached."""
         rest = [*lines, EOFError]
 
-        def ask(prompt: str) -> str:
+        def ask(prompt: str, text: str = "") -> str:
             line = rest.pop(0)
             if isinstance(line, str):
                 return line
@@ -300,7 +302,7 @@ def test_the_commands(by_hand: ByHand, tmp_path: Path, capsys: pytest.CaptureFix
     capsys.readouterr()
     by_hand.type("/help")
     shown = capsys.readouterr()
-    assert shown.out == "" and all(command in shown.err for command in chat.COMMANDS)
+    assert shown.out == "" and all(command in shown.err for command in chat_terminal.COMMANDS)
 
 
 @pytest.mark.parametrize(
@@ -346,12 +348,186 @@ def test_a_reply_cannot_steer_the_terminal(
 ) -> None:
     evil = "a\x1b[2J\x07\x9bb\tc\n"
     monkeypatch.setattr(by_hand.conversation, "reply", lambda text: (piece for piece in [evil]))
-    monkeypatch.setattr(chat, "_cost", lambda conversation: "")
+    monkeypatch.setattr(chat_view, "cost", lambda conversation: "")
     by_hand.type("Hello")
     assert capsys.readouterr().out == evil  # a file or pipe gets what the model wrote
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("CI", "1")  # no Markdown
     by_hand.type("Hello")
     assert capsys.readouterr().out == "a\ufffd[2J\ufffd\ufffdb\tc\n"
+
+
+def test_several_lines_between_quotes_are_one_message(by_hand: ByHand) -> None:
+    assert by_hand.type('"""/help', "", '你好"""', '"""one"""') == []
+    assert [message["content"] for message in by_hand.conversation.messages[::2]] == ["/help\n\n你好", "one"]
+
+
+def test_edit_offers_the_last_message(by_hand: ByHand) -> None:
+    offered = []
+
+    def ask(prompt: str, text: str = "") -> str:
+        offered.append(text)
+        line = lines.pop(0)
+        if not line:
+            raise EOFError
+        return line
+
+    lines = ["Hello", "/edit", "Hello, you", "/edit Bye", ""]
+    Terminal(by_hand.conversation, ask).run()
+    assert offered == ["", "", "Hello", "", ""]
+    assert [message["content"] for message in by_hand.conversation.messages[::2]] == ["Bye"]
+
+
+def test_ctrl_d_in_an_edit_leaves_the_edit_alone(by_hand: ByHand) -> None:
+    assert by_hand.type("Hello", "/edit", EOFError, "More") == []
+    assert len(by_hand.conversation.messages) == 4
+
+
+def test_another_model_answers_and_takes_over(runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    here, there = ByHand(runs_dir), ByHand(runs_dir, max_new_tokens=3)
+    opened = chat_terminal.OpenModel("other", "other: 1 parameter", there.conversation)
+    lines = iter(["Hello", "/compare other", "/model", "/model other", "/retry", "/compare other"])
+    terminal = Terminal(here.conversation, lambda *_: next(lines), open_model=lambda name: opened, label="this")
+    with pytest.raises(StopIteration):
+        terminal.run()
+    shown = capsys.readouterr()
+    assert (
+        "this is this" in shown.err and "other: 1 parameter" in shown.err and "is the model of this chat" in shown.err
+    )
+    assert terminal.conversation is there.conversation
+    assert [len(each.conversation.messages) for each in (here, there)] == [2, 2]
+    assert there.conversation.stats is not None and there.conversation.stats.tokens == 3
+
+
+# Tools
+
+
+TOOLS = '''
+def add(a: int, b: int) -> int:
+    """Adds two numbers."""
+    return a + b
+'''
+
+
+def called(monkeypatch: pytest.MonkeyPatch, *replies: str) -> None:
+    """Make every conversation reply with these texts, one after another."""
+    rest = list(replies)
+
+    def answer(self: Conversation, new: list[Any], **_: Any) -> Iterator[str]:
+        text = rest.pop(0)
+        self.messages += [*new, with_calls({"role": "assistant", "content": text})]
+        self.stats = STATS
+        yield text
+
+    monkeypatch.setattr(Conversation, "_answer", answer)
+
+
+CALL = '<tool_call>{"name": "add", "arguments": {"a": 1, "b": 2}}</tool_call>'
+STATS = ReplyStats(1, 1.0, None, None, "stop", 1, 0)
+
+
+@pytest.fixture
+def tools(tmp_path: Path) -> str:
+    (tmp_path / "tools.py").write_text(TOOLS)
+    return str(tmp_path / "tools.py")
+
+
+def test_calls_are_run_and_answered_in_several_rounds(
+    runs_dir: Path, monkeypatch: pytest.MonkeyPatch, tools: str
+) -> None:
+    unknown = '<tool_call>{"name": "sub", "arguments": {}}</tool_call>'
+    called(monkeypatch, CALL, unknown + "<tool_call>{</tool_call>", "It is 3.")
+    result = invoke(runs_dir, "--prompt", "1 + 2?", "--tools", tools, "--yes", "--json")
+    document = json.loads(replied(result))
+    assert document["reply"] == "It is 3."
+    assert document["tool_calls"][0] == {"name": "add", "arguments": {"a": 1, "b": 2}, "result": "3"}
+    assert document["tool_calls"][1]["result"] == 'error: there is no tool "sub"; there are: add'
+    assert document["tool_calls"][2]["result"].startswith("error: the call is not JSON")
+    assert 'add({"a": 1, "b": 2}) -> 3' in result.stderr
+
+
+def test_rounds_are_bounded(runs_dir: Path, monkeypatch: pytest.MonkeyPatch, tools: str) -> None:
+    called(monkeypatch, *[CALL] * 20)
+    result = invoke(runs_dir, "--prompt", "1 + 2?", "--tools", tools, "--yes")
+    assert "stopped after 8 rounds" in result.stderr and replied(result).count("<tool_call>") == 9
+
+
+def test_a_call_needs_consent(runs_dir: Path, monkeypatch: pytest.MonkeyPatch, tools: str) -> None:
+    called(monkeypatch, CALL)
+    result = invoke(runs_dir, "--prompt", "1 + 2?", "--tools", tools)
+    assert isinstance(result.exception, UserError) and "needs consent" in result.exception.what
+
+
+@pytest.mark.parametrize(
+    ("answers", "results"),
+    [
+        (["y", "n"], ["3", chat_tools.DECLINED]),
+        (["perhaps", "a"], ["3", "3"]),
+        (["no", "Yes "], [chat_tools.DECLINED, "3"]),
+    ],
+)
+def test_the_person_consents_once_or_always_or_not(
+    by_hand: ByHand, monkeypatch: pytest.MonkeyPatch, tools: str, answers: list[str], results: list[str]
+) -> None:
+    called(monkeypatch, CALL, CALL, "Done.")
+    runner = chat_tools.ToolRunner(load_tools(Path(tools)), ask=lambda prompt: answers.pop(0))
+    lines = iter(["1 + 2?"])
+    with pytest.raises(StopIteration):
+        Terminal(by_hand.conversation, lambda *_: next(lines), tools=runner).run()
+    assert answers == []
+    assert [each["content"] for each in by_hand.conversation.messages if each["role"] == "tool"] == results
+
+
+def test_a_schema_alone_is_answered_by_the_person(
+    by_hand: ByHand, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    called(monkeypatch, CALL, "Done.")
+    (tmp_path / "tools.json").write_text('[{"name": "add"}]')
+    runner = chat_tools.ToolRunner(load_tools(tmp_path / "tools.json"), ask=lambda prompt: "三")
+    lines = iter(["1 + 2?"])
+    with pytest.raises(StopIteration):
+        Terminal(by_hand.conversation, lambda *_: next(lines), tools=runner).run()
+    assert [each["content"] for each in by_hand.conversation.messages] == ["1 + 2?", "", "三", "Done."]
+
+
+# A schema
+
+
+def test_replies_fit_a_schema(runs_dir: Path, tmp_path: Path) -> None:
+    pytest.importorskip("llguidance", reason="needs the extra mmcli[schema]")
+    (tmp_path / "schema.json").write_text('{"enum": ["a", "好"]}', encoding="utf-8")
+    options = ["--prompt", "Hello", "--schema", str(tmp_path / "schema.json")]
+    assert json.loads(replied(invoke(runs_dir, *options))) in ("a", "好")
+    assert json.loads(replied(invoke(runs_dir, "latest:pretrain", *options))) in ("a", "好")
+    (tmp_path / "schema.json").write_text('{"type": "string", "minLength": 100}')
+    assert "incomplete: it does not fit the schema" in invoke(runs_dir, *options).stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        (["--schema", "missing.json"], "cannot read missing.json"),
+        (["--schema", "broken.json"], "broken.json is not JSON"),
+        (["--tools", "missing.py"], "there is no file missing.py"),
+        (["--yes"], "there are no tools"),
+        (["--resume", "missing.jsonl"], "cannot read missing.jsonl"),
+    ],
+)
+def test_files_that_cannot_be_used_are_refused(
+    runs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], what: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.json").write_text("{")
+    assert what in refused(invoke(runs_dir, "--prompt", "Hi", *options)).what
+
+
+def test_a_prompt_goes_on_with_a_saved_conversation(runs_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "chat.jsonl"
+    saved = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "你好"}]
+    path.write_text(json.dumps({"messages": saved}))
+    alone = json.loads(replied(invoke(runs_dir, "--prompt", "More", "--json")))
+    after = json.loads(replied(invoke(runs_dir, "--prompt", "More", "--json", "--resume", str(path))))
+    assert after["prompt_tokens"] > alone["prompt_tokens"]
 
 
 # The keyboard and the pipe, for real

@@ -32,8 +32,8 @@ FORMAT = "web"
 PAGE = Path(__file__).parents[2] / "serve" / "page" / "index.html"
 ENGINE = Path(__file__).parent / "engine"
 SERVER_MARK, BROWSER_MARK = (f'<meta name="mmcli-backend" content="{kind}">' for kind in ("server", "browser"))
-# The names that transformers.js gives to a graph by the format of its matrices.
-GRAPH_NAMES: dict[str, str] = {  # as transformers.js names them
+# By the format of the matrices, as transformers.js names a graph.
+GRAPH_NAMES: dict[str, str] = {
     "fp32": "model.onnx",
     "fp16": "model_fp16.onnx",
     "int8": "model_quantized.onnx",

@@ -17,6 +17,8 @@ import torch
 from mmcli.errors import MmcliError, UserError
 from mmcli.generate.conversation import Conversation, is_chat_model
 from mmcli.generate.engine import PromptTooLong, common_prefix
+from mmcli.generate.grammar import Grammar
+from mmcli.generate.reply import ReplyStream
 from mmcli.generate.sampler import SamplingConfig
 from mmcli.generate.torch_engine import TorchEngine
 from mmcli.model.config import ModelConfig
@@ -337,6 +339,147 @@ def test_reasoning_is_kept_apart_and_goes_back_as_trained(tokenizer: Tokenizer, 
     say(conversation, "And?")
     assert engine.held[0][: len(held)] == held
     assert conversation.messages[-1] == assistant("<think>no</think>")  # spelled as text it is text
+
+
+CALCULATOR = {
+    "type": "function",
+    "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object", "properties": {}}},
+}
+
+
+def call_ids(tokenizer: Tokenizer, call: str) -> list[int]:
+    opened, closed = (tokenizer.control_id(mark) for mark in ("<tool_call>", "</tool_call>"))
+    assert opened is not None and closed is not None
+    return [opened, *tokenizer.encode_text(f"\n{call}\n"), closed]
+
+
+def with_tools(tokenizer: Tokenizer, engine: Any, **options: Any) -> Conversation:
+    return Conversation(engine, tokenizer, tools=[CALCULATOR], **options)
+
+
+def test_a_tool_call_is_kept_and_its_result_answered(tokenizer: Tokenizer, scripted: Make, tmp_path: Path) -> None:
+    engine = scripted(call_ids(tokenizer, '{"name": "add", "arguments": {"a": 1}}'), "It is 3.", "Again.")
+    conversation = with_tools(tokenizer, engine)
+    say(conversation, "1 + 2?")
+    called = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    assert conversation.messages[-1] == {"role": "assistant", "content": "", "tool_calls": [called]}
+    assert "".join(conversation.answer_calls(["3"])) == "It is 3."
+    assert [each["role"] for each in conversation.messages] == ["user", "assistant", "tool", "assistant"]
+    expected = encode_chat(tokenizer, conversation.messages[:3], tools=[CALCULATOR], add_generation_prompt=True).ids
+    assert engine.held[0][: len(expected)] == expected
+    conversation.save(tmp_path / "chat.jsonl")
+    assert json.loads((tmp_path / "chat.jsonl").read_text()) == {
+        "messages": conversation.messages,
+        "tools": [CALCULATOR],
+    }
+    assert "".join(conversation.retry()) == "Again."  # the whole turn anew, its calls included
+    assert conversation.messages == [user("1 + 2?"), assistant("Again.")]
+
+
+def test_tools_are_for_models_that_answer(tokenizer: Tokenizer, scripted: Make) -> None:
+    with pytest.raises(UserError, match="it calls no tools"):
+        with_tools(tokenizer, scripted("x"), chat=False)
+
+
+def test_turns_with_tools_are_dropped_as_a_whole(tokenizer: Tokenizer, scripted: Make) -> None:
+    call = call_ids(tokenizer, '{"name": "add"}')
+    engine = scripted(call, "Three.", "Yes.", "Well.", max_len=560)
+    conversation = with_tools(tokenizer, engine, system="Be kind.", max_new_tokens=20)
+    say(conversation, "1 + 2?")
+    list(conversation.answer_calls(["3"]))
+    for text in ("How are you today? " * 4, "The rain falls on the hills. " * 3):
+        say(conversation, text)
+        if conversation.dropped == 4:
+            break
+    assert conversation.dropped == 4
+    kept = [{"role": "system", "content": "Be kind."}, *conversation.messages[conversation.dropped : -1]]
+    assert kept[1]["role"] == "user"
+    expected = encode_chat(tokenizer, kept, tools=[CALCULATOR], add_generation_prompt=True).ids
+    assert engine.held[0][: len(expected)] == expected
+    assert conversation.notice is not None and f"the oldest {conversation.dropped} messages" in conversation.notice
+
+
+def test_edit_answers_another_text_in_place_of_the_newest_turn(tokenizer: Tokenizer, scripted: Make) -> None:
+    conversation = Conversation(scripted("One.", "Two.", "Three."), tokenizer)
+    with pytest.raises(UserError, match="no reply to write anew"):
+        conversation.edit("Hello")
+    say(conversation, "Hello")
+    say(conversation, "How?")
+    assert conversation.asked == "How?"
+    assert "".join(conversation.edit("Why?")) == "Three."
+    assert conversation.messages == [user("Hello"), assistant("One."), user("Why?"), assistant("Three.")]
+
+
+def test_load_goes_on_with_what_was_saved(tokenizer: Tokenizer, scripted: Make, tmp_path: Path) -> None:
+    first = Conversation(scripted("One."), tokenizer, system="Be kind.")
+    say(first, "Hello")
+    first.save(tmp_path / "chat.jsonl")
+    second = Conversation(scripted("Two."), tokenizer)
+    second.load(tmp_path / "chat.jsonl")
+    assert (second.system, second.messages) == (first.system, first.messages)
+    say(second, "More")
+    second.save(tmp_path / "chat.jsonl")
+    assert len(json.loads((tmp_path / "chat.jsonl").read_text())["messages"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "cannot read"),
+        ("{", "is not JSONL"),
+        ("", "holds 0 records"),
+        ('{"messages": [{"role": "user", "content": "a"}]}\n' * 2, "holds 2 records"),
+        ('{"text": "a"}', "holds no messages"),
+        ('{"messages": [{"role": "pirate", "content": "a"}]}', "there is no role"),
+        ('{"messages": [{"role": "user"}]}', "messages[0] has no content"),
+    ],
+)
+def test_what_is_no_conversation_is_not_loaded(
+    tokenizer: Tokenizer, scripted: Make, tmp_path: Path, text: str | None, said: str
+) -> None:
+    conversation = Conversation(scripted("One."), tokenizer, system="Be kind.")
+    say(conversation, "Hello")
+    if text is not None:
+        (tmp_path / "chat.jsonl").write_text(text)
+    with pytest.raises(UserError) as caught:
+        conversation.load(tmp_path / "chat.jsonl")
+    assert said in caught.value.what
+    assert (conversation.system, len(conversation.messages)) == ("Be kind.", 2)
+
+
+def test_another_model_takes_a_conversation_over(tokenizer: Tokenizer, scripted: Make) -> None:
+    first, second = (Conversation(scripted(text), tokenizer) for text in ("One.", "Two."))
+    say(first, "Hello")
+    first.set_system("Be kind.")
+    second.take_over(first)
+    assert "".join(second.retry()) == "Two." and second.system == "Be kind."
+    assert first.messages == [user("Hello"), assistant("One.")]
+    with pytest.raises(UserError, match="only continues text"):
+        Conversation(scripted("x"), tokenizer, chat=False).take_over(first)
+
+
+def test_replies_fit_a_grammar_which_leaves_no_place_for_reasoning_and_tools(tokenizer: Tokenizer) -> None:
+    pytest.importorskip("llguidance", reason="needs the extra mmcli[schema]")
+    grammar = Grammar.from_schema(tokenizer, {"enum": [1, "好"]})
+    for chat in (True, False):
+        conversation = Conversation(random_engine(tokenizer), tokenizer, grammar=grammar, chat=chat)
+        assert json.loads(say(conversation, "Hello")) in (1, "好")
+    with pytest.raises(UserError, match="calls no tools"):
+        with_tools(tokenizer, random_engine(tokenizer), grammar=grammar)
+
+
+def test_a_stream_knows_what_is_reasoning(tokenizer: Tokenizer) -> None:
+    think, end = (tokenizer.control_id(mark) for mark in ("<think>", "</think>"))
+    assert think is not None and end is not None
+    word = tokenizer.encode_text("a")[0]
+    stream = ReplyStream(tokenizer)
+    states = []
+    for id in (think, word, end, word):
+        stream.push(id)
+        states.append(stream.reasoning)
+    assert states == [True, True, False, False]
+    assert ReplyStream(tokenizer, [word, think, word]).reasoning
+    assert not ReplyStream(tokenizer, [think, end, word]).reasoning
 
 
 def test_a_pretrained_model_continues_each_text_by_itself(tokenizer: Tokenizer, scripted: Make, tmp_path: Path) -> None:
