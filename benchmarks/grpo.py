@@ -1,8 +1,9 @@
-"""Rollouts of `mmcli grpo` against transformers' `generate`: the same model, prompts and number of new tokens, CPU.
+"""Rollouts of `mmcli grpo` against transformers' `generate`: the same model, prompts and lengths of replies, CPU.
 
-Both draw at temperature 1 without top-k and top-p, every reply to its full length, all prompts in one batch, in turns,
-so that a busy machine slows both; the ratio is the median over the turns. Prefill is included. The last line is
-`grpo ratio=R goal=5`.
+Replies end where they end: their lengths are drawn from an exponential distribution, cut at `--new-tokens`, the same
+for both. `generate` runs one batch until the longest has ended; the engine gives a slot to the next reply. Both draw at
+temperature 1 without top-k and top-p, in turns, so that a busy machine slows both; the ratio is the median over the
+turns. Tokens of replies are counted, prefill takes part in the time. The last line is `grpo ratio=R goal=5`.
 
     python benchmarks/grpo.py --check          # exit 1 below the goal
     python benchmarks/grpo.py --preset small --threads 1
@@ -27,8 +28,9 @@ def main() -> int:
     parser.add_argument("--preset", default="tiny", help="a dense shape that transformers knows")
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--group-size", type=int, default=8)
-    parser.add_argument("--prompt-tokens", type=int, default=24)
-    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--prompt-tokens", type=int, default=64)
+    parser.add_argument("--mean-tokens", type=float, default=24.0, help="of a reply, before the cut")
+    parser.add_argument("--new-tokens", type=int, default=128, help="of a reply, at most")
     parser.add_argument("--slots", type=int, default=64, help="replies that the engine writes at a time")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -49,12 +51,14 @@ def measure(asked: argparse.Namespace) -> list[float]:
     torch.set_num_threads(asked.threads)
     drawn = np.random.default_rng(0).integers(16, 2000, (asked.prompts, asked.prompt_tokens)).tolist()
     prompts = [ids for ids in drawn for _ in range(asked.group_size)]
-    tokens = len(prompts) * asked.new_tokens
+    drawn_lengths = np.random.default_rng(1).exponential(asked.mean_tokens, len(prompts))
+    lengths = np.clip(np.ceil(drawn_lengths), 1, asked.new_tokens).astype(int).tolist()
+    tokens = sum(lengths)
     with tempfile.TemporaryDirectory() as place:
         save(asked.preset, Path(place))
         names = {
-            "mmcli": engine_writer(Path(place), prompts, asked),
-            "transformers": transformers_writer(Path(place), prompts, asked),
+            "mmcli": engine_writer(Path(place), prompts, lengths, asked),
+            "transformers": transformers_writer(Path(place), prompts, lengths),
         }
         rates: dict[str, list[float]] = {name: [] for name in names}
         for turn in range(asked.repeats + 1):
@@ -65,9 +69,10 @@ def measure(asked: argparse.Namespace) -> list[float]:
                     raise SystemExit(f"{name} wrote {written} tokens, not {tokens}")
                 if turn:  # the first one warms up
                     rates[name].append(tokens / (time.perf_counter() - start))
+    mean = tokens / len(prompts)
     print(
-        f"{asked.preset}, {asked.prompts} prompts x {asked.group_size}, {asked.prompt_tokens} + {asked.new_tokens} "
-        f"tokens, {asked.threads} threads"
+        f"{asked.preset}, {asked.prompts} prompts x {asked.group_size}, {asked.prompt_tokens} + {mean:.0f} "
+        f"tokens (at most {max(lengths)}), {asked.threads} threads"
     )
     for name, values in rates.items():
         print(f"{name:<14}{statistics.median(values):8.0f} tokens/s  ({min(values):.0f} to {max(values):.0f})")
@@ -82,7 +87,9 @@ def save(preset: str, folder: Path) -> None:
     save_model(folder, model, model.config, train_tokenizer(["any text"] * 9, vocab_size=300))
 
 
-def engine_writer(folder: Path, prompts: list[list[int]], asked: argparse.Namespace) -> Callable[[], int]:
+def engine_writer(
+    folder: Path, prompts: list[list[int]], lengths: list[int], asked: argparse.Namespace
+) -> Callable[[], int]:
     """What a step of `mmcli grpo` does: an engine over the weights, every reply with a seed of its own."""
     from mmcli.api import SamplingConfig, TokenSequence, TorchEngine, load_model, run_sequences
 
@@ -97,7 +104,7 @@ def engine_writer(folder: Path, prompts: list[list[int]], asked: argparse.Namesp
                 TokenSequence(
                     ids,
                     SamplingConfig(temperature=1, top_k=0, top_p=1, repetition_penalty=1, seed=number),
-                    max_new_tokens=asked.new_tokens,
+                    max_new_tokens=lengths[number],
                     max_len=most,
                 ),
             )
@@ -108,20 +115,30 @@ def engine_writer(folder: Path, prompts: list[list[int]], asked: argparse.Namesp
     return write
 
 
-def transformers_writer(folder: Path, prompts: list[list[int]], asked: argparse.Namespace) -> Callable[[], int]:
+def transformers_writer(folder: Path, prompts: list[list[int]], lengths: list[int]) -> Callable[[], int]:
     """transformers' `generate` as trl calls it without vLLM: all replies in one batch."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, StoppingCriteriaList
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    options = {"max_new_tokens": asked.new_tokens, "min_new_tokens": asked.new_tokens, "pad_token_id": 0}
+    options = {"max_new_tokens": max(lengths), "pad_token_id": 0}
     options |= {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
-    ids_BT = torch.tensor(prompts)
+    ids_BT, lengths_B = torch.tensor(prompts), torch.tensor(lengths)
+
+    def ended(ids_BT: torch.Tensor, scores: object, **more: object) -> torch.Tensor:
+        return ids_BT.shape[1] - len(prompts[0]) >= lengths_B
 
     @torch.inference_mode()
     def write() -> int:
-        out_BT = model.generate(ids_BT, attention_mask=torch.ones_like(ids_BT), eos_token_id=None, **options)
-        return int(out_BT[:, ids_BT.shape[1] :].numel())
+        out_BT = model.generate(
+            ids_BT,
+            attention_mask=torch.ones_like(ids_BT),
+            eos_token_id=None,
+            stopping_criteria=StoppingCriteriaList([ended]),
+            **options,
+        )
+        width = out_BT.shape[1] - ids_BT.shape[1]
+        return int(lengths_B.clamp(max=width).sum())
 
     return write
 
