@@ -28,8 +28,9 @@ def pin_files(config: GrpoConfig, context: StageContext) -> Mapping[str, list[st
         found[name] = [str(each) for each in context.run.choose(name, absolute)]
         for argument in found[name]:
             named = split_reward(argument)[0] if name == "reward" else argument
-            if is_python_file(named) and Path(named.rpartition(":")[0]).is_file():
-                digests[Path(named.rpartition(":")[0]).name] = digest_of(named)
+            file = named.rpartition(":")[0]
+            if is_python_file(named) and Path(file).is_file():
+                digests[file] = digest_of(named)
     if digests:
         pin_inputs(context, {"data/functions": Input.of(digests)})
     return found
