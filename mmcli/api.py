@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from mmcli.data.record import Record as Record
     from mmcli.data.record import RecordError as RecordError
     from mmcli.data.record import Rejected as Rejected
+    from mmcli.data.records.conversations import as_chat as as_chat
     from mmcli.data.records.kinds import RecordKind as RecordKind
     from mmcli.data.records.kinds import register_kind as register_kind
     from mmcli.data.sources.pinning import as_read as as_read
@@ -79,7 +80,10 @@ if TYPE_CHECKING:
     from mmcli.generate.grammar import Grammar as Grammar
     from mmcli.generate.loaded import LoadedModel as LoadedModel
     from mmcli.generate.onnx_engine import OnnxEngine as OnnxEngine
+    from mmcli.generate.reply import read_reply as read_reply
     from mmcli.generate.sampler import SamplingConfig as SamplingConfig
+    from mmcli.generate.sequence import TokenSequence as TokenSequence
+    from mmcli.generate.step import run_sequences as run_sequences
     from mmcli.generate.torch_engine import TorchEngine as TorchEngine
     from mmcli.inputs import Input as Input
     from mmcli.inputs import pin_inputs as pin_inputs
@@ -94,6 +98,9 @@ if TYPE_CHECKING:
     from mmcli.model.logps import token_logps as token_logps
     from mmcli.model.transformer import Transformer as Transformer
     from mmcli.report.evaluations import read_evaluations as read_evaluations
+    from mmcli.rewards import Attempt as Attempt
+    from mmcli.rewards import Reward as Reward
+    from mmcli.rewards import find_reward as find_reward
     from mmcli.run import ModelRef as ModelRef
     from mmcli.run import Run as Run
     from mmcli.run import list_runs as list_runs
@@ -124,6 +131,8 @@ if TYPE_CHECKING:
     from mmcli.stages.tokens import TokenRows as TokenRows
     from mmcli.stages.tokens import open_rows as open_rows
     from mmcli.stages.tokens import token_task as token_task
+    from mmcli.text.chat import encode_chat as encode_chat
+    from mmcli.text.chat import stop_ids as stop_ids
     from mmcli.text.tokenizer import Tokenizer as Tokenizer
     from mmcli.text.train import train_tokenizer as train_tokenizer
     from mmcli.train.config import OptimConfig as OptimConfig
@@ -146,6 +155,7 @@ if TYPE_CHECKING:
 _HOMES = {  # module -> the names that it gives
     "mmcli.errors": "UserError MmcliError Interrupted did_you_mean",
     "mmcli.config": "option ConfigError Layer resolve",
+    "mmcli.rewards": "Attempt Reward find_reward",
     "mmcli.stage": "API_VERSION Stage Adapter Transform StageContext Reporter Silent Term LossOutput Metric",
     "mmcli.find": "find_run find_model",
     "mmcli.run": "Run ModelRef list_runs",
@@ -153,9 +163,11 @@ _HOMES = {  # module -> the names that it gives
     "mmcli.report.evaluations": "read_evaluations",
     "mmcli.stages": "PretrainConfig SftConfig DpoConfig",
     "mmcli.text.tokenizer": "Tokenizer",
+    "mmcli.text.chat": "encode_chat stop_ids",
     "mmcli.text.train": "train_tokenizer",
     "mmcli.data.config": "DataConfig",
     "mmcli.data.record": "Record Rejected RecordError EncodedRecord",
+    "mmcli.data.records.conversations": "as_chat",
     "mmcli.data.records.kinds": "RecordKind register_kind",
     "mmcli.data.sources.sources": "Sources open_sources open_data OpenedData split_weight",
     "mmcli.data.sources.pinning": "pin pin_data as_read",
@@ -177,6 +189,9 @@ _HOMES = {  # module -> the names that it gives
     "mmcli.generate.onnx_engine": "OnnxEngine",
     "mmcli.generate.sampler": "SamplingConfig",
     "mmcli.generate.grammar": "Grammar",
+    "mmcli.generate.reply": "read_reply",
+    "mmcli.generate.sequence": "TokenSequence",
+    "mmcli.generate.step": "run_sequences",
     "mmcli.generate.generate": "generate generate_batch Completion",
     "mmcli.generate.conversation": "Conversation",
     "mmcli.generate.loaded": "LoadedModel",

@@ -197,7 +197,7 @@ def _with_part(config: Any, folder: Path) -> tuple[Any, float | None]:
     names, read = [], 0
     for number, source in enumerate(sources.members):
         if source.demo:
-            names.append("demo" if source.weight is None else f"demo:{source.weight}")
+            names.append(source.name if source.weight is None else f"{source.name}:{source.weight}")
             continue
         path = folder / f"part-{number}.jsonl"
         part = PART_BYTES * sum(file.size for file in source.files) / max(1, sources.size)

@@ -1,5 +1,5 @@
-"""Stages, adapters, record kinds and suites that are installed: found in package metadata, loaded one by one, each
-failure kept to itself.
+"""Stages, adapters, record kinds, suites and rewards that are installed: found in package metadata, loaded one by
+one, each failure kept to itself.
 
 No torch here. Finding loads nothing; `load` imports what one entry point names.
 """
@@ -23,7 +23,13 @@ from mmcli.errors import MmcliError, Terminated, UserError
 from mmcli.stage import API_VERSION, Adapter, Stage
 
 OUR_PACKAGE = "mmcli"
-GROUPS = {"mmcli.stages": "stage", "mmcli.adapters": "adapter", "mmcli.records": "record kind", "mmcli.suites": "suite"}
+GROUPS = {
+    "mmcli.stages": "stage",
+    "mmcli.adapters": "adapter",
+    "mmcli.records": "record kind",
+    "mmcli.suites": "suite",
+    "mmcli.rewards": "reward",
+}
 SUITES = frozenset({"demo", "preferences"})  # of `mmcli eval --suite`: no plugin can take their names
 UNREADABLE = "?"  # kind and name of what damaged metadata hide
 COMMANDS = frozenset(  # the commands that are no stages: no plugin can take their names
@@ -33,6 +39,7 @@ COMMANDS = frozenset(  # the commands that are no stages: no plugin can take the
     }
 )
 _NAME = re.compile(r"[a-z][a-z0-9_]*")  # a part of a run folder's name: no "-"
+_REWARD_NAME = re.compile(r"[a-z][a-z0-9_-]*")
 
 S = TypeVar("S")
 
@@ -58,7 +65,7 @@ class Plugin:
 
 @functools.cache
 def installed() -> tuple[Plugin, ...]:
-    """Every stage, adapter, record kind and suite of every installed package, sorted, clashes included."""
+    """Every stage, adapter, record kind, suite and reward of every installed package, sorted, clashes included."""
     found: dict[Plugin, None] = {}
     packages: set[str] = set()
     for distribution in distributions():
@@ -123,8 +130,9 @@ def conflict(plugin: Plugin) -> Conflict | None:
         return Conflict(plugin.fault, remove)
     if plugin.built_in:
         return None
-    if not _NAME.fullmatch(plugin.name):
-        return Conflict(f'the name "{plugin.name}" is not made of a-z, 0-9 and _, a letter first', remove)
+    named, letters = (_REWARD_NAME, "a-z, 0-9, _ and -") if plugin.kind == "reward" else (_NAME, "a-z, 0-9 and _")
+    if not named.fullmatch(plugin.name):
+        return Conflict(f'the name "{plugin.name}" is not made of {letters}, a letter first', remove)
     same = [other for other in installed() if (other.kind, other.name) == (plugin.kind, plugin.name)]
     reserved = plugin.name in {"stage": COMMANDS, "suite": SUITES}.get(plugin.kind, frozenset())
     if reserved or any(other.built_in for other in same):

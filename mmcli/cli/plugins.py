@@ -36,12 +36,12 @@ app = App()
 
 @app.callback()
 def plugins() -> None:
-    """List the installed stages, adapters, record kinds and suites; begin a new one, and check it."""
+    """List the installed stages, adapters, record kinds, suites and rewards; begin a new one, and check it."""
 
 
 @app.command("list")
 def list_(json: AsJson = False) -> None:
-    """List every installed stage, adapter, record kind and suite, and why one cannot be loaded.
+    """List every installed stage, adapter, record kind, suite and reward, and why one cannot be loaded.
 
     Example: mmcli plugins list
     """
@@ -200,6 +200,11 @@ def _try(plugin: Plugin) -> None:
         suite = load(plugin, Suite)
         _check_module(suite.items)
         _check_module(suite.judge)
+        return
+    if plugin.kind == "reward":
+        from mmcli.rewards import Reward
+
+        _check_module(load(plugin, Reward).function)
         return
     from mmcli.cli.stages import options_app
     from mmcli.runner import load_stage

@@ -35,7 +35,7 @@ class Progress:
     tokens: int = 0  # tokens seen, padding not counted
     elapsed_seconds: float = 0.0  # time in the loop, over all resumes
     skipped: int = 0  # steps without an update, since their loss or gradient was not finite
-    held_out: float | None = None  # the newest held-out loss, of this step or one before
+    held_out: float | None = None  # the newest held-out loss, of this step or one before; minus a reward
 
     def stored(self) -> dict[str, Any]:
         """As in progress.json: without what has not happened."""

@@ -361,9 +361,10 @@ class _Training:
             return
         values = self._by_writer(self._held_out_values, stop)
         self.held_out = self.ranks.broadcast(values or {})
-        first = next((m.name for m in self.task.metrics if m.held_out and m.name in self.held_out), None)
-        if first is not None and math.isfinite(self.held_out[first]):
-            self.progress.held_out = float(self.held_out[first])
+        first = next((m for m in self.task.metrics if m.held_out and m.name in self.held_out), None)
+        if first is not None and math.isfinite(self.held_out[first.name]):
+            value = float(self.held_out[first.name])
+            self.progress.held_out = -value if first.higher_is_better else value
 
     def _by_writer(self, work: Callable[[], T], stop: StopSignals) -> T | None:
         """What `work`, which changes nothing, returns on rank 0; None on the others, or where a signal ends it.

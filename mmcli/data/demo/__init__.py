@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any
 
-from mmcli.data.demo.conversations import conversations
+from mmcli.data.demo.conversations import KINDS, conversations
 from mmcli.data.demo.documents import documents
 from mmcli.data.demo.judge import Question, is_correct
 from mmcli.data.demo.preferences import preferences
@@ -23,6 +23,7 @@ __all__ = [
     "documents",
     "fingerprint",
     "is_correct",
+    "is_topic",
     "preferences",
     "questions",
     "records",
@@ -37,8 +38,13 @@ def fingerprint(seed: int = 0) -> str:
     return hashlib.sha256(f"mmcli-demo:{CORPUS_VERSION}:{seed}".encode()).hexdigest()[:16]
 
 
-def records(kind: str, seed: int = 0) -> Iterator[dict[str, Any]]:
-    """The values of the corpus's records of a kind: `text`, `chat` or `preference`.
+def is_topic(name: str) -> bool:
+    """True for what some of the conversations are about, such as `arithmetic` or `tools`."""
+    return name in KINDS
+
+
+def records(kind: str, seed: int = 0, topic: str | None = None) -> Iterator[dict[str, Any]]:
+    """The values of the corpus's records of a kind: `text`, `chat` (of one topic, or of all) or `preference`.
 
     Raises:
         UserError: another kind.
@@ -46,7 +52,7 @@ def records(kind: str, seed: int = 0) -> Iterator[dict[str, Any]]:
     if kind == "text":
         return ({"text": text} for text in documents(seed))
     if kind == "chat":
-        return conversations(seed)
+        return conversations(seed, topic)
     if kind == "preference":
         return preferences(seed)
     raise UserError(f"the built-in corpus has no {kind} records", "give --data a file that has them")

@@ -195,8 +195,8 @@ KINDS: dict[str, tuple[Callable[[Talker], list[Message]], int]] = {
 }
 
 
-def conversations(seed: int = 0) -> Iterator[dict[str, Any]]:
-    """About 30,000 conversations in a mixed order: `{"messages": [{"role", "content"}, ...]}`.
+def conversations(seed: int = 0, only: str | None = None) -> Iterator[dict[str, Any]]:
+    """About 30,000 conversations in a mixed order: `{"messages": [{"role", "content"}, ...]}`; or `only` one kind.
 
     Those of the kind `tools` have the list `tools` too, and tool calls; those of the kind `thinking` have a
     `reasoning_content`. The same seed gives the same conversations everywhere. No held-out fact, sum or phrasing is in
@@ -205,5 +205,7 @@ def conversations(seed: int = 0) -> Iterator[dict[str, Any]]:
     plan = [(kind, language) for kind, (_, count) in KINDS.items() for language in LANGUAGES for _ in range(count)]
     talkers = {(kind, language): Talker(seed, kind, language) for kind in KINDS for language in LANGUAGES}
     for kind, language in Draw(seed, "conversations").shuffled(plan):
+        if only not in (None, kind):
+            continue
         record: dict[str, Any] = {"messages": KINDS[kind][0](talkers[kind, language])}
         yield {**record, "tools": [CALCULATOR]} if kind == "tools" else record

@@ -26,7 +26,8 @@ from mmcli.data.sources.hub import PREFIX, HubData, open_hub
 from mmcli.errors import UserError
 
 DEMO = "demo"
-DEMO_OF_KIND = re.compile(r"demo:(text|chat|preference)")
+DEMO_PART = re.compile(r"demo:([a-z_]+)")
+DEMO_KINDS = ("text", "chat", "preference")
 MIXED = {"text": "chat", "chat": "text"}  # the kind of a stage, and what may be mixed with it
 PEEK = 20  # records of a file that tell its kind
 READING = 2  # version of the rules by which files become records; part of the fingerprint
@@ -41,6 +42,7 @@ class Source:
     weight: float | None = None
     demo: bool = False
     kind: str | None = None  # of the built-in corpus; None: that of the data
+    topic: str | None = None  # of the built-in corpus's conversations; None: all
     hub: HubData | None = None
     files: tuple[DataFile, ...] = ()
     left_out: dict[str, int] = field(default_factory=dict)  # files that its folder or glob has too, by reason
@@ -48,7 +50,8 @@ class Source:
     def describe(self) -> str:
         """One line for the person: what is read, how large it is, and how it is cut."""
         if self.demo:
-            return "the built-in corpus" + (f" ({self.kind})" if self.kind else "")
+            part = self.topic or self.kind
+            return "the built-in corpus" + (f" ({part})" if part else "")
         if self.hub is not None:
             return f"{self.hub.name} (as of {self.hub.revision[:7]})"
         if len(self.files) > 3:
@@ -95,7 +98,8 @@ class Sources:
             if source.demo:
                 from mmcli.data import demo
 
-                digest.update(f"demo {source.kind or self.kind} {demo.fingerprint(self.seed)}\n".encode())
+                part = f"{source.kind or self.kind}{f'/{source.topic}' if source.topic else ''}"
+                digest.update(f"demo {part} {demo.fingerprint(self.seed)}\n".encode())
             if source.hub is not None:
                 digest.update(f"hub {source.hub.name} {source.hub.revision}\n".encode())
             for file in source.files:
@@ -150,7 +154,7 @@ class Sources:
 
     def _read(self, source: Source, on_bytes: OnBytes | None) -> Iterator[Record | Rejected]:
         if source.demo:
-            yield from _demo_records(source.kind or self.kind, self.seed)
+            yield from _demo_records(source.kind or self.kind, self.seed, source.topic)
         for _, _, items in _streams(source, on_bytes):
             yield from renamed(items, self.columns) if self.columns else items
 
@@ -219,7 +223,7 @@ def open_sources(
     Args:
         data: each `demo`, a file, a folder, a glob or `hf:OWNER/NAME[@REVISION][:CONFIG][:SPLIT]`, and `:WEIGHT` after
             all of them or none. (`./demo` is a file or folder of that name.) `demo:chat` is the built-in corpus's
-            conversations where `demo` would be its text.
+            conversations where `demo` would be its text, `demo:arithmetic` those about one topic.
         kind: the record kind that the stage needs; `demo` has all built-in kinds, a file has one.
         strict: refuse the data at its first unusable record.
         seed: of the built-in corpus.
@@ -351,17 +355,24 @@ def _open_source(argument: str) -> Source:
     if name == DEMO:
         return Source(name, weight, demo=True)
     if part := _part_of_demo(name):
-        return Source(name, weight, demo=True, kind=part)
+        kind, topic = part
+        return Source(name, weight, demo=True, kind=kind, topic=topic)
     if is_hub(name):
         return Source(name, weight, hub=open_hub(name))
     files, left_out = open_files(name)
     return Source(name, weight, files=files, left_out=left_out)
 
 
-def _part_of_demo(name: str) -> str | None:
-    """The kind of the built-in corpus that `demo:chat` names."""
-    match = DEMO_OF_KIND.fullmatch(name)
-    return match[1] if match is not None and not Path(name).exists() else None
+def _part_of_demo(name: str) -> tuple[str, str | None] | None:
+    """(kind, topic) of the part of the built-in corpus that `demo:chat` or `demo:arithmetic` names."""
+    match = DEMO_PART.fullmatch(name)
+    if match is None or Path(name).exists():
+        return None
+    if match[1] in DEMO_KINDS:
+        return match[1], None
+    from mmcli.data import demo
+
+    return ("chat", match[1]) if demo.is_topic(match[1]) else None
 
 
 def split_weight(name: str) -> tuple[str, float | None]:
@@ -442,8 +453,8 @@ def _size(count: float) -> str:
     return f"{count:.3g} GB"
 
 
-def _demo_records(kind: str, seed: int) -> Iterator[Record]:
+def _demo_records(kind: str, seed: int, topic: str | None) -> Iterator[Record]:
     from mmcli.data import demo
 
-    for number, value in enumerate(demo.records(kind, seed), 1):
+    for number, value in enumerate(demo.records(kind, seed, topic), 1):
         yield Record(DEMO, number, value)

@@ -13,6 +13,7 @@ from mmcli.data.encode.cache import TokenCache
 from mmcli.data.pack.batches import evaluation_batches
 from mmcli.data.pack.packing import pack_cache
 from mmcli.data.pack.selection import Selection, split_documents
+from mmcli.data.record import Record
 from mmcli.data.sources.sources import Sources, open_data, open_sources
 from mmcli.errors import UserError
 from mmcli.text.tokenizer import Tokenizer
@@ -130,4 +131,19 @@ def test_the_built_in_corpus_by_kind(files: tuple[str, str]) -> None:
         open_sources(["demo:chat"], mixed=True)
     with pytest.raises(UserError, match="demo:preference holds preference pairs"):
         open_sources(["demo", "demo:preference"], mixed=True)
+    with pytest.raises(UserError, match="demo:arithmetic holds conversations"):
+        open_sources(["demo:arithmetic"])
     assert open_sources(["demo:chat"], kind="chat").fingerprint == open_sources(["demo"], kind="chat").fingerprint
+
+
+def test_a_topic_of_the_built_in_conversations() -> None:
+    sources = open_sources(["demo:tools"], kind="chat")
+    whole = open_sources(["demo"], kind="chat").first(2000)
+    expected = [item.value for item in whole.records() if isinstance(item, Record) and "tools" in item.value]
+    found = [item.value for item in sources.records() if isinstance(item, Record)]
+    assert found[: len(expected)] == expected and len(expected) > 20
+    assert sources.describe == "the built-in corpus (tools)"
+    two = open_sources(["demo:tools:1", "demo:thinking:3"], kind="chat")
+    assert two.mixture == (("demo:tools", 0.25), ("demo:thinking", 0.75))
+    fingerprints = {open_sources([name], kind="chat").fingerprint for name in ("demo", "demo:tools", "demo:thinking")}
+    assert len(fingerprints) == 3

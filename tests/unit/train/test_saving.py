@@ -218,6 +218,18 @@ def test_the_checkpoint_with_the_best_held_out_loss_is_kept(tmp_path: Path) -> N
     assert kept(context.run) == ["step-000010", "step-000012"]
 
 
+def test_of_a_reward_the_highest_is_the_best(tmp_path: Path) -> None:
+    values = {0: 0.0, 2: 4.0, 4: 9.0, 6: 2.0, 8: 3.0, 10: 5.0, 12: 1.0}
+    context, _ = where(tmp_path)
+    rewarded = replace(
+        validated(values), metrics=(Metric("loss"), Metric("val_reward", higher_is_better=True)), evaluate=None
+    )
+    left = list(values.values())
+    rewarded = replace(rewarded, evaluate=lambda model: {"val_reward": left.pop(0)})
+    train(rewarded, OPTIM, TrainConfig(steps=12, checkpoint_every=2, eval_every=2), context)
+    assert kept(context.run) == ["step-000004", "step-000010", "step-000012"]
+
+
 @pytest.mark.parametrize("stopped", [True, False])
 def test_the_end_is_saved_before_it_is_validated(tmp_path: Path, stopped: bool) -> None:
     """So a Ctrl-C that ends a long validation loses nothing."""

@@ -1,0 +1,155 @@
+"""Replies with their advantages, kept for the steps that train on them: in memory, and in the run for a resumed one.
+
+Shapes: N replies, B of them in a micro-batch, T tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from mmcli.api import Batch, ModelConfig, Run, TokenBatch
+from mmcli_grpo.loss import NO_LABEL, Objective, ReplyBatch
+
+PADDING = -1
+
+
+@dataclass(frozen=True)
+class Experience:
+    """The replies that one step wrote and one or more train on.
+
+    Attributes:
+        step: before which they were written.
+        ids, written: of each reply its tokens (prompt first), and which of them the model wrote.
+        advantages: of each reply.
+        told: sums and counts of what is told of all replies, those that are not trained on included.
+        old, reference: of each reply [T - 1] log-probabilities, of the weights that wrote it and of the reference.
+    """
+
+    step: int
+    ids: Sequence[np.ndarray]
+    written: Sequence[np.ndarray]
+    advantages: np.ndarray
+    told: Mapping[str, tuple[float, float]]
+    old: Sequence[np.ndarray] = field(default=())
+    reference: Sequence[np.ndarray] = field(default=())
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def parts(self, tokens: int) -> list[list[int]]:
+        """The replies in micro-batches of like length: padding included, as many `tokens` as one may have."""
+        order = sorted(range(len(self)), key=lambda n: (len(self.ids[n]), n))
+        parts: list[list[int]] = []
+        for n in order:
+            if parts and (len(parts[-1]) + 1) * len(self.ids[n]) <= tokens:
+                parts[-1].append(n)
+            else:
+                parts.append([n])
+        return parts
+
+    def rows(self, part: Sequence[int], config: ModelConfig, pad_id: int, *, pin: bool = False) -> TokenBatch:
+        """The replies `part` as rows, padded to the longest."""
+        shape = (len(part), max(len(self.ids[n]) for n in part) - 1)
+        ids_BT = np.full(shape, pad_id, dtype=np.int64)
+        labels_BT = np.full(shape, NO_LABEL, dtype=np.int64)
+        positions_BT, segments_BT = np.zeros(shape, dtype=np.int64), np.full(shape, PADDING, dtype=np.int64)
+        for b, n in enumerate(part):
+            ids, length = self.ids[n], len(self.ids[n]) - 1
+            ids_BT[b, :length] = ids[:-1]
+            labels_BT[b, :length] = np.where(self.written[n][1:], ids[1:], NO_LABEL)
+            positions_BT[b, :length] = np.arange(length)
+            segments_BT[b, :length] = 0
+        return TokenBatch.from_batch(Batch(ids_BT, labels_BT, positions_BT, segments_BT), config, pin=pin)
+
+    def batch(
+        self, part: Sequence[int], config: ModelConfig, pad_id: int, objective: Objective, *, tells: bool, pin: bool
+    ) -> ReplyBatch:
+        """The micro-batch of the replies `part`; one of a step `tells` of all its replies."""
+        rows = self.rows(part, config, pad_id, pin=pin)
+        count = rows.counts["loss"] if objective.average == "token" else float(len(part))
+        counts = {"policy_loss": count} | ({"kl": count} if len(self.reference) else {})
+        if "balance" in rows.counts:
+            counts["balance"] = rows.counts["balance"]
+        width = rows.ids_BT.shape[1]
+        old, reference = (_padded(each, part, width) for each in (self.old, self.reference))
+        chosen = torch.from_numpy(self.advantages[list(part)])
+        return ReplyBatch(rows, chosen, old, reference, counts, self.told if tells else {})
+
+    def with_logps(
+        self, logps: Callable[[TokenBatch], Tensor], tokens: int, config: ModelConfig, pad_id: int
+    ) -> list[np.ndarray]:
+        """Of each reply the [T - 1] log-probabilities that `logps` gives, in the micro-batches of the training."""
+        found: list[np.ndarray] = [np.zeros(0, dtype=np.float32)] * len(self)
+        for part in self.parts(tokens):
+            logps_BT = logps(self.rows(part, config, pad_id)).float().cpu().numpy()
+            for b, n in enumerate(part):
+                found[n] = logps_BT[b, : len(self.ids[n]) - 1].copy()
+        return found
+
+    # In the run, where several steps train on the same replies
+
+    def save(self, folder: Path) -> None:
+        """Write it as `step-000012.safetensors`, whole or not at all."""
+        folder.mkdir(exist_ok=True)
+        arrays: dict[str, np.ndarray] = {
+            "ids": np.concatenate(self.ids).astype(np.int64),
+            "written": np.concatenate(self.written).astype(np.uint8),
+            "lengths": np.array([len(each) for each in self.ids], dtype=np.int64),
+            "advantages": self.advantages,
+        }
+        for name in ("old", "reference"):
+            if len(getattr(self, name)):
+                arrays[name] = np.concatenate(getattr(self, name))
+        path = path_of(folder, self.step)
+        beside = path.with_suffix(f".{os.getpid()}.tmp")
+        save_file(arrays, beside, metadata={"told": json.dumps(self.told)})
+        os.replace(beside, path)
+
+    @classmethod
+    def load(cls, folder: Path, step: int) -> Experience | None:
+        """What was saved before `step`; None where that is not there or damaged."""
+        try:
+            with safe_open(path_of(folder, step), framework="numpy") as file:
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+                told = {name: (pair[0], pair[1]) for name, pair in json.loads(file.metadata()["told"]).items()}
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+            return None
+        lengths = arrays["lengths"]
+        ends, short_ends = np.cumsum(lengths)[:-1], np.cumsum(lengths - 1)[:-1]
+        ids, written = np.split(arrays["ids"], ends), np.split(arrays["written"].astype(bool), ends)
+        logps = {name: np.split(arrays[name], short_ends) for name in ("old", "reference") if name in arrays}
+        return cls(step, ids, written, arrays["advantages"], told, **logps)
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Where the replies written before `step` are kept."""
+    return folder / f"step-{step:06d}.safetensors"
+
+
+def remove_old(folder: Path, run: Run, updates: int) -> None:
+    """Remove what no checkpoint of the run needs any more."""
+    steps = [int(path.name.removeprefix("step-")) for path in run.checkpoints.glob("step-*") if path.is_dir()]
+    oldest = min(steps, default=0)
+    for path in folder.glob("step-*.safetensors"):
+        if int(path.stem.removeprefix("step-")) + updates <= oldest:
+            path.unlink(missing_ok=True)
+
+
+def _padded(values: Sequence[np.ndarray], part: Sequence[int], width: int) -> Tensor | None:
+    """[B, width] of the values of some replies; None where there are none."""
+    if not len(values):
+        return None
+    padded_BT = np.zeros((len(part), width), dtype=np.float32)
+    for b, n in enumerate(part):
+        padded_BT[b, : len(values[n])] = values[n]
+    return torch.from_numpy(padded_BT)
