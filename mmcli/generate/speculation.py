@@ -93,6 +93,7 @@ class Speculation:
         self._agrees = Rate(DRAFT_PRIOR)
         self._draft_token = Quickest(warm_up=1)
         self._read_token = Quickest()
+        self._was_plain = False  # the pass before this one: what a plain pass takes is known as of now
         self._elapsed = self._lost = 0.0  # seconds: all, and those that the draft model cost beyond what it saved
 
     def advance(self, slot: int, sequence: TokenSequence) -> list[int]:
@@ -111,12 +112,14 @@ class Speculation:
         n, gain = self._best_of_text(sequence, length) if place else (0, 1.0)
         n_by_model, gain_by_model = self._best_of_model(sequence)
         drew: list[int]
+        self._was_plain = False
         if n_by_model and gain_by_model > gain:
             drew, n = self._by_model(slot, sequence, n_by_model), 0
         elif n:
             drew = self._verify(slot, sequence, self._lookup.draft(place, n), length)
         else:
             drew = self._one(slot, sequence)
+            self._was_plain = True
         if place and not n:  # what the text would have said is known now, though nothing was verified
             self._matches[length].add(guess == drew[0])
         self._elapsed += time.perf_counter() - start
@@ -194,7 +197,7 @@ class Speculation:
         if n and (is_first or reading < plain):
             return n, gain
         loss = reading + token + self._pass_seconds(DRAFTS[0], plain) - plain
-        if self._lost + loss <= LOSS * self._elapsed:
+        if self._was_plain and self._lost + loss <= LOSS * self._elapsed:
             return n or DRAFTS[0], GAIN
         return 0, 1.0
 
@@ -223,4 +226,5 @@ class Speculation:
         return best, best_gain if best else 1.0
 
     def _pass_seconds(self, n: int, plain: float) -> float:
-        return self._passes[n].seconds or plain * (1 + PRIOR_COST * n)
+        """Never less than a plain pass: one that seems so was measured when the machine had more to do."""
+        return max(plain, self._passes[n].seconds or plain * (1 + PRIOR_COST * n))

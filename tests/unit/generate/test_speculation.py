@@ -169,6 +169,18 @@ def test_a_draft_model_that_never_agrees_costs_little(clock: Clock) -> None:
     assert speculation.passes > 3  # it was tried, and again later
 
 
+def test_a_machine_that_was_busy_at_first_does_not_make_drafts_look_good(clock: Clock) -> None:
+    engine, small = Periodic(clock, period=5000, pass_cost=3.0), Periodic(clock, period=1, pass_cost=0.3)
+    generation = generate(
+        engine, 0, range(200), GREEDY, max_new_tokens=1003, speculation=Speculation(engine, DraftModel(small, engine))
+    )
+    for _ in range(3):  # the plain passes by which all others are judged
+        next(generation)
+    engine.pass_cost, start = 1.0, clock.now
+    assert len(list(generation)) == 1000
+    assert clock.now - start <= 1000 / 0.95
+
+
 def test_an_interrupt_leaves_the_cache_true(monkeypatch: pytest.MonkeyPatch) -> None:
     always(monkeypatch)
     engine = TorchEngine(Transformer(CONFIG, seed=3))
