@@ -198,7 +198,6 @@ class _Models:
             description += "\n" + _why_it_continues(tokenizer)
         return OpenModel(found.label, description, conversation)
 
-
     def _speculation(self, tokenizer: Tokenizer, engine: Engine, backend: str) -> Speculation | None:
         """What `--draft` asks for; without a model to draft, an export that cannot verify drafts goes without."""
         from mmcli.evaluation.engines import load_draft_model
