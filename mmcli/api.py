@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from mmcli.find import find_model as find_model
     from mmcli.find import find_run as find_run
     from mmcli.generate.conversation import Conversation as Conversation
+    from mmcli.generate.draft import DraftModel as DraftModel
     from mmcli.generate.engine import Engine as Engine
     from mmcli.generate.generate import Completion as Completion
     from mmcli.generate.generate import generate as generate
@@ -83,6 +84,7 @@ if TYPE_CHECKING:
     from mmcli.generate.reply import read_reply as read_reply
     from mmcli.generate.sampler import SamplingConfig as SamplingConfig
     from mmcli.generate.sequence import TokenSequence as TokenSequence
+    from mmcli.generate.speculation import Speculation as Speculation
     from mmcli.generate.step import run_sequences as run_sequences
     from mmcli.generate.torch_engine import TorchEngine as TorchEngine
     from mmcli.inputs import Input as Input
@@ -185,6 +187,8 @@ _HOMES = {  # module -> the names that it gives
     "mmcli.model.formats.hf_config": "read_model_config",
     "mmcli.model.formats.read": "read_model save_imported",
     "mmcli.generate.engine": "Engine",
+    "mmcli.generate.draft": "DraftModel",
+    "mmcli.generate.speculation": "Speculation",
     "mmcli.generate.torch_engine": "TorchEngine",
     "mmcli.generate.onnx_engine": "OnnxEngine",
     "mmcli.generate.sampler": "SamplingConfig",

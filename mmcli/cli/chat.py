@@ -17,13 +17,14 @@ from mmcli.cli.chat_terminal import OpenModel, Terminal, ask_keyboard, loaded, s
 from mmcli.cli.chat_tools import ToolRunner
 from mmcli.cli.chat_view import note, stream
 from mmcli.cli.help import App
-from mmcli.cli.options import Backend, Device, Model, RunsDir
+from mmcli.cli.options import Backend, Device, Draft, Model, RunsDir
 from mmcli.errors import UserError
 
 if TYPE_CHECKING:
     from mmcli.generate.conversation import Conversation
     from mmcli.generate.engine import Engine
     from mmcli.generate.sampler import SamplingConfig
+    from mmcli.generate.speculation import Speculation
     from mmcli.run import ModelRef
     from mmcli.text.tokenizer import Tokenizer
 
@@ -55,6 +56,7 @@ def chat(
     schema: Annotated[Path | None, typer.Option(help="JSON schema that every reply has to fit.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with a conversation that /save wrote.")] = None,
     backend: Backend = "torch",
+    draft: Draft = "lookup",
     device: Device = "auto",
     json: Annotated[bool, typer.Option("--json", help="Answer one prompt as one JSON document on stdout.")] = False,
     runs_dir: RunsDir = Path("runs"),
@@ -99,7 +101,7 @@ def chat(
         sampling=sampling,
         max_new_tokens=max_new_tokens,
     )
-    models = _Models(runs_dir, backend, device, asked)
+    models = _Models(runs_dir, backend, device, draft, asked)
     opened = models.open(model)
     conversation = opened.conversation
     if resume is not None:
@@ -139,8 +141,9 @@ class _Asked:
 class _Models:
     """The models of one chat, each opened once."""
 
-    def __init__(self, runs_dir: Path, backend: str, device: str, asked: _Asked) -> None:
-        self._runs_dir, self._backend, self._device, self._asked = runs_dir, backend, device, asked
+    def __init__(self, runs_dir: Path, backend: str, device: str, draft: str, asked: _Asked) -> None:
+        self._runs_dir, self._backend, self._device, self._draft = runs_dir, backend, device, draft
+        self._asked = asked
         self._opened: dict[Path, OpenModel] = {}
 
     def backend(self, name: str) -> str:
@@ -188,11 +191,29 @@ class _Models:
             thinking=asked.thinking,
             tools=asked.tools,
             grammar=grammar,
+            speculation=self._speculation(tokenizer, engine, backend),
         )
         description = _describe(found, tokenizer, backend, engine)
         if not answers:
             description += "\n" + _why_it_continues(tokenizer)
         return OpenModel(found.label, description, conversation)
+
+    def _speculation(self, tokenizer: Tokenizer, engine: Engine, backend: str) -> Speculation | None:
+        """What `--draft` asks for; without a model to draft, an export that cannot verify drafts goes without."""
+        from mmcli.evaluation.engines import load_draft_model
+        from mmcli.find import find_language_model
+        from mmcli.generate.speculation import Speculation
+
+        draft = self._draft
+        if draft == "off":
+            return None
+        if draft == "lookup" and not engine.can_verify:
+            note("this export cannot verify drafted tokens, so each token takes a pass of its own (--draft off)")
+            return None
+        if draft == "lookup" or not engine.can_verify:
+            return Speculation(engine)
+        found = find_language_model(draft, self._runs_dir)
+        return Speculation(engine, load_draft_model(found, engine, tokenizer, backend, device=self._device))
 
 
 def _read_schema(path: Path) -> Any:

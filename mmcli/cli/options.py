@@ -41,3 +41,11 @@ Backend = Annotated[
     typer.Option(metavar="|".join(ENGINES), help="Inference engine: PyTorch or ONNX Runtime.", callback=_known_backend),
 ]
 Device = Annotated[str, typer.Option(help="Device for PyTorch: auto, cpu, cuda, cuda:1 or mps.")]
+Draft = Annotated[
+    str,
+    typer.Option(
+        metavar="lookup|MODEL|off",
+        help="Speculative decoding, the same tokens sooner: drafts from the text so far (lookup), or also from a"
+        " small MODEL with the same tokenizer.",
+    ),
+]

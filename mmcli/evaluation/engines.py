@@ -8,6 +8,7 @@ from mmcli.errors import UserError
 from mmcli.run import ONNX_GRAPH
 
 if TYPE_CHECKING:
+    from mmcli.generate.draft import DraftModel
     from mmcli.generate.engine import Engine
     from mmcli.run import ModelRef
     from mmcli.stage import Reporter
@@ -56,6 +57,37 @@ def load_engine(
     open_engine = load_function(ENGINES[backend], f"the {backend} backend")
     engine: Engine = open_engine(ref, device=device, slots=slots, max_len=max_len, threads=threads, report=report)
     return engine
+
+
+def load_draft_model(
+    ref: ModelRef,
+    target: Engine,
+    tokenizer: Tokenizer,
+    backend: str,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+) -> DraftModel:
+    """The model of `ref` as one that drafts for `target`, whose tokenizer is given, in an engine of the same kind.
+
+    Raises:
+        UserError: another vocabulary; see `load_engine` for the rest.
+        MmcliError: see `load_engine`.
+    """
+    from mmcli.generate.draft import DraftModel
+    from mmcli.text.tokenizer import Tokenizer
+
+    own = Tokenizer.load(ref.path)
+    n = max(own.vocab_size, tokenizer.vocab_size)
+    differs = (id for id in range(n) if _token(own, id) != _token(tokenizer, id))
+    if (id := next(differs, None)) is not None:
+        what = f"{ref.label} cannot draft: token {id} of its vocabulary is not the model's"
+        raise UserError(what, "give --draft a model that was trained with the same tokenizer")
+    return DraftModel(load_engine(ref, backend, device=device, threads=threads), target)
+
+
+def _token(tokenizer: Tokenizer, id: int) -> tuple[bytes, str | None]:
+    return tokenizer.token_bytes(id), tokenizer.control_token(id)
 
 
 def check_vocabulary(ref: ModelRef, tokenizer: Tokenizer, vocab_size: int) -> None:

@@ -2,7 +2,8 @@
 
 Inputs and outputs have the names that plain Python, onnxruntime-genai and transformers.js agree on: `input_ids`,
 `attention_mask`, `past_key_values.0.key`, `past_key_values.0.value`, ... -> `logits` (of the last token),
-`present.0.key`, `present.0.value`, ...
+`present.0.key`, `present.0.value`, ... One output more, `last_logits`, has those of the last few tokens: drafted tokens
+are verified with it in one pass. To keep the head from the tokens of a whole prompt is worth a tenth of reading it.
 
 Shapes: B rows, T new tokens, D width, H query heads, K key/value heads, d features of a head, V vocabulary.
 """
@@ -21,6 +22,8 @@ from mmcli.export.experts import expert_mixture
 from mmcli.export.graph import Graph
 from mmcli.export.matrices import MatrixFormat
 from mmcli.export.mlp import feed_forward
+from mmcli.generate.engine import VERIFIED_TOKENS
+from mmcli.generate.onnx_engine import LAST_LOGITS
 from mmcli.model.config import ModelConfig
 from mmcli.model.formats.fields import ROTARY, ROUTING, TRAINING, FieldTable, Irrelevant, Silent, described
 from mmcli.model.transformer import Transformer
@@ -28,7 +31,7 @@ from mmcli.model.transformer import Transformer
 Weights = Mapping[str, np.ndarray]
 EMBEDDING = "embed_tokens"
 FINAL_NORM = "norm"  # the tensor after it
-LAST_TOKEN = "last_token"  # the node that takes the last token of it
+LAST_TOKENS = "last_tokens"  # the node that takes the last few tokens of it
 
 
 class Built(Silent):
@@ -102,11 +105,21 @@ def build_model(model: Transformer, matrices: MatrixFormat, context: int | None 
     normed = _norm(graph, config, weights, x, "model.layers.0.input_layernorm")
     for layer in range(config.n_layers):
         x, normed = _block(graph, matrices, config, weights, attention, x, normed, layer)
-    last_BD = graph.op("Gather", normed, graph.scalar(-1), name=LAST_TOKEN, axis=1)
-    logits_BV = _head(graph, matrices, config, weights, last_BD)
-    graph.op("Unsqueeze", logits_BV, graph.ints(1), name="logits")
+    _last_logits(graph, matrices, config, weights, normed)
     inputs, outputs = _signature(config)
     return graph.model(inputs, outputs, {"context_length": str(context)})
+
+
+def _last_logits(graph: Graph, matrices: MatrixFormat, config: ModelConfig, weights: Weights, normed_BTD: str) -> None:
+    """`last_logits` [B, W, V] of the last W tokens, at most VERIFIED_TOKENS; and `logits` [B, 1, V], their last."""
+    end = graph.ints(np.iinfo(np.int64).max)
+    last_BWD = graph.op("Slice", normed_BTD, graph.ints(-VERIFIED_TOKENS), end, graph.ints(1), name=LAST_TOKENS)
+    rows_ND = graph.op("Reshape", last_BWD, graph.ints(-1, config.dim), name="last_rows")
+    logits_NV = _head(graph, matrices, config, weights, rows_ND)
+    counts = graph.op("Shape", last_BWD, name="last_counts", start=0, end=2)
+    shape = graph.op("Concat", counts, graph.ints(config.vocab_size), name="last_shape", axis=0)
+    last_BWV = graph.op("Reshape", logits_NV, shape, name=LAST_LOGITS)
+    graph.op("Slice", last_BWV, graph.ints(-1), end, graph.ints(1), name="logits")
 
 
 def _block(
@@ -184,4 +197,5 @@ def _signature(config: ModelConfig) -> tuple[list[onnx.ValueInfoProto], list[onn
             held, now = (["batch_size", config.n_kv_heads, length, config.d_head] for length in ("past", "present"))
             inputs.append(helper.make_tensor_value_info(f"past_key_values.{layer}.{kind}", floats, held))
             outputs.append(helper.make_tensor_value_info(f"present.{layer}.{kind}", floats, now))
+    outputs.append(helper.make_tensor_value_info(LAST_LOGITS, floats, ["batch_size", "last", config.vocab_size]))
     return inputs, outputs

@@ -13,9 +13,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from mmcli.export.decoder import FINAL_NORM, LAST_TOKEN
+from mmcli.export.decoder import FINAL_NORM, LAST_TOKENS
 from mmcli.export.onnx_folder import write_graph
-from mmcli.generate.onnx_engine import GRAPH_FILE, open_session
+from mmcli.generate.onnx_engine import GRAPH_FILE, LAST_LOGITS, open_session
 from mmcli.model.config import ModelConfig
 
 
@@ -60,9 +60,16 @@ def _without_batch(name: str, values: np.ndarray) -> np.ndarray:
 
 
 def _keep_every_token(graph: onnx.ModelProto, width: int) -> None:
-    """The output head gets all tokens as rows, where it gets the last one."""
-    node = next(each for each in graph.graph.node if each.name == LAST_TOKEN)
-    shape = numpy_helper.from_array(np.array([-1, width], dtype=np.int64), "every_token.shape")
-    graph.graph.initializer.append(shape)
-    node.CopyFrom(helper.make_node("Reshape", [FINAL_NORM, shape.name], list(node.output), name=LAST_TOKEN))
+    """The output head gets all tokens, where it gets the last few; the logits are [T, 1, V]."""
+    nodes = {each.name: each for each in graph.graph.node}
+    if LAST_TOKENS in nodes:
+        every = helper.make_node("Identity", [FINAL_NORM], [LAST_TOKENS], name=LAST_TOKENS)
+        nodes[LAST_TOKENS].CopyFrom(every)
+        rows = helper.make_node("Transpose", [LAST_LOGITS], ["logits"], name="logits", perm=[1, 0, 2])
+        nodes["logits"].CopyFrom(rows)
+    else:  # an export from before `last_logits`
+        shape = numpy_helper.from_array(np.array([-1, width], dtype=np.int64), "every_token.shape")
+        graph.graph.initializer.append(shape)
+        last = nodes["last_token"]
+        last.CopyFrom(helper.make_node("Reshape", [FINAL_NORM, shape.name], list(last.output), name=last.name))
     next(each for each in graph.graph.output if each.name == "logits").type.tensor_type.ClearField("shape")

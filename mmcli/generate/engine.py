@@ -12,6 +12,8 @@ import numpy as np
 
 from mmcli.errors import UserError
 
+VERIFIED_TOKENS = 16  # most ids of one `Engine.verify`
+
 
 class Engine(Protocol):
     """A model with `slots` caches of `max_len` tokens each.
@@ -22,6 +24,7 @@ class Engine(Protocol):
     vocab_size: int
     max_len: int
     slots: int
+    can_verify: bool  # else `verify` must not be called
 
     def prefill(self, slot: int, ids: Sequence[int]) -> np.ndarray:
         """Append `ids` (at least one) to the slot, going on where it stands; float32 logits_V after the last id.
@@ -35,6 +38,13 @@ class Engine(Protocol):
 
         Raises:
             PromptTooLong: a slot is full; all are left as they were.
+        """
+
+    def verify(self, slot: int, ids: Sequence[int]) -> np.ndarray:
+        """Append up to VERIFIED_TOKENS `ids` to the slot in one pass; float32 logits_TV, after each of them.
+
+        Raises:
+            PromptTooLong: the slot would hold more than `max_len` tokens; it is left as it was.
         """
 
     def length(self, slot: int) -> int:
@@ -88,6 +98,12 @@ def check_decode(engine: Engine, slots: Sequence[int], ids: Sequence[int]) -> No
     if longest >= engine.max_len:
         raise PromptTooLong(longest + 1, engine.max_len)
     _check_ids(engine, ids)
+
+
+def check_verify(engine: Engine, slot: int, ids: Sequence[int]) -> None:
+    """The checks of every backend before it verifies; it raises what `check_prefill` raises."""
+    assert engine.can_verify and len(ids) <= VERIFIED_TOKENS, f"{len(ids)} ids cannot be verified"
+    check_prefill(engine, slot, ids)
 
 
 def check_truncate(engine: Engine, slot: int, n: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from mmcli.generate.engine import Engine
 from mmcli.generate.grammar import Grammar
 from mmcli.generate.sampler import SamplingConfig
 from mmcli.generate.sequence import FinishReason, TokenSequence
+from mmcli.generate.speculation import Speculation
 from mmcli.generate.step import run_sequences, step
 
 
@@ -19,45 +21,60 @@ class Generation(Iterator[int]):
     """The ids of a reply, one at each `next`; work is done only then. A stop id is not among them.
 
     Attributes:
-        sequence: prompt, ids and the reason of the end.
+        sequence: prompt, ids and the reason of the end; speculation draws a few ids before they are asked for.
         prefill_seconds: from the start of the prefill to the first id.
-        decode_steps, decode_seconds: steps after the first id, without the caller's own time.
+        decoded, decode_seconds: ids drawn after the first, a stop id included; without the caller's own time.
     """
 
-    def __init__(self, engine: Engine, slot: int, sequence: TokenSequence) -> None:
+    def __init__(
+        self, engine: Engine, slot: int, sequence: TokenSequence, speculation: Speculation | None = None
+    ) -> None:
         self.sequence = sequence
         self.prefill_seconds = 0.0
-        self.decode_steps = 0
+        self.decoded = 0
         self.decode_seconds = 0.0
         self._engine = engine
         self._held = {slot: sequence}
         self._slot = slot
+        self._speculation = speculation
+        self._ready: deque[int] = deque()  # drawn and not asked for yet
 
     def __next__(self) -> int:
-        if self.sequence.finish_reason is not None:
+        if not self._ready and self.sequence.finish_reason is None:
+            self._advance()
+        if not self._ready:
             raise StopIteration
+        return self._ready.popleft()
+
+    def _advance(self) -> None:
         is_first = self.sequence.is_new
         start = time.perf_counter()
-        id = step(self._engine, self._held)[self._slot]
+        if self._speculation is None:
+            ids = [step(self._engine, self._held)[self._slot]]
+        else:
+            ids = self._speculation.advance(self._slot, self.sequence)
         seconds = time.perf_counter() - start
         if is_first:
             self.prefill_seconds = seconds
         else:
-            self.decode_steps += 1
+            self.decoded += len(ids)
             self.decode_seconds += seconds
-        if self.sequence.stop_id is not None:
-            raise StopIteration
-        return id
+        self._ready.extend(ids if self.sequence.stop_id is None else ids[:-1])
+
+    @property
+    def tokens(self) -> int:
+        """Ids given out so far."""
+        return self.sequence.tokens - len(self._ready)
 
     @property
     def finish_reason(self) -> FinishReason | None:
         """Why the sequence ended; None before that."""
-        return self.sequence.finish_reason
+        return None if self._ready else self.sequence.finish_reason
 
     @property
     def tokens_per_second(self) -> float | None:
         """Speed of decoding, prefill and the first id left out; None if nothing was decoded."""
-        return self.decode_steps / self.decode_seconds if self.decode_seconds > 0 else None
+        return self.decoded / self.decode_seconds if self.decode_seconds > 0 else None
 
 
 def generate(
@@ -70,6 +87,7 @@ def generate(
     stop_ids: Collection[int] = (),
     cached: int = 0,
     grammar: Grammar | None = None,
+    speculation: Speculation | None = None,
 ) -> Generation:
     """Continue `prompt_ids` in `slot` of `engine`; an iterator over the new ids, which also says why it ended.
 
@@ -79,6 +97,7 @@ def generate(
         prompt_ids: the whole sequence so far.
         cached: how many leading ids of it the slot already holds; whatever else the slot holds is dropped.
         grammar: what the reply may be, such as JSON that fits a schema.
+        speculation: of this engine; the ids are the same without it.
 
     Raises:
         PromptTooLong: the prompt leaves no place in the context.
@@ -94,7 +113,7 @@ def generate(
         cached=cached,
         grammar=grammar,
     )
-    return Generation(engine, slot, sequence)
+    return Generation(engine, slot, sequence, speculation)
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,14 @@ import numpy as np
 import onnxruntime
 
 from mmcli.errors import MmcliError, UserError
-from mmcli.generate.engine import check_copy, check_decode, check_prefill, check_truncate
+from mmcli.generate.engine import check_copy, check_decode, check_prefill, check_truncate, check_verify
 from mmcli.manifest import refuse_damaged
 from mmcli.model.config import ModelConfig
 from mmcli.model.formats.hf_config import read_model_config
 from mmcli.run import ONNX_GRAPH
 
 GRAPH_FILE = ONNX_GRAPH
+LAST_LOGITS = "last_logits"  # the output with the logits of several tokens; older exports lack it
 PREFILL_CHUNK = 256  # tokens of a prompt that run at once: bounds the memory of their activations
 IDLE_SLOTS = 2  # so many idle slots between busy ones are computed along rather than run in another pass
 
@@ -55,12 +56,13 @@ class OnnxEngine:
         self.max_len = max_len or config.max_seq_len
         self.slots = slots
         self._session = session
+        self.can_verify = any(each.name == LAST_LOGITS for each in session.get_outputs())
         shape = (slots, config.n_kv_heads, self.max_len, config.d_head)
         kinds = [f"{layer}.{kind}" for layer in range(config.n_layers) for kind in ("key", "value")]
         self._buffers = {kind: np.zeros(shape, dtype=np.float32) for kind in kinds}
         self._mask_SM = np.zeros((slots, self.max_len), dtype=np.int64)
         self._lengths = [0] * slots
-        self._passes: dict[tuple[int, int], _Pass] = {}
+        self._passes: dict[tuple[int, int, int], _Pass] = {}
 
     @classmethod
     def load(
@@ -85,8 +87,16 @@ class OnnxEngine:
             return self.decode([slot], ids)[0]
         for start in range(0, len(ids), PREFILL_CHUNK):
             ids_1T = np.array([ids[start : start + PREFILL_CHUNK]], dtype=np.int64)
-            logits_V = self._run(self._pass(slot, 1), ids_1T, [slot])[0]
+            logits_V = self._run(self._pass(slot, 1), ids_1T, [slot])[0, -1]
         return logits_V
+
+    def verify(self, slot: int, ids: Sequence[int]) -> np.ndarray:
+        """See `Engine.verify`."""
+        check_verify(self, slot, ids)
+        one_pass = self._pass(slot, 1, len(ids))
+        one_pass.ids_BT[0] = ids
+        logits_TV: np.ndarray = self._run(one_pass, one_pass.ids_BT, [slot])[0]
+        return logits_TV
 
     def decode(self, slots: Sequence[int], ids: Sequence[int]) -> np.ndarray:
         """See `Engine.decode`. Slots that lie near each other run in one pass."""
@@ -96,9 +106,8 @@ class OnnxEngine:
         for first, count in self._stretches(sorted(slots)):
             one_pass = self._pass(first, count)
             inside = range(first, first + count)
-            ids_B1 = one_pass.ids_B1
-            ids_B1[:, 0] = [id_of.get(slot, 0) for slot in inside]
-            rows = self._run(one_pass, ids_B1, [slot for slot in inside if slot in id_of])
+            one_pass.ids_BT[:, 0] = [id_of.get(slot, 0) for slot in inside]
+            rows = self._run(one_pass, one_pass.ids_BT, [slot for slot in inside if slot in id_of])[:, -1]
             logits_of.update(zip(inside, rows, strict=True))
         return np.stack([logits_of[slot] for slot in slots])
 
@@ -137,13 +146,15 @@ class OnnxEngine:
             stretches.append((slot, 1))
         return stretches
 
-    def _pass(self, first: int, count: int) -> _Pass:
-        if (first, count) not in self._passes:
-            self._passes[first, count] = _Pass(self, first, count)
-        return self._passes[first, count]
+    def _pass(self, first: int, count: int, n_tokens: int = 1) -> _Pass:
+        """The bindings of a pass that returns the logits of `n_tokens` tokens of each slot."""
+        key = (first, count, n_tokens)
+        if key not in self._passes:
+            self._passes[key] = _Pass(self, *key)
+        return self._passes[key]
 
     def _run(self, one_pass: _Pass, ids_BT: np.ndarray, counted: list[int]) -> np.ndarray:
-        """Append the ids to the slots of a pass; those `counted` are longer after it. Returns logits_BV, a copy."""
+        """Append the ids to the slots of a pass; those `counted` are longer after it. Returns logits_BTV, a copy."""
         n_tokens = ids_BT.shape[1]
         lengths, mask_SM = self._lengths, self._mask_SM
         for slot in one_pass.slots:
@@ -158,25 +169,25 @@ class OnnxEngine:
                     lengths[slot] += n_tokens
                 else:
                     mask_SM[slot, lengths[slot] : lengths[slot] + n_tokens] = 0
-        return one_pass.logits_BV.copy()
+        return one_pass.logits_BTV.copy()
 
 
 class _Pass:
     """The bindings of one pass over neighbouring slots: slices of the buffers, the ids, the logits."""
 
-    def __init__(self, engine: OnnxEngine, first: int, count: int) -> None:
+    def __init__(self, engine: OnnxEngine, first: int, count: int, n_tokens: int) -> None:
         self.slots = range(first, first + count)
         part = slice(first, first + count)
-        self.ids_B1 = np.zeros((count, 1), dtype=np.int64)
-        self.logits_BV = np.zeros((count, engine.vocab_size), dtype=np.float32)
+        self.ids_BT = np.zeros((count, n_tokens), dtype=np.int64)
+        self.logits_BTV = np.zeros((count, n_tokens, engine.vocab_size), dtype=np.float32)
         self._session = engine._session
         self._binding = binding = engine._session.io_binding()
         self._bound_ids: np.ndarray | None = None
         # An OrtValue over a numpy array shares its memory and must not outlive it: both are kept.
-        self._ids = _share(self.ids_B1)
-        self._kept: list[Any] = [_share(engine._mask_SM[part]), _share(self.logits_BV[:, None])]
+        self._ids = _share(self.ids_BT)
+        self._kept: list[Any] = [_share(engine._mask_SM[part]), _share(self.logits_BTV)]
         binding.bind_ortvalue_input("attention_mask", self._kept[0])
-        binding.bind_ortvalue_output("logits", self._kept[1])
+        binding.bind_ortvalue_output("logits" if n_tokens == 1 else LAST_LOGITS, self._kept[1])
         for name, buffer in engine._buffers.items():
             value = _share(buffer[part])
             self._kept.append(value)
@@ -185,7 +196,7 @@ class _Pass:
 
     def run(self, ids_BT: np.ndarray) -> None:
         if ids_BT is not self._bound_ids:
-            self._binding.bind_ortvalue_input("input_ids", self._ids if ids_BT is self.ids_B1 else _share(ids_BT))
+            self._binding.bind_ortvalue_input("input_ids", self._ids if ids_BT is self.ids_BT else _share(ids_BT))
             self._bound_ids = ids_BT
         self._session.run_with_iobinding(self._binding)
 

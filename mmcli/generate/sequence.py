@@ -80,6 +80,11 @@ class TokenSequence:
         return len(self.ids) == self.prompt_tokens
 
     @property
+    def room(self) -> int:
+        """How many more ids may be drawn before the limit."""
+        return self._limit - len(self.ids)
+
+    @property
     def stop_id(self) -> int | None:
         """The stop id that ended the sequence, if one did."""
         return self.ids[-1] if self.finish_reason == "stop" else None

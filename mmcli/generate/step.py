@@ -5,7 +5,7 @@ S sequences of a step, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -58,19 +58,29 @@ def step(
             logits.update(zip(decoding, logits_SV, strict=True))
     if len(decoding) < len(slots):
         logits_SV = np.stack([logits[slot] for slot in slots])
-    running = [held[slot] for slot in slots]
-    drawn = sample(
-        logits_SV,
-        [sequence.sampling for sequence in running],
-        [sequence.seen_ids for sequence in running],
-        [len(sequence.ids) for sequence in running],
-        [sequence.allowed(logits_SV.shape[1]) for sequence in running],
-    ).tolist()
-    for slot, sequence, id, logits_V in zip(slots, running, drawn, logits_SV, strict=True):
-        sequence.append(id)
-        if watch is not None:
+    drawn = dict(zip(slots, draw([held[slot] for slot in slots], logits_SV), strict=True))
+    if watch is not None:
+        for (slot, id), logits_V in zip(drawn.items(), logits_SV, strict=True):
             watch(slot, id, logits_V)
-    return dict(zip(slots, drawn, strict=True))
+    return drawn
+
+
+def draw(sequences: Sequence[TokenSequence], logits_SV: np.ndarray) -> list[int]:
+    """Draw the next id of each sequence from the logits after it, and append it.
+
+    Raises:
+        MmcliError: the logits are not finite, or a grammar cannot be followed.
+    """
+    drawn: list[int] = sample(
+        logits_SV,
+        [sequence.sampling for sequence in sequences],
+        [sequence.seen_ids for sequence in sequences],
+        [len(sequence.ids) for sequence in sequences],
+        [sequence.allowed(logits_SV.shape[1]) for sequence in sequences],
+    ).tolist()
+    for sequence, id in zip(sequences, drawn, strict=True):
+        sequence.append(id)
+    return drawn
 
 
 def run_sequences(

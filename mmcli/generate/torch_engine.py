@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from mmcli.errors import UserError
-from mmcli.generate.engine import check_copy, check_decode, check_prefill, check_truncate
+from mmcli.generate.engine import check_copy, check_decode, check_prefill, check_truncate, check_verify
 from mmcli.model.attention import AttnContext
 from mmcli.model.cache import KVCache
 from mmcli.model.device import choose_device
@@ -26,6 +26,8 @@ PREFILL_CHUNK = 512  # tokens of a prompt that run at once: bounds the memory of
 
 class TorchEngine:
     """An `Engine` over a `Transformer` and its static key/value buffers."""
+
+    can_verify = True
 
     def __init__(
         self,
@@ -89,6 +91,12 @@ class TorchEngine:
         check_decode(self, slots, ids)
         hidden_B1D = self._forward(slots, [[each] for each in ids])
         return _numpy(self.model.head(hidden_B1D[:, -1]))
+
+    @torch.inference_mode()
+    def verify(self, slot: int, ids: Sequence[int]) -> np.ndarray:
+        """See `Engine.verify`."""
+        check_verify(self, slot, ids)
+        return _numpy(self.model.head(self._forward([slot], [ids])[0]))
 
     def length(self, slot: int) -> int:
         """Tokens in the slot's cache."""

@@ -130,6 +130,24 @@ def test_a_seed_repeats_a_reply_and_without_one_each_differs(runs_dir: Path) -> 
     assert reply("--seed", str(first["seed"]))["reply"] == first["reply"]
 
 
+def test_drafts_do_not_change_a_reply(runs_dir: Path) -> None:
+    def reply(*args: str) -> str:
+        arguments = ["--prompt", "Hello", "--seed", "3", "--temperature", "0.3", *args, "--max-new-tokens", "60"]
+        result = CliRunner().invoke(chat.app, [*arguments, "--runs-dir", str(runs_dir), "--device", "cpu"])
+        return replied(result)
+
+    assert reply() == reply("--draft", "off") == reply("--draft", "latest:pretrain")
+    assert refused(invoke(runs_dir, "--prompt", "Hello", "--draft", "nobody")).what
+
+
+def test_a_draft_model_has_the_same_tokenizer(runs_dir: Path, tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(["Other words entirely."] * 9, vocab_size=300)
+    config = ModelConfig(dim=32, n_layers=1, n_heads=4, vocab_size=400, max_seq_len=64)
+    save_model(tmp_path / "other", Transformer(config), config, tokenizer)
+    error = refused(invoke(runs_dir, "--prompt", "Hello", "--draft", str(tmp_path / "other")))
+    assert "cannot draft: token" in error.what and "same tokenizer" in error.fix
+
+
 def test_a_pipe_is_one_prompt(runs_dir: Path) -> None:
     as_option = replied(invoke(runs_dir, "--prompt", "/help\nHello", "--seed", "3"))
     assert replied(invoke(runs_dir, "--seed", "3", stdin="/help\nHello\n")) == as_option

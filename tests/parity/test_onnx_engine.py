@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from mmcli.errors import MmcliError, UserError
@@ -20,6 +21,7 @@ from mmcli.generate.engine import PromptTooLong
 from mmcli.generate.generate import generate, generate_batch
 from mmcli.generate.onnx_engine import OnnxEngine, open_session
 from mmcli.generate.sampler import SamplingConfig
+from mmcli.generate.speculation import Speculation
 from mmcli.generate.torch_engine import TorchEngine
 from mmcli.model.config import ModelConfig
 from mmcli.model.formats.hf_folder import save_model
@@ -140,6 +142,46 @@ def test_an_interrupt_leaves_the_length_true(folder: Path, monkeypatch: pytest.M
             engine.decode([0], [1])
     assert engine.length(0) == 6
     assert near(engine.prefill(0, ids(5, seed=2)), alone(folder, ids(6) + ids(5, seed=2)))
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 16])
+def test_verified_logits_are_those_of_one_by_one(folder: Path, count: int) -> None:
+    engine = OnnxEngine.load(folder, slots=2)
+    for slot in range(2):
+        engine.prefill(slot, ids(20))
+    rows = engine.verify(1, ids(count, seed=1))
+    assert rows.shape == (count, 400) and engine.length(1) == 20 + count and engine.length(0) == 20
+    for row, token in zip(rows, ids(count, seed=1), strict=True):
+        assert near(row, engine.decode([0], [token])[0])
+    engine.truncate(1, 21)
+    assert near(engine.decode([1], [3])[0], alone(folder, [*ids(20), ids(1, seed=1)[0], 3]))
+    small = OnnxEngine.load(folder, max_len=20)
+    small.prefill(0, ids(20))
+    with pytest.raises(PromptTooLong):
+        small.verify(0, ids(count))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.6])
+def test_speculation_writes_the_same_ids(folder: Path, temperature: float) -> None:
+    engine = OnnxEngine.load(folder)
+    sampling = SamplingConfig(temperature=temperature, repetition_penalty=1, seed=3)
+    expected = list(generate(engine, 0, ids(6) * 4, sampling, max_new_tokens=90))
+    speculation = Speculation(engine)
+    assert list(generate(engine, 0, ids(6) * 4, sampling, max_new_tokens=90, speculation=speculation)) == expected
+
+
+def test_exports_that_give_the_last_logits_alone_cannot_verify(folder: Path, tmp_path: Path) -> None:
+    """Those from before there were the logits of several."""
+    graph = onnx.load(folder / "model.onnx")
+    outputs = [each for each in graph.graph.output if each.name != "last_logits"]
+    del graph.graph.output[:]
+    graph.graph.output.extend(outputs)
+    (tmp_path / "old").mkdir()
+    onnx.save_model(graph, tmp_path / "old" / "model.onnx")
+    old = OnnxEngine(open_session(tmp_path / "old" / "model.onnx"), CONFIG)
+    assert OnnxEngine.load(folder).can_verify and not old.can_verify
+    with pytest.raises(UserError, match="cannot verify drafted tokens"):
+        Speculation(old)
 
 
 def test_logits_are_not_overwritten_by_the_next_call(folder: Path) -> None:

@@ -26,7 +26,7 @@ class ScriptedEngine:
     """
 
     def __init__(self, replies: Sequence[Sequence[int]], *, vocab_size: int, max_len: int = 1000) -> None:
-        self.vocab_size, self.max_len, self.slots = vocab_size, max_len, 1
+        self.vocab_size, self.max_len, self.slots, self.can_verify = vocab_size, max_len, 1, False
         self.held: list[list[int]] = [[]]
         self.prefills: list[int] = []
         self._replies = [list(reply) for reply in replies]
@@ -55,6 +55,9 @@ class ScriptedEngine:
         for slot, token in zip(slots, ids, strict=True):
             self.held[slot].append(token)
         return np.stack([self._next_logits()])
+
+    def verify(self, slot: int, ids: Sequence[int]) -> np.ndarray:
+        raise AssertionError("a script cannot be verified")
 
     def length(self, slot: int) -> int:
         return len(self.held[slot])

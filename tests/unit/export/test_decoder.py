@@ -45,7 +45,7 @@ def test_versions_and_names_are_those_that_other_programs_load() -> None:
     past = [f"past_key_values.{layer}.{kind}" for layer in range(2) for kind in ("key", "value")]
     assert [each.name for each in model.graph.input] == ["input_ids", "attention_mask", *past]
     present = [name.replace("past_key_values", "present") for name in past]
-    assert [each.name for each in model.graph.output] == ["logits", *present]
+    assert [each.name for each in model.graph.output] == ["logits", *present, "last_logits"]
     # transformers.js fills the one symbol that is named so with the batch, and every other with 0.
     shapes = [each.type.tensor_type.shape.dim for each in (*model.graph.input, *model.graph.output)]
     assert {dims[0].dim_param for dims in shapes} == {"batch_size"}

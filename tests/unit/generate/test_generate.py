@@ -32,7 +32,7 @@ def test_it_ends_at_a_stop_id_which_is_kept_but_not_yielded(scripted: Make) -> N
 def test_it_ends_after_max_new_tokens(scripted: Make) -> None:
     generation = generate(scripted(range(50, 90)), 0, [7], GREEDY, max_new_tokens=3, stop_ids={STOP})
     assert list(generation) == [50, 51, 52]
-    assert (generation.finish_reason, generation.sequence.tokens, generation.decode_steps) == ("length", 3, 2)
+    assert (generation.finish_reason, generation.sequence.tokens, generation.decoded) == ("length", 3, 2)
 
 
 @pytest.mark.parametrize(("max_new_tokens", "reason"), [(99, "context"), (7, "context"), (6, "length")])
