@@ -99,7 +99,6 @@ if TYPE_CHECKING:
     from mmcli.model.formats.names import Stored as Stored
     from mmcli.model.formats.read import read_model as read_model
     from mmcli.model.formats.read import save_imported as save_imported
-    from mmcli.model.grouped import grouped_linear as grouped_linear
     from mmcli.model.logps import token_logps as token_logps
     from mmcli.model.moe import Experts as Experts
     from mmcli.model.transformer import Transformer as Transformer
@@ -188,7 +187,6 @@ _HOMES = {  # module -> the names that it gives
     "mmcli.model.attention": "AttnContext",
     "mmcli.model.logps": "token_logps",
     "mmcli.model.moe": "Experts",
-    "mmcli.model.grouped": "grouped_linear",
     "mmcli.model.formats.families": "stored_names",
     "mmcli.model.formats.names": "Stored",
     "mmcli.model.formats.hf_folder": "load_model save_model",

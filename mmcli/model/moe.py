@@ -74,8 +74,13 @@ class Experts(nn.Module):
 
     def project(self, name: str, x_RI: Tensor, counts_E: Tensor) -> Tensor:
         """The rows through the projection `name` of their experts; what an adapter of the experts overrides."""
-        weight_EOI: Tensor = getattr(self, name)
-        return grouped_linear(x_RI, weight_EOI.to(x_RI.dtype), counts_E)
+        return self.grouped(x_RI, getattr(self, name), counts_E)
+
+    @staticmethod
+    def grouped(x_RI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor:
+        """Rows sorted by expert through the matrices of their experts, in the type of the rows."""
+        y_RO: Tensor = grouped_linear(x_RI, weight_EOI.to(x_RI.dtype), counts_E)
+        return y_RO
 
 
 class MoEFeedForward(nn.Module):

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmcli.api import Experts, grouped_linear
+from mmcli.api import Experts
 from mmcli_lora import Recipe
 
 A, B, MAGNITUDE = "lora_A", "lora_B", "lora_magnitude_vector"
@@ -152,8 +152,8 @@ class LoraExperts(Experts):
         part = layer.active()
         if part is None:
             return y_NO
-        down_NR = grouped_linear(layer.dropped(x_NI), part.a.to(x_NI.dtype), counts_E)
-        y_NO = y_NO + grouped_linear(down_NR, part.b.to(x_NI.dtype), counts_E) * layer.scale
+        down_NR = self.grouped(layer.dropped(x_NI), part.a, counts_E)
+        y_NO = y_NO + self.grouped(down_NR, part.b, counts_E) * layer.scale
         if part.magnitude is None:
             return y_NO
         numbers_E = torch.arange(counts_E.shape[0], device=counts_E.device)
