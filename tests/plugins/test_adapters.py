@@ -84,7 +84,12 @@ def test_training_goes_on_from_a_checkpoint_of_the_additions_alone(context: Stag
     [
         ("lorra", [], 'there is no adapter "lorra"', 'did you mean "lora"?'),
         ("lora", ["rnk=4"], 'unknown key "rnk" (from --adapter-set)', 'did you mean "rank"?'),
-        ("lora", ["rank=x"], "rank = 'x' is not a whole number (from --adapter-set)", "give rank a whole number"),
+        (
+            "lora",
+            ["rank=x"],
+            "rank = 'x' is not a whole number or \"none\" (from --adapter-set)",
+            "give rank a whole number",
+        ),
         ("lora", ["rank"], '--adapter-set "rank" is not key=value', "--adapter-set rank=16"),
     ],
 )
