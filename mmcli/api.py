@@ -92,12 +92,15 @@ if TYPE_CHECKING:
     from mmcli.model.attention import AttnContext as AttnContext
     from mmcli.model.config import ModelConfig as ModelConfig
     from mmcli.model.count import count_parameters as count_parameters
+    from mmcli.model.formats.families import stored_names as stored_names
     from mmcli.model.formats.hf_config import read_model_config as read_model_config
     from mmcli.model.formats.hf_folder import load_model as load_model
     from mmcli.model.formats.hf_folder import save_model as save_model
+    from mmcli.model.formats.names import Stored as Stored
     from mmcli.model.formats.read import read_model as read_model
     from mmcli.model.formats.read import save_imported as save_imported
     from mmcli.model.logps import token_logps as token_logps
+    from mmcli.model.moe import Experts as Experts
     from mmcli.model.transformer import Transformer as Transformer
     from mmcli.report.evaluations import read_evaluations as read_evaluations
     from mmcli.rewards import Attempt as Attempt
@@ -183,6 +186,9 @@ _HOMES = {  # module -> the names that it gives
     "mmcli.model.transformer": "Transformer",
     "mmcli.model.attention": "AttnContext",
     "mmcli.model.logps": "token_logps",
+    "mmcli.model.moe": "Experts",
+    "mmcli.model.formats.families": "stored_names",
+    "mmcli.model.formats.names": "Stored",
     "mmcli.model.formats.hf_folder": "load_model save_model",
     "mmcli.model.formats.hf_config": "read_model_config",
     "mmcli.model.formats.read": "read_model save_imported",

@@ -44,6 +44,7 @@ class Adapter:
     summary: str
     config: type  # a frozen dataclass; `--adapter-set key=value` fills it
     build: str  # "package.module:function", called with the resolved config; it returns a Transform
+    reads: tuple[str, ...] = ()  # settings that name a file or a folder, whose content a run keeps and compares
     api: int = 1  # the API_VERSION that it was written for; what does not say is of the first
 
 
@@ -72,7 +73,7 @@ class Transform(Protocol):
         """Write the adapter's own part alone into a folder that exists: safetensors, JSON and text."""
 
     def reference(self, model: Any) -> AbstractContextManager[None]:
-        """While it is entered, `model` computes as if there were no adapter: the frozen reference of DPO for free."""
+        """While it is entered, `model` computes as it did after `apply`: the frozen reference of DPO for free."""
 
 
 @dataclass(frozen=True)

@@ -68,9 +68,19 @@ class Experts(nn.Module):
         device = x_RD.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_RD.dtype
         x_RD = x_RD.to(dtype)
-        gate_RF = grouped_linear(x_RD, self.gate_proj.to(dtype), counts_E) if self.config.gated else None
-        up_RF = grouped_linear(x_RD, self.up_proj.to(dtype), counts_E)
-        return grouped_linear(activate(gate_RF, up_RF, self.config.mlp), self.down_proj.to(dtype), counts_E)
+        gate_RF = self.project("gate_proj", x_RD, counts_E) if self.config.gated else None
+        up_RF = self.project("up_proj", x_RD, counts_E)
+        return self.project("down_proj", activate(gate_RF, up_RF, self.config.mlp), counts_E)
+
+    def project(self, name: str, x_RI: Tensor, counts_E: Tensor) -> Tensor:
+        """The rows through the projection `name` of their experts; what an adapter of the experts overrides."""
+        return self.grouped(x_RI, getattr(self, name), counts_E)
+
+    @staticmethod
+    def grouped(x_RI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor:
+        """Rows sorted by expert through the matrices of their experts, in the type of the rows."""
+        y_RO: Tensor = grouped_linear(x_RI, weight_EOI.to(x_RI.dtype), counts_E)
+        return y_RO
 
 
 class MoEFeedForward(nn.Module):

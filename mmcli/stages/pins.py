@@ -15,7 +15,7 @@ from mmcli.data.sources.sources import OpenedData, Sources
 from mmcli.inputs import Input
 from mmcli.model.formats.weights import INDEX, PICKLED_INDEX
 from mmcli.stage import StageContext
-from mmcli.train.adapters import adapter_config, installed_adapter
+from mmcli.train.adapters import adapter_config, installed_adapter, load_adapter
 from mmcli.train.config import TrainConfig
 
 CACHE = ".cache/tokens"  # in the runs folder; safe to delete
@@ -61,8 +61,8 @@ def model_input(folder: Path, context: StageContext) -> Input:
     return Input.of({name: hashes(folder / name) for name in names})
 
 
-def adapter_inputs(train: TrainConfig) -> dict[str, Input]:
-    """The adapter: name, package, its version, and every setting; nothing without one.
+def adapter_inputs(train: TrainConfig, context: StageContext) -> dict[str, Input]:
+    """The adapter: name, package, its version, every setting, and the files that settings name; nothing without one.
 
     Raises:
         UserError: there is no such adapter, or a wrong setting.
@@ -70,6 +70,13 @@ def adapter_inputs(train: TrainConfig) -> dict[str, Input]:
     if train.adapter is None:
         return {}
     plugin = installed_adapter(train.adapter)
-    settings = to_tables(adapter_config(train.adapter, train.adapter_set))
+    config = adapter_config(train.adapter, train.adapter_set)
     parts = {"name": train.adapter, "package": plugin.package, "version": plugin.version}
-    return {"adapter": Input.of({**parts, **{f"setting {name}": value for name, value in settings.items()}})}
+    parts |= {f"setting {name}": value for name, value in to_tables(config).items()}
+    hashes = file_hashes(context)
+    for name in load_adapter(train.adapter).reads:
+        if getattr(config, name) is not None:
+            given = Path(getattr(config, name))
+            files = sorted(given.iterdir()) if given.is_dir() else [given]
+            parts |= {f"{name}: {path.name}": hashes(path) for path in files if path.is_file()}
+    return {"adapter": Input.of(parts)}

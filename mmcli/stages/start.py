@@ -71,7 +71,7 @@ def prepare_start(
     parent = _choose_parent(train, context)
     has_checkpoint = context.resume and bool(list_checkpoints(context.run.checkpoints))
     initial = not has_checkpoint or train.adapter is not None  # else the checkpoint holds every weight
-    pin_inputs(context, {**data_inputs(data, context), **adapter_inputs(train)})
+    pin_inputs(context, {**data_inputs(data, context), **adapter_inputs(train, context)})
     if parent is not None and initial:
         pin_model("parent", parent, context)
     elif parent is not None:

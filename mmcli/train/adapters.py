@@ -99,5 +99,7 @@ def training_flops(model: Transformer, seq_len: int) -> int:
         return whole
     seeing_itself = 2 * config.n_layers * config.n_heads * config.d_head
     matrices = forward_flops_per_token(config, 1) - seeing_itself
-    added = sum(p.numel() for p in model.parameters() if p.requires_grad and p.dim() >= 2)
-    return whole - matrices + 6 * added
+    added = [p for p in model.parameters() if p.requires_grad and p.dim() >= 2]
+    stacked = sum(p.numel() for p in added if p.dim() == 3)  # [E, ...], of which a token meets its k experts
+    met = stacked * config.num_experts_per_tok // config.n_routed_experts if stacked else 0
+    return whole - matrices + 6 * (sum(p.numel() for p in added) - stacked + met)

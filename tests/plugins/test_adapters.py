@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,12 @@ def test_training_goes_on_from_a_checkpoint_of_the_additions_alone(context: Stag
     [
         ("lorra", [], 'there is no adapter "lorra"', 'did you mean "lora"?'),
         ("lora", ["rnk=4"], 'unknown key "rnk" (from --adapter-set)', 'did you mean "rank"?'),
-        ("lora", ["rank=x"], "rank = 'x' is not a whole number (from --adapter-set)", "give rank a whole number"),
+        (
+            "lora",
+            ["rank=x"],
+            "rank = 'x' is not a whole number or \"none\" (from --adapter-set)",
+            "give rank a whole number",
+        ),
         ("lora", ["rank"], '--adapter-set "rank" is not key=value', "--adapter-set rank=16"),
     ],
 )
@@ -108,3 +114,17 @@ def test_frozen_weights_take_one_pass_less(context: StageContext) -> None:
     matrices = sum(p.numel() for name, p in model.named_parameters() if p.dim() == 2)  # the tied embedding is the head
     adapt(model, "lora", ["rank=2", "targets=q"], seed=0, context=context)
     assert training_flops(model, 64) == training_flops_per_token(CONFIG, 64) - 2 * matrices + 6 * 2 * (16 + 16)
+
+
+def test_a_token_meets_the_additions_of_its_own_experts_alone(context: StageContext) -> None:
+    config = dataclasses.replace(CONFIG, use_moe=True, n_routed_experts=4, num_experts_per_tok=2)
+
+    def flops(targets: str) -> int:
+        model = Transformer(config)
+        adapt(model, "lora", ["rank=2", f"targets={targets}"], seed=0, context=context)
+        return training_flops(model, 64)
+
+    of_an_expert = 2 * (config.dim + config.ffn_dim)
+    q = 2 * (16 + 16)
+    assert flops("q,up") - flops("q") == 6 * (2 + config.n_shared) * of_an_expert
+    assert flops("q,up") - flops("up") == 6 * q

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mmcli.plugins import Plugin
-from mmcli.stages import pins
+from mmcli.stages import dpo, pins
 from mmcli.train.adapters import installed_adapter
 
 TEXT = "\n\n".join(
@@ -126,9 +126,65 @@ def test_a_resumed_run_needs_the_adapter_as_it_was(
     assert real.mmcli_here("resume", "2", *allowed).returncode == 0
 
 
+def test_training_goes_on_from_an_adapter(real: Any, folder: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    shutil.copytree(folder / "runs", runs)
+    adapter = runs / "0002-pretrain-lora" / "adapter"
+    common = ["pretrain", "--data", str(folder / "text.txt"), "--seq-len", "64", "--batch-size", "4"]
+    common += ["--runs-dir", str(runs), "--from", "1", "--adapter", "lora", "--adapter-set", f"adapter_from={adapter}"]
+    done = real.mmcli_here(*common, "--steps", "1", "--lr", "1e-6")
+    assert done.returncode == 0, done.stderr
+    before, after = (
+        [each["val_loss"] for line in (run / "metrics.jsonl").open() if "val_loss" in (each := json.loads(line))]
+        for run in sorted(runs.glob("000[23]*"))
+    )
+    assert after[0] == pytest.approx(before[-1], abs=2e-2) and after[0] < before[0]
+    about = [json.loads((run / "adapter" / "adapter_config.json").read_text()) for run in sorted(runs.glob("000[23]*"))]
+    assert [each["r"] for each in about] == [4, 4]
+
+    run = max(runs.glob("0003*"))
+    (run / "run.json").write_text(json.dumps({**json.loads((run / "run.json").read_text()), "state": "stopped"}))
+    weights = load_file(adapter / "adapter_model.safetensors")
+    save_file({name: each + 1 for name, each in weights.items()}, adapter / "adapter_model.safetensors")
+    done = real.mmcli_here("resume", "3", "--runs-dir", str(runs))
+    assert done.returncode == 2
+    assert "changed since it began: adapter_from: adapter_model.safetensors was " in done.stderr
+
+
+def test_preference_training_loads_no_second_model(
+    real: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loads(*_: Any, **__: Any) -> None:
+        raise AssertionError("a second model was loaded")
+
+    runs, pairs = tmp_path / "runs", tmp_path / "pairs.jsonl"
+    shutil.copytree(folder / "runs", runs)
+    for i in range(8):
+        chosen, rejected = (
+            [{"role": "user", "content": f"House {i}?"}, {"role": "assistant", "content": each}]
+            for each in ("cat", "dog")
+        )
+        with pairs.open("a") as file:
+            file.write(json.dumps({"chosen": chosen, "rejected": rejected}) + "\n")
+    monkeypatch.setattr(dpo, "load_model", loads)
+    adapter = runs / "0002-pretrain-lora" / "adapter"
+    common = ["dpo", "--data", str(pairs), "--seq-len", "64", "--batch-size", "2", "--steps", "1", "--lr", "1e-9"]
+    common += ["--from", "1", "--runs-dir", str(runs), "--adapter", "lora"]
+    for more in ([], ["--adapter-set", f"adapter_from={adapter}"]):
+        done = real.mmcli_here(*common, *more)
+        assert done.returncode == 0, done.stderr
+        first = json.loads((max(runs.glob("0*-dpo*")) / "metrics.jsonl").read_text().splitlines()[0])
+        assert first["margin"] == pytest.approx(0, abs=1e-5)  # the reference is the model that the training starts from
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
+        (
+            ["--from", "1", "--adapter", "lora", "--adapter-set", "adapter_from=nowhere"],
+            "there is no adapter_config.json in nowhere",
+        ),
+        (["--from", "1", *LORA, "--adapter-set", "adapter_from=x"], "rank = 4 beside adapter_from = x"),
         (["--from", "1", "--adapter-set", "rank=4"], "without an adapter"),
         (["--adapter", "lora"], "a new model"),
         (["--from", "1", "--adapter", "lorra"], 'there is no adapter "lorra"'),

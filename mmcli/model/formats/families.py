@@ -5,6 +5,7 @@ To add a family: a `Family` here, and in `READABLE`. A test checks that it class
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mmcli.model.config import ModelConfig
@@ -36,7 +37,7 @@ from mmcli.model.formats.hf_rules import (
     TopkNorm,
     WholeHeads,
 )
-from mmcli.model.formats.names import Layout, NameTable
+from mmcli.model.formats.names import Layout, NameTable, Stored
 
 LLAMA_LAYOUT = Layout(NameTable(()))  # ours
 
@@ -242,6 +243,15 @@ def hf_family(config: ModelConfig) -> str:
 def family_of(config: ModelConfig) -> Family:
     """The first family whose table holds every field of `config`; `OWN` if none does."""
     return next((family for family in READABLE if not family.unsupported(config)), OWN)
+
+
+def stored_names(names: Iterable[str], config: ModelConfig) -> list[Stored]:
+    """The tensors of a run's model folder that hold the parameters `names`: what an adapter's file calls them.
+
+    Where the family of `config` joins experts to one tensor, each expert has a name of its own here, which is ours.
+    """
+    layout = family_of(config).layout
+    return (layout if layout.experts == "separate" else LLAMA_LAYOUT).place(names, config)
 
 
 def written_as(config: ModelConfig) -> tuple[Family, ...]:

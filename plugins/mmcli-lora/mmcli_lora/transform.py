@@ -3,80 +3,92 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
-from mmcli.api import Transformer, UserError
+from mmcli.api import Experts, Transformer, UserError
 from mmcli_lora import ALL, LoraConfig
-from mmcli_lora.layer import A, B, LoraLinear
+from mmcli_lora.folder import read_folder, write_folder
+from mmcli_lora.layer import LoraExperts, LoraLinear, LowRank
+
+LINEAR = re.compile(r".*\.(q|k|v|o|gate|up|down)_proj(?:\.weight)?")
 
 
 class LoraTransform:
-    """Low-rank additions to the linear layers of a model (Hu et al. 2021, section 4.1)."""
+    """Low-rank additions to the linear layers of a model (Hu et al. 2021, section 4.1), those of experts included."""
 
     def __init__(self, config: LoraConfig) -> None:
-        self.config = config
+        self.config, self.recipe = config, config.recipe
 
     def apply(self, model: nn.Module, seed: int) -> None:
-        """Freeze `model` and put a `LoraLinear` in the place of each chosen layer. B is 0: nothing changes yet.
+        """Freeze `model` and put an addition beside each chosen matrix: B is 0, or they are those of `adapter_from`.
 
         Raises:
-            UserError: the model has no such layer (the routed experts of a mixture are no linear layers).
+            UserError: the model has no such layer, or the folder of `adapter_from` does not fit it.
         """
         model.requires_grad_(False)
-        found = [(name, layer) for name, layer in model.named_modules() if self._is_target(name, layer)]
-        missing = set(self.config.layers) - {_short(name) for name, _ in found}
-        if not found or (missing and self.config.targets != ALL):
+        assert isinstance(model, Transformer)
+        if self.config.adapter_from is None:
+            for name in self._chosen(model):
+                self._add(model, name, seed)
+            return
+        self.recipe, parts = read_folder(Path(self.config.adapter_from), model)
+        for name, part in parts.items():
+            self._add(model, name, seed).start_from(part)
+
+    def _chosen(self, model: nn.Module) -> list[str]:
+        """The names of the matrices to adapt."""
+        found = {name: match[1] for name, _ in model.named_parameters() if (match := LINEAR.fullmatch(name))}
+        chosen = [name for name, layer in found.items() if layer in self.config.layers]
+        missing = set(self.config.layers) - set(found.values())
+        if not chosen or (missing and self.config.targets not in (None, ALL)):
             what = f"the model has no linear layer {', '.join(sorted(missing))} to adapt"
             raise UserError(what, "choose others with --adapter-set targets=q,v")
-        for name, layer in found:
-            owner, _, own_name = name.rpartition(".")
-            setattr(model.get_submodule(owner), own_name, LoraLinear(layer, self.config, name, seed))
+        return chosen
 
-    def _is_target(self, name: str, layer: nn.Module) -> bool:
-        return isinstance(layer, nn.Linear) and _short(name) in self.config.layers
+    def _add(self, model: nn.Module, name: str, seed: int) -> LowRank:
+        """Put a new addition beside the matrix `name`."""
+        layer = name.removesuffix(".weight")
+        owner_name, _, own_name = layer.rpartition(".")
+        owner, options = model.get_submodule(owner_name), (self.recipe, self.config.dropout, layer, seed)
+        if layer != name:
+            base = owner.get_submodule(own_name)
+            assert isinstance(base, nn.Linear)
+            linear = LoraLinear(base, *options)
+            setattr(owner, own_name, linear)
+            return linear
+        if not isinstance(owner, LoraExperts):
+            assert isinstance(owner, Experts)
+            above, _, experts_name = owner_name.rpartition(".")
+            owner = LoraExperts(owner)
+            setattr(model.get_submodule(above), experts_name, owner)
+        added = LowRank(owner.get_parameter(own_name), *options).train(owner.training)
+        owner.added[own_name] = added
+        return added
 
     def merge(self, model: nn.Module) -> Transformer:
-        """A plain Transformer with W + scale * B A; it shares all other tensors with `model`."""
+        """A plain Transformer with the additions in its matrices; it shares all other tensors with `model`."""
         assert isinstance(model, Transformer)
-        state = {name: each for name, each in model.state_dict().items() if not name.endswith((A, B))}
-        state |= {f"{name}.weight": layer.merged_OI() for name, layer in adapted(model)}
+        state = plain_state(model)
+        state |= {name: layer.merged(state[name]) for name, layer in adapted(model).items()}
         with torch.device("meta"):
             plain = Transformer(model.config)
         plain.load_state_dict(state, assign=True)
         return plain.to(model.head_weight.device).eval()
 
     def save(self, folder: Path, model: nn.Module) -> None:
-        """Write A and B in the layout of PEFT, which loads them onto a model of the Llama and Qwen3 families."""
-        layers = list(adapted(model))
-        tensors = {
-            f"base_model.model.{name}.{part}.weight": getattr(layer, part).detach().cpu().contiguous()
-            for name, layer in layers
-            for part in (A, B)
-        }
-        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        config = {
-            "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": None,
-            "r": self.config.rank,
-            "lora_alpha": self.config.alpha,
-            "lora_dropout": self.config.dropout,
-            "target_modules": sorted({name.rpartition(".")[2] for name, _ in layers}),
-            "bias": "none",
-            "inference_mode": True,
-        }
-        (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        """Write the additions in the layout of PEFT, with the names of the run's model folder."""
+        assert isinstance(model, Transformer)
+        write_folder(folder, model.config, plain_state(model), adapted(model), self.recipe, self.config.dropout)
 
     @contextlib.contextmanager
     def reference(self, model: nn.Module) -> Iterator[None]:
-        """While it is entered, the additions are left out."""
-        layers = [layer for _, layer in adapted(model)]
+        """While it is entered, the model computes as it did after `apply`."""
+        layers = list(adapted(model).values())
         before = [layer.enabled for layer in layers]
         try:
             for layer in layers:
@@ -87,13 +99,15 @@ class LoraTransform:
                 layer.enabled = enabled
 
 
-def adapted(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
-    """The adapted layers and their names in the model."""
-    for name, layer in model.named_modules():
-        if isinstance(layer, LoraLinear):
-            yield name, layer
+def adapted(model: nn.Module) -> dict[str, LowRank]:
+    """The additions by the names of the matrices beside which they lie."""
+    return {
+        name.replace(".added.", ".") + (".weight" if isinstance(layer, LoraLinear) else ""): layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, LowRank)
+    }
 
 
-def _short(name: str) -> str:
-    """`q` for `model.layers.0.self_attn.q_proj`."""
-    return name.rpartition(".")[2].removesuffix("_proj")
+def plain_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict without what was added."""
+    return {name: each for name, each in model.state_dict().items() if ".lora_" not in name}

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from mmcli_lora import LORA, LoraConfig
-from mmcli_lora.layer import LoraLinear
+from mmcli_lora import LORA, LoraConfig, Recipe
+from mmcli_lora.layer import LoraExperts, LoraLinear, LowRank
 from mmcli_lora.transform import LoraTransform, adapted
-from safetensors.torch import load_file
 from torch import Tensor
 
 from mmcli.config import Layer, parse_set, resolve
 from mmcli.errors import UserError
 from mmcli.model.attention import AttnContext
 from mmcli.model.config import ModelConfig
-from mmcli.model.formats.families import LLAMA_LAYOUT
-from mmcli.model.formats.parameters import disk_tensors
 from mmcli.model.transformer import Transformer
 from mmcli.stage import Transform
 
@@ -29,7 +24,10 @@ SHAPES = {
     "qwen3": ModelConfig(**SMALL, qk_norm=True, tie_embeddings=False),
     "gpt2": ModelConfig(**SMALL, norm="layernorm", position="learned", mlp="gelu_tanh", bias=True, max_seq_len=64),
     "experts": ModelConfig(**SMALL, use_moe=True),
+    "mixtral": ModelConfig(**SMALL, use_moe=True, n_shared_experts=0, norm_topk_prob=True),
+    "qwen3_moe": ModelConfig(**SMALL, use_moe=True, n_shared_experts=0, norm_topk_prob=False, qk_norm=True),
 }
+RECIPES = {"lora": LoraConfig(), "rslora": LoraConfig(rank=4, use_rslora=True), "dora": LoraConfig(use_dora=True)}
 IDS_BT = torch.arange(48).reshape(3, 16) * 7 % 97
 
 
@@ -47,19 +45,28 @@ def logits(model: Any) -> Tensor:
 
 
 def trained(model: Transformer, config: LoraConfig | None = None, *, seed: int = 0) -> LoraTransform:
-    """Adapt a model, with B as it might be after training."""
+    """Adapt a model, with B (and the magnitudes) as they might be after training."""
     transform = LoraTransform(config or LoraConfig())
     transform.apply(model, seed)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for _, layer in adapted(model):
+        for layer in adapted(model).values():
             layer.lora_B.copy_(torch.randn(layer.lora_B.shape, generator=generator) * 0.02)
+            if layer.lora_magnitude_vector is not None:
+                layer.lora_magnitude_vector *= 1 + 0.1 * torch.randn(
+                    layer.lora_magnitude_vector.shape, generator=generator
+                )
     return transform
 
 
 @pytest.fixture(params=SHAPES)
 def model(request: pytest.FixtureRequest) -> Transformer:
     return Transformer(SHAPES[request.param]).eval()
+
+
+@pytest.fixture(params=RECIPES)
+def recipe(request: pytest.FixtureRequest) -> LoraConfig:
+    return RECIPES[request.param]
 
 
 def test_step_0_is_the_model_itself(model: Transformer) -> None:
@@ -75,12 +82,22 @@ def test_only_the_additions_train_and_the_rest_keeps_names_and_tensors(model: Tr
     after = dict(model.named_parameters())
     assert {name: id(each) for name, each in after.items() if name in before} == {n: id(p) for n, p in before.items()}
     assert {name for name, each in after.items() if each.requires_grad} == set(after) - set(before)
-    expected = sum(3 * (layer.in_features + layer.out_features) for _, layer in adapted(model))
+    shapes = [before[name].shape for name in adapted(model)]
+    expected = sum(3 * (sum(shape) if len(shape) == 2 else shape[0] * sum(shape[1:])) for shape in shapes)
     assert sum(each.numel() for each in after.values() if each.requires_grad) == expected > 0
 
 
-def test_gradients_reach_the_additions_alone(model: Transformer) -> None:
-    trained(model)
+def test_dora_learns_a_number_more_for_each_row(model: Transformer) -> None:
+    rows = {name: parameter.shape[:-1].numel() for name, parameter in model.named_parameters()}
+    before = hidden(model)
+    LoraTransform(LoraConfig(use_dora=True)).apply(model, seed=0)
+    layers = adapted(model)
+    assert {name: layer.lora_magnitude_vector.numel() for name, layer in layers.items()} == {n: rows[n] for n in layers}
+    torch.testing.assert_close(hidden(model), before, rtol=0, atol=1e-6)
+
+
+def test_gradients_reach_the_additions_alone(model: Transformer, recipe: LoraConfig) -> None:
+    trained(model, recipe)
     logits(model.train()).square().mean().backward()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -91,23 +108,42 @@ def test_gradients_reach_the_additions_alone(model: Transformer) -> None:
 
 def test_the_addition_is_scaled_b_a() -> None:
     base = torch.nn.Linear(6, 5)
-    layer = LoraLinear(base, LoraConfig(rank=2, alpha=8.0), "x", seed=0)
+    for stabilised, scale in ((False, 8.0 / 4), (True, 8.0 / 4**0.5)):
+        layer = LoraLinear(base, Recipe(rank=4, alpha=8.0, use_rslora=stabilised), 0.0, "x", seed=0)
+        with torch.no_grad():
+            layer.lora_B.normal_()
+        x = torch.randn(4, 6)
+        expected = x @ base.weight.T + base.bias + scale * x @ layer.lora_A.T @ layer.lora_B.T
+        torch.testing.assert_close(layer(x), expected)
+
+
+def test_dora_sets_the_length_of_each_row_and_takes_no_gradient_through_it() -> None:
+    base = torch.nn.Linear(6, 5).double()
+    layer = LoraLinear(base, Recipe(rank=2, alpha=8.0, use_dora=True), 0.0, "x", seed=0)
     with torch.no_grad():
         layer.lora_B.normal_()
-    x = torch.randn(4, 6)
-    expected = x @ base.weight.T + base.bias + 8.0 / 2 * x @ layer.lora_A.T @ layer.lora_B.T
+        layer.lora_magnitude_vector.mul_(1.5)
+    x = torch.randn(4, 6, dtype=torch.float64)
+    weight = base.weight + 8.0 / 2 * layer.lora_B @ layer.lora_A
+    weight = layer.lora_magnitude_vector[:, None] * weight / weight.norm(dim=1, keepdim=True).detach()
+    expected = x @ weight.T + base.bias
     torch.testing.assert_close(layer(x), expected)
+    torch.testing.assert_close(layer.merged(base.weight).norm(dim=1), layer.lora_magnitude_vector.detach())
+    parameters = list(layer.parameters())
+    wanted = torch.autograd.grad(expected.square().sum(), [p for p in parameters if p.requires_grad])
+    found = torch.autograd.grad(layer(x).square().sum(), [p for p in parameters if p.requires_grad])
+    torch.testing.assert_close(found, wanted)
 
 
-def test_merged_computes_the_same_and_leaves_the_original_trainable(model: Transformer) -> None:
+def test_merged_computes_the_same_and_leaves_the_original_trainable(model: Transformer, recipe: LoraConfig) -> None:
     before = hidden(model)
-    transform = trained(model)
+    transform = trained(model, recipe)
     adapted_logits = logits(model)
     assert (hidden(model) - before).abs().max() > 1e-2
     merged = transform.merge(model)
     assert type(merged) is Transformer
     assert merged.state_dict().keys() == Transformer(model.config).state_dict().keys()
-    assert not any(isinstance(each, LoraLinear) for each in merged.modules())
+    assert not any(isinstance(each, LowRank) for each in merged.modules())
     assert (logits(merged) - adapted_logits).abs().max() < 1e-6 * adapted_logits.abs().max()
     assert torch.equal(logits(model), adapted_logits)
     assert any(each.requires_grad for each in model.parameters())
@@ -119,9 +155,9 @@ def test_merged_weights_are_exact_in_fp64() -> None:
     torch.testing.assert_close(hidden(transform.merge(model)), hidden(model), rtol=0, atol=1e-13)
 
 
-def test_the_reference_is_the_model_without_additions(model: Transformer) -> None:
+def test_the_reference_is_the_model_without_additions(model: Transformer, recipe: LoraConfig) -> None:
     before = hidden(model)
-    transform = trained(model)
+    transform = trained(model, recipe)
     changed = hidden(model)
     with transform.reference(model):
         assert torch.equal(hidden(model), before)
@@ -172,10 +208,10 @@ def test_the_seed_decides_a_and_the_name_makes_layers_differ() -> None:
     def draw(seed: int, layers: int = 2) -> dict[str, Tensor]:
         model = Transformer(ModelConfig(**{**SMALL, "n_layers": layers}))
         LoraTransform(LoraConfig()).apply(model, seed)
-        return {name: layer.lora_A.detach() for name, layer in adapted(model)}
+        return {name: layer.lora_A.detach() for name, layer in adapted(model).items()}
 
     one, again, other = draw(1), draw(1, layers=3), draw(2)
-    name, sibling = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"
+    name, sibling = "model.layers.0.self_attn.q_proj.weight", "model.layers.1.self_attn.q_proj.weight"
     assert torch.equal(one[name], again[name])
     assert not torch.equal(one[name], other[name])
     assert not torch.equal(one[name], one[sibling])
@@ -189,8 +225,16 @@ def config(*settings: str) -> LoraConfig:
 def test_targets_choose_layers() -> None:
     model = Transformer(SHAPES["llama"])
     LoraTransform(config("targets=q, v_proj", "rank=2")).apply(model, 0)
-    assert {name.rpartition(".")[2] for name, _ in adapted(model)} == {"q_proj", "v_proj"}
-    assert len(list(adapted(model))) == 4
+    assert {name.split(".")[-2] for name in adapted(model)} == {"q_proj", "v_proj"}
+    assert len(adapted(model)) == 4
+
+
+def test_targets_choose_projections_of_experts() -> None:
+    model = Transformer(SHAPES["mixtral"])
+    LoraTransform(config("targets=up,o")).apply(model, 0)
+    experts = model.get_submodule("model.layers.0.mlp.experts")
+    assert isinstance(experts, LoraExperts)
+    assert {name.split(".", 3)[-1] for name in adapted(model)} == {"mlp.experts.up_proj", "self_attn.o_proj.weight"}
 
 
 @pytest.mark.parametrize(
@@ -201,6 +245,7 @@ def test_targets_choose_layers() -> None:
         ("alpha=0", "alpha = 0.0 is not positive"),
         ("dropout=1", "dropout = 1.0 is not in 0 to 1"),
         ("rnk=1", 'unknown key "rnk" (from --adapter-set)'),
+        ("use_dora=x", "use_dora = 'x'"),
     ],
 )
 def test_wrong_settings_are_refused(setting: str, said: str) -> None:
@@ -209,34 +254,10 @@ def test_wrong_settings_are_refused(setting: str, said: str) -> None:
     assert said in caught.value.what
 
 
-@pytest.mark.parametrize(("shape", "targets"), [("gpt2", "q,gate"), ("experts", "experts"), ("gpt2", "gate")])
+@pytest.mark.parametrize(("shape", "targets"), [("gpt2", "q,gate"), ("gpt2", "gate")])
 def test_a_layer_that_the_model_lacks_is_refused(shape: str, targets: str) -> None:
     with pytest.raises(UserError):
         LoraTransform(config(f"targets={targets}")).apply(Transformer(SHAPES[shape]), 0)
-
-
-@pytest.mark.parametrize("shape", ["llama", "qwen3"])
-def test_what_is_saved_gives_the_merged_weights_on_disk(tmp_path: Path, shape: str) -> None:
-    model = Transformer(SHAPES[shape])
-    base = disk_tensors(model.state_dict(), model.config, LLAMA_LAYOUT)
-    transform = trained(model, LoraConfig(rank=4, alpha=6.0))
-    transform.save(tmp_path, model)
-    merged = disk_tensors(transform.merge(model).state_dict(), model.config, LLAMA_LAYOUT)
-    saved, about = (
-        load_file(tmp_path / "adapter_model.safetensors"),
-        json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8")),
-    )
-    assert (about["r"], about["lora_alpha"], about["peft_type"]) == (4, 6.0, "LORA")
-    names = {name.removeprefix("base_model.model.").rpartition(".lora_")[0] for name in saved}
-    assert {name.rpartition(".")[2] for name in names} == set(about["target_modules"])
-    for name, weight in base.items():
-        layer = name.removesuffix(".weight")
-        if layer in names:
-            a, b = (saved[f"base_model.model.{layer}.lora_{part}.weight"] for part in "AB")
-            weight = weight + about["lora_alpha"] / about["r"] * b @ a
-            names.remove(layer)
-        torch.testing.assert_close(merged[name], weight)
-    assert not names
 
 
 def test_it_is_a_transform() -> None:
