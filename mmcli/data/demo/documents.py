@@ -11,24 +11,24 @@ MIN_CHARACTERS, MAX_CHARACTERS = 20, 1000
 
 # Who writes each kind, and how many documents of it there are in each language.
 KINDS: dict[str, tuple[Callable[[Writer], str], int]] = {
-    "profile": (passages.profile, 1000),
+    "profile": (passages.profile, 800),
     "portrait": (passages.portrait, 120),
     "roll": (passages.roll, 350),
     "letter": (passages.letter, 80),
     "shared": (passages.shared, 100),
     "town": (passages.town, 350),
-    "things": (passages.things, 600),
+    "things": (passages.things, 650),
     "bilingual": (passages.bilingual, 250),
     "story": (passages.story, 120),
     "questions": (lists.questions, 150),
-    "order": (lists.order, 600),
-    "opposites": (lists.opposites, 350),
-    "counted": (lists.counted, 260),
-    "translations": (lists.translations, 1300),
-    "sums": (sums.sums, 600),
+    "order": (lists.order, 500),
+    "opposites": (lists.opposites, 250),
+    "counted": (lists.counted, 200),
+    "translations": (lists.translations, 900),
+    "sums": (sums.sums, 900),
     "rows": (sums.rows, 250),
-    "families": (sums.families, 150),
-    "counting": (sums.counting, 60),
+    "families": (sums.families, 200),
+    "counting": (sums.counting, 200),
     "problems": (sums.problems, 80),
 }
 
