@@ -136,7 +136,8 @@ def test_preferences_have_two_different_replies(preferences):
 
 
 def test_both_languages_have_their_share(conversations):
-    asked = [next(m["content"] for m in c["messages"] if m["role"] == "user") for c in conversations]  # sums have no words
+    # Of the questions: replies with sums have no words.
+    asked = [next(m["content"] for m in c["messages"] if m["role"] == "user") for c in conversations]
     chinese = sum(bool(re.search(r"[\u4e00-\u9fff]", text)) for text in asked)
     assert 0.45 < chinese / len(conversations) < 0.6
     count = Counter(q.language for q in questions())
