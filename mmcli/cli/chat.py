@@ -102,7 +102,7 @@ def chat(
         max_new_tokens=max_new_tokens,
     )
     models = _Models(runs_dir, backend, device, draft, asked)
-    opened = models.open(model)
+    opened = models.get(model)
     conversation = opened.conversation
     if resume is not None:
         conversation.load(resume)
@@ -112,7 +112,7 @@ def chat(
         if resume is not None:
             show_conversation(conversation)
             note(f"{loaded(conversation)} from {resume}")
-        Terminal(conversation, tools=runner, open_model=models.open, label=opened.label).run()
+        Terminal(conversation, tools=runner, open_model=models.get, label=opened.label).run()
     elif text is None:
         note("stdin is empty: nothing to answer")
     elif json:
@@ -153,7 +153,7 @@ class _Models:
 
         return choose_backend(find_language_model(name, self._runs_dir), self._backend)
 
-    def open(self, name: str) -> OpenModel:
+    def get(self, name: str) -> OpenModel:
         """A model by what a person calls it, with a conversation.
 
         Raises:

@@ -74,6 +74,7 @@ def run_python(arguments: Sequence[str], **environment: str) -> subprocess.Compl
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
+        encoding="utf-8",
         timeout=TIMEOUT_SECONDS,
     )
 

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mmcli.plugins import Plugin
-from mmcli.stages import dpo, pins
+from mmcli.stages import pairs as stage_pairs
+from mmcli.stages import pins
 from mmcli.train.adapters import installed_adapter
 
 TEXT = "\n\n".join(
@@ -166,7 +167,7 @@ def test_preference_training_loads_no_second_model(
         )
         with pairs.open("a") as file:
             file.write(json.dumps({"chosen": chosen, "rejected": rejected}) + "\n")
-    monkeypatch.setattr(dpo, "load_model", loads)
+    monkeypatch.setattr(stage_pairs, "load_model", loads)
     adapter = runs / "0002-pretrain-lora" / "adapter"
     common = ["dpo", "--data", str(pairs), "--seq-len", "64", "--batch-size", "2", "--steps", "1", "--lr", "1e-9"]
     common += ["--from", "1", "--runs-dir", str(runs), "--adapter", "lora"]

@@ -19,7 +19,7 @@ SOURCES = sorted([*(ROOT / "mmcli").rglob("*.py"), *(ROOT / "plugins").rglob("*.
 TINY = ["model.dim=16", "model.n_layers=1", "model.n_heads=2", "model.vocab_size=320", "train.checkpoint_every=2"]
 SETS = [word for setting in TINY for word in ("--set", setting)]
 SHAPE = ["--seq-len", "32", "--batch-size", "2", "--steps", "3"]
-BINARY_OPEN = ("os", "bz2", "gzip", "lzma", "codec")  # whose `open` gives bytes unless it is asked for text
+BINARY_OPEN = ("os", "bz2", "gzip", "lzma", "tarfile", "codec")  # whose `open` gives bytes unless it is asked for text
 LOCALES = {
     "C": {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
     "cp1252": {"PYTHONUTF8": "0", "PYTHONIOENCODING": "cp1252"},

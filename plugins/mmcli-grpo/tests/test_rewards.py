@@ -71,7 +71,7 @@ def test_calls_are_found_and_answered() -> None:
 
 def test_rewards_of_a_file_have_weights(tmp_path: Path) -> None:
     file = tmp_path / "my.py"
-    file.write_text("def score(attempt):\n    return len(attempt.reply)\n")
+    file.write_text("def score(attempt):\n    return len(attempt.reply)\n", encoding="utf-8")
     assert split_reward(f"{file}:score:0.5") == (f"{file}:score", 0.5)
     assert split_reward("length:2") == ("length", 2.0) and split_reward("length") == ("length", 1.0)
     [reward] = load_rewards([f"{file}:score:0.5"])
@@ -91,14 +91,14 @@ def test_rewards_of_a_file_have_weights(tmp_path: Path) -> None:
     ],
 )
 def test_a_file_that_cannot_be_used(tmp_path: Path, code: str, argument: str, said: str) -> None:
-    (tmp_path / "my.py").write_text(code)
+    (tmp_path / "my.py").write_text(code, encoding="utf-8")
     with pytest.raises(UserError) as caught:
         load_python_function(str(tmp_path / argument), "reward")
     assert said in caught.value.what and caught.value.fix
 
 
 def test_a_reward_that_fails_names_its_place(tmp_path: Path) -> None:
-    (tmp_path / "my.py").write_text("def score(attempt):\n    return 1 / 0\n")
+    (tmp_path / "my.py").write_text("def score(attempt):\n    return 1 / 0\n", encoding="utf-8")
     [reward] = load_rewards([f"{tmp_path / 'my.py'}:score"])
     with pytest.raises(UserError, match=r'the reward "score" failed: ZeroDivisionError.*\(my\.py:2\)'):
         reward.score(attempt("7"))

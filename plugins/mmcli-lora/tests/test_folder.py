@@ -174,8 +174,8 @@ FIRST = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
     [
         (lambda folder: (folder / CONFIG).unlink(), "there is no adapter_config.json in "),
         (lambda folder: (folder / WEIGHTS).unlink(), "there is no adapter_model.safetensors in "),
-        (lambda folder: (folder / CONFIG).write_text("{"), "adapter_config.json is damaged"),
-        (lambda folder: (folder / CONFIG).write_text("[]"), "adapter_config.json is damaged"),
+        (lambda folder: (folder / CONFIG).write_text("{", encoding="utf-8"), "adapter_config.json is damaged"),
+        (lambda folder: (folder / CONFIG).write_text("[]", encoding="utf-8"), "adapter_config.json is damaged"),
         (lambda folder: (folder / WEIGHTS).write_bytes(b"xx"), "adapter_model.safetensors cannot be read"),
         (edit(peft_type="IA3"), "more than LoRA with one scale (peft_type IA3"),
         (edit(bias="all"), "more than LoRA with one scale (peft_type LORA, bias all)"),
