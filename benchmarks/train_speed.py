@@ -116,7 +116,7 @@ def our_step(place: Path) -> Callable[[], Callable[[], None]]:
 
         def step() -> None:
             for batch in batches:
-                (language_model_loss(forward, batch.to(CPU), CONFIG).terms["loss"].sum / total).backward()
+                (language_model_loss(forward, batch.to(CPU.device), CONFIG).terms["loss"].sum / total).backward()
             update(model, optimizer)
 
         return step
