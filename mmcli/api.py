@@ -151,6 +151,7 @@ if TYPE_CHECKING:
     from mmcli.train.loop import train as train
     from mmcli.train.optim import build_optimizer as build_optimizer
     from mmcli.train.preference import PairBatch as PairBatch
+    from mmcli.train.preference import pair_output as pair_output
     from mmcli.train.preference import preference_loss as preference_loss
     from mmcli.train.preference import sequence_logps as sequence_logps
     from mmcli.train.task import Rollouts as Rollouts
@@ -220,7 +221,7 @@ _HOMES = {  # module -> the names that it gives
     "mmcli.train.loop": "train",
     "mmcli.train.optim": "build_optimizer",
     "mmcli.train.lm": "TokenBatch language_model_loss",
-    "mmcli.train.preference": "PairBatch preference_loss sequence_logps",
+    "mmcli.train.preference": "PairBatch pair_output preference_loss sequence_logps",
     "mmcli.stages.pairs": "PairData open_pairs fill_reference pair_task",
     "mmcli.stages.start": "Start prepare_start choose_micro_batch save_into find_reference pin_model",
     "mmcli.stages.tokens": "TokenRows open_rows token_task",
