@@ -26,12 +26,15 @@ if TYPE_CHECKING:
     from mmcli.config import resolve as resolve
     from mmcli.data.config import DataConfig as DataConfig
     from mmcli.data.encode.cache import TokenCache as TokenCache
+    from mmcli.data.encode.encoders import encode_conversations as encode_conversations
     from mmcli.data.encode.encoders import encode_records as encode_records
     from mmcli.data.pack.batches import Batch as Batch
     from mmcli.data.pack.batches import Batches as Batches
     from mmcli.data.pack.batches import make_batch as make_batch
     from mmcli.data.pack.packing import Rows as Rows
     from mmcli.data.pack.packing import pack_cache as pack_cache
+    from mmcli.data.pack.pairs import PairFit as PairFit
+    from mmcli.data.pack.pairs import pair_rows as pair_rows
     from mmcli.data.pack.selection import Selection as Selection
     from mmcli.data.pack.selection import split_documents as split_documents
     from mmcli.data.record import EncodedRecord as EncodedRecord
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from mmcli.data.record import Rejected as Rejected
     from mmcli.data.records.conversations import as_chat as as_chat
     from mmcli.data.records.kinds import RecordKind as RecordKind
+    from mmcli.data.records.kinds import is_chat as is_chat
     from mmcli.data.records.kinds import register_kind as register_kind
     from mmcli.data.sources.pinning import as_read as as_read
     from mmcli.data.sources.pinning import pin as pin
@@ -99,6 +103,11 @@ if TYPE_CHECKING:
     from mmcli.model.formats.names import Stored as Stored
     from mmcli.model.formats.read import read_model as read_model
     from mmcli.model.formats.read import save_imported as save_imported
+    from mmcli.model.formats.reward_folder import RewardModel as RewardModel
+    from mmcli.model.formats.reward_folder import last_scores as last_scores
+    from mmcli.model.formats.reward_folder import load_reward_model as load_reward_model
+    from mmcli.model.formats.reward_folder import new_score as new_score
+    from mmcli.model.formats.reward_folder import save_reward_model as save_reward_model
     from mmcli.model.logps import token_logps as token_logps
     from mmcli.model.moe import Experts as Experts
     from mmcli.model.transformer import Transformer as Transformer
@@ -123,6 +132,7 @@ if TYPE_CHECKING:
     from mmcli.stages import PretrainConfig as PretrainConfig
     from mmcli.stages import SftConfig as SftConfig
     from mmcli.stages.pairs import PairData as PairData
+    from mmcli.stages.pairs import Pairs as Pairs
     from mmcli.stages.pairs import fill_reference as fill_reference
     from mmcli.stages.pairs import open_pairs as open_pairs
     from mmcli.stages.pairs import pair_task as pair_task
@@ -132,9 +142,11 @@ if TYPE_CHECKING:
     from mmcli.stages.start import find_reference as find_reference
     from mmcli.stages.start import pin_model as pin_model
     from mmcli.stages.start import prepare_start as prepare_start
+    from mmcli.stages.start import save_adapter as save_adapter
     from mmcli.stages.start import save_into as save_into
     from mmcli.stages.tokens import TokenRows as TokenRows
     from mmcli.stages.tokens import open_rows as open_rows
+    from mmcli.stages.tokens import open_split as open_split
     from mmcli.stages.tokens import token_task as token_task
     from mmcli.text.chat import encode_chat as encode_chat
     from mmcli.text.chat import stop_ids as stop_ids
@@ -151,6 +163,7 @@ if TYPE_CHECKING:
     from mmcli.train.loop import train as train
     from mmcli.train.optim import build_optimizer as build_optimizer
     from mmcli.train.preference import PairBatch as PairBatch
+    from mmcli.train.preference import pair_output as pair_output
     from mmcli.train.preference import preference_loss as preference_loss
     from mmcli.train.preference import sequence_logps as sequence_logps
     from mmcli.train.task import Rollouts as Rollouts
@@ -173,14 +186,15 @@ _HOMES = {  # module -> the names that it gives
     "mmcli.data.config": "DataConfig",
     "mmcli.data.record": "Record Rejected RecordError EncodedRecord",
     "mmcli.data.records.conversations": "as_chat",
-    "mmcli.data.records.kinds": "RecordKind register_kind",
+    "mmcli.data.records.kinds": "RecordKind is_chat register_kind",
     "mmcli.data.sources.sources": "Sources open_sources open_data OpenedData split_weight",
     "mmcli.data.sources.pinning": "pin pin_data as_read",
     "mmcli.data.encode.cache": "TokenCache",
-    "mmcli.data.encode.encoders": "encode_records",
+    "mmcli.data.encode.encoders": "encode_conversations encode_records",
     "mmcli.data.pack.selection": "Selection split_documents",
     "mmcli.data.pack.packing": "Rows pack_cache",
     "mmcli.data.pack.batches": "Batch Batches make_batch",
+    "mmcli.data.pack.pairs": "PairFit pair_rows",
     "mmcli.model.config": "ModelConfig",
     "mmcli.model.count": "count_parameters",
     "mmcli.model.transformer": "Transformer",
@@ -191,6 +205,7 @@ _HOMES = {  # module -> the names that it gives
     "mmcli.model.formats.names": "Stored",
     "mmcli.model.formats.hf_folder": "load_model save_model",
     "mmcli.model.formats.hf_config": "read_model_config",
+    "mmcli.model.formats.reward_folder": "RewardModel last_scores load_reward_model new_score save_reward_model",
     "mmcli.model.formats.read": "read_model save_imported",
     "mmcli.generate.engine": "Engine",
     "mmcli.generate.draft": "DraftModel",
@@ -220,10 +235,10 @@ _HOMES = {  # module -> the names that it gives
     "mmcli.train.loop": "train",
     "mmcli.train.optim": "build_optimizer",
     "mmcli.train.lm": "TokenBatch language_model_loss",
-    "mmcli.train.preference": "PairBatch preference_loss sequence_logps",
-    "mmcli.stages.pairs": "PairData open_pairs fill_reference pair_task",
-    "mmcli.stages.start": "Start prepare_start choose_micro_batch save_into find_reference pin_model",
-    "mmcli.stages.tokens": "TokenRows open_rows token_task",
+    "mmcli.train.preference": "PairBatch pair_output preference_loss sequence_logps",
+    "mmcli.stages.pairs": "Pairs PairData open_pairs fill_reference pair_task",
+    "mmcli.stages.start": "Start prepare_start choose_micro_batch save_into save_adapter find_reference pin_model",
+    "mmcli.stages.tokens": "TokenRows open_rows open_split token_task",
     "mmcli.stages.samples": "continuations",
     "mmcli.export.onnx_export": "OnnxExport",
     "mmcli.export.gguf": "GgufExport",

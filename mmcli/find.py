@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -84,7 +85,8 @@ def _run_at(ref: str) -> Run:
 def find_model(ref: str, runs_dir: Path) -> ModelRef:
     """The model a person named: a run (see `find_run`) that has a `model/`, or a model folder.
 
-    `latest` passes over runs without a language model; `latest:tokenizer` finds a tokenizer run.
+    `latest` passes over runs without a language model; `latest:tokenizer` finds a tokenizer run, `latest:reward` a
+    reward model.
 
     Raises:
         UserError: there is none.
@@ -95,7 +97,7 @@ def find_model(ref: str, runs_dir: Path) -> ModelRef:
         for run in runs:
             run.recover_model()
         runs = [run for run in runs if (run.model / "tokenizer.json").is_file()]
-        chosen = [run for run in runs if (run.stage == of_stage if of_stage else (run.model / "config.json").is_file())]
+        chosen = [run for run in runs if (run.stage == of_stage if of_stage else _writes(run.model))]
         if not chosen:
             kind = f'run of stage "{of_stage}" with a model' if of_stage else "trained model yet"
             raise UserError(f"there is no {kind} in {runs_dir}", _how_to_get(of_stage, runs_dir))
@@ -120,15 +122,30 @@ def _is_model(folder: Path) -> bool:
 
 
 def find_language_model(ref: str, runs_dir: Path) -> ModelRef:
-    """The model a person named (see `find_model`), which must be more than a tokenizer.
+    """The model a person named (see `find_model`), which must be one that writes.
 
     Raises:
-        UserError: there is none, or it is a tokenizer.
+        UserError: there is none, or it is a tokenizer or a reward model.
     """
     found = find_model(ref, runs_dir)
     if not (found.path / "config.json").is_file():
         raise UserError(f"{found.label} is a tokenizer without a model", "train one: mmcli pretrain")
+    if is_reward_model(found.path):
+        raise UserError(f"{found.label} is a reward model: it scores replies and writes none", "give a language model")
     return found
+
+
+def is_reward_model(folder: Path) -> bool:
+    """True of a model whose config.json says that it classifies sequences, as reward models do."""
+    try:
+        names = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"]
+        return str(names[0]).endswith("ForSequenceClassification")
+    except (OSError, ValueError, KeyError, TypeError, IndexError):  # whoever reads the file says what is wrong with it
+        return False
+
+
+def _writes(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and not is_reward_model(folder)
 
 
 def _how_to_get(stage: str, runs_dir: Path) -> str:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from mmcli.errors import UserError, did_you_mean
+from mmcli.find import find_model
 from mmcli.plugins import installed, load, load_function
 
 
@@ -51,6 +53,7 @@ class Reward:
     name: str
     summary: str
     function: str  # "package.module:function", a `RewardFunction`
+    of_model: bool = False  # a model scores, NAME=MODEL; the function takes its folder and returns a `RewardFunction`
     api: int = 1  # the API_VERSION that it was written for
 
 
@@ -59,15 +62,28 @@ def reward_names() -> list[str]:
     return [plugin.name for plugin in installed() if plugin.kind == "reward"]
 
 
-def find_reward(name: str) -> RewardFunction:
-    """The function of the installed reward of that name.
+def find_reward(name: str, runs_dir: Path = Path("runs")) -> RewardFunction:
+    """The function of an installed reward: `exact-answer`, or with the model that scores `model=latest:reward`.
+
+    Args:
+        runs_dir: where runs that `name` may name are looked for.
 
     Raises:
-        UserError: there is none, or several packages claim the name.
+        UserError: there is none, several packages claim the name, or a model is missing or named where none scores.
         MmcliError: it is there and cannot be loaded.
     """
+    named, _, model = name.partition("=")
     for plugin in installed():
-        if (plugin.kind, plugin.name) == ("reward", name):
-            function: RewardFunction = load_function(load(plugin, Reward).function, f'the reward "{name}"')
-            return function
-    raise UserError(f'there is no reward "{name}"', did_you_mean(name, reward_names()))
+        if (plugin.kind, plugin.name) != ("reward", named):
+            continue
+        reward = load(plugin, Reward)
+        function = load_function(reward.function, f'the reward "{named}"')
+        if reward.of_model != bool(model):
+            wanted = f"{named}=MODEL" if reward.of_model else named
+            raise UserError(
+                f'"{name}": {"no model is named" if reward.of_model else f"{named} takes no model"}',
+                f"give it as {wanted}",
+            )
+        found: RewardFunction = function(find_model(model, runs_dir).path) if model else function
+        return found
+    raise UserError(f'there is no reward "{named}"', did_you_mean(named, reward_names()))

@@ -21,6 +21,7 @@ from mmcli.cli.options import Backend, Device, Draft, Model, RunsDir
 from mmcli.errors import UserError
 
 if TYPE_CHECKING:
+    from mmcli.generate.best_of import BestOf
     from mmcli.generate.conversation import Conversation
     from mmcli.generate.engine import Engine
     from mmcli.generate.sampler import SamplingConfig
@@ -55,6 +56,11 @@ def chat(
     yes: Annotated[bool, typer.Option("--yes", help="Run every tool call without asking.")] = False,
     schema: Annotated[Path | None, typer.Option(help="JSON schema that every reply has to fit.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with a conversation that /save wrote.")] = None,
+    best_of: Annotated[int, typer.Option(help="Write N replies and show the one with the highest --reward.")] = 1,
+    reward: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Reward that chooses, of an installed package: model=latest:reward."),
+    ] = None,
     backend: Backend = "torch",
     draft: Draft = "lookup",
     device: Device = "auto",
@@ -84,6 +90,7 @@ def chat(
         raise UserError(f"--max-new-tokens {max_new_tokens} is below 1", "give 1 or more")
     if yes and tools is None:
         raise UserError("--yes consents to tool calls, and there are no tools", "give --tools FILE, or leave it out")
+    chooser = _best_of(best_of, reward, temperature, runs_dir)
     at_keyboard = prompt is None and sys.stdin.isatty()
     text = None if at_keyboard else _one_prompt(prompt)
     if json and text is None:
@@ -100,6 +107,7 @@ def chat(
         schema=None if schema is None else _read_schema(schema),
         sampling=sampling,
         max_new_tokens=max_new_tokens,
+        best_of=chooser,
     )
     models = _Models(runs_dir, backend, device, draft, asked)
     opened = models.get(model)
@@ -136,6 +144,25 @@ class _Asked:
     schema: dict[str, Any] | None
     sampling: SamplingConfig
     max_new_tokens: int
+    best_of: BestOf | None
+
+
+def _best_of(n: int, reward: str | None, temperature: float, runs_dir: Path) -> BestOf | None:
+    """What `--best-of` and `--reward` ask for; None without them."""
+    from mmcli.generate.best_of import BestOf
+    from mmcli.rewards import find_reward
+
+    if n == 1 and reward is None:
+        return None
+    if n < 1:
+        raise UserError(f"--best-of {n} is below 1", "give 2 or more, or leave it out")
+    if reward is None:
+        raise UserError(f"--best-of {n} needs what chooses", "give --reward, such as model=latest:reward")
+    if n == 1:
+        raise UserError(f"--reward {reward} chooses among replies, and one is written", "give --best-of 8")
+    if temperature == 0:
+        raise UserError(f"--best-of {n} at --temperature 0 writes one reply {n} times", "give a higher --temperature")
+    return BestOf(n, find_reward(reward, runs_dir))
 
 
 class _Models:
@@ -178,7 +205,8 @@ class _Models:
 
         asked, tokenizer = self._asked, Tokenizer.load(found.path)
         grammar = None if asked.schema is None else Grammar.from_schema(tokenizer, asked.schema)
-        engine = load_engine(found, backend, device=self._device, report=reporter())
+        slots = 1 if asked.best_of is None else asked.best_of.n
+        engine = load_engine(found, backend, device=self._device, slots=slots, report=reporter())
         check_vocabulary(found, tokenizer, engine.vocab_size)
         answers = is_chat_model(found.path, tokenizer, stage=found.stage)
         conversation = Conversation(
@@ -191,7 +219,8 @@ class _Models:
             thinking=asked.thinking,
             tools=asked.tools,
             grammar=grammar,
-            speculation=self._speculation(tokenizer, engine, backend),
+            speculation=self._speculation(tokenizer, engine, backend) if asked.best_of is None else None,
+            best_of=asked.best_of,
         )
         description = _describe(found, tokenizer, backend, engine)
         if not answers:
@@ -242,7 +271,8 @@ def _answer(conversation: Conversation, text: str, runner: ToolRunner) -> dict[s
     mode = "chat" if conversation.chat else "continue"
     calls = [{"name": call.name, "arguments": call.arguments, "result": result} for call, result in runner.results]
     called = {"tool_calls": calls} if calls else {}
-    return {"reply": message["content"], **reasoning, **called, "mode": mode, **asdict(stats)}
+    rewards = {"rewards": conversation.rewards} if conversation.rewards else {}
+    return {"reply": message["content"], **reasoning, **called, **rewards, "mode": mode, **asdict(stats)}
 
 
 def _one_prompt(prompt: str | None) -> str | None:

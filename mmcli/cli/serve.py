@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,6 +26,10 @@ def serve(
     models: Annotated[
         list[str] | None,
         typer.Argument(metavar="MODEL", help="Run numbers or names, model folders, latest (the default)."),
+    ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=DIR", help="Adapter of the model, served under NAME beside it; repeatable."),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; any but this machine's own needs --api-key.")] = (
         "127.0.0.1"
@@ -57,8 +62,9 @@ def serve(
     from mmcli.find import find_language_model
 
     refs = {word: find_language_model(word, runs_dir) for word in models or ["latest"]}
+    adapters = _read_adapters(adapter or [], refs)
     _need_packages()
-    _serve(refs, host, port, api_key, slots, queue, max_len, cors or [], backend, device)
+    _serve(refs, adapters, host, port, api_key, slots, queue, max_len, cors or [], backend, device)
 
 
 def _check(host: str, api_key: str | None, slots: int, queue: int, max_len: int | None, cors: list[str]) -> None:
@@ -78,6 +84,22 @@ def _check(host: str, api_key: str | None, slots: int, queue: int, max_len: int 
             raise UserError(f"--cors {origin} is not an origin", "give one such as https://example.com, or *")
 
 
+def _read_adapters(arguments: list[str], refs: dict[str, ModelRef]) -> dict[str, Path]:
+    """The folders of adapters, by the names under which they are served."""
+    found: dict[str, Path] = {}
+    for argument in arguments:
+        name, _, folder = argument.partition("=")
+        if not name or not folder:
+            what = f"--adapter {argument} is not NAME=DIR"
+            raise UserError(what, "write it like: --adapter tutor=runs/0004-sft/adapter")
+        if name in found or name in refs:
+            raise UserError(f'--adapter {argument}: there is a "{name}" already', "give each a name of its own")
+        found[name] = Path(folder).expanduser()
+    if found and len(refs) != 1:
+        raise UserError(f"--adapter goes with one model, and {len(refs)} are named", "name the model of the adapters")
+    return found
+
+
 def _need_packages() -> None:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
@@ -86,6 +108,7 @@ def _need_packages() -> None:
 
 def _serve(
     refs: dict[str, ModelRef],
+    adapters: dict[str, Path],
     host: str,
     port: int,
     api_key: str | None,
@@ -98,13 +121,15 @@ def _serve(
 ) -> None:
     from mmcli.cli.console import reporter
     from mmcli.serve.app import create_app
-    from mmcli.serve.models import check_memory, footprint, open_model, refuse_same_names
+    from mmcli.serve.models import check_memory, footprint, open_adapter, open_model, refuse_same_names
     from mmcli.serve.server import Server, listen
 
     report = reporter()
     unique = list({ref.path.resolve(): ref for ref in refs.values()}.values())
-    refuse_same_names(unique)
-    bytes_needed = check_memory([footprint(ref, slots=slots, max_len=max_len) for ref in unique])
+    refuse_same_names(unique, adapters)
+    footprints = [footprint(ref, slots=slots, max_len=max_len) for ref in unique]
+    footprints += [replace(footprints[0], name=name, weights=0) for name in adapters]
+    bytes_needed = check_memory(footprints)
     bound = listen(host, port)
     served = {
         ref.path.resolve(): open_model(
@@ -112,12 +137,18 @@ def _serve(
         )
         for ref in unique
     }
-    names = {each.name: each for each in served.values()}
+    [base_ref, *_] = unique
+    base = served[base_ref.path.resolve()]
+    opened = [
+        *served.values(),
+        *(open_adapter(base, base_ref, name, folder, queue=queue) for name, folder in adapters.items()),
+    ]
+    names = {each.name: each for each in opened}
     names |= {word: served[ref.path.resolve()] for word, ref in refs.items()}
-    for each in served.values():
+    for each in opened:
         kind = "" if each.chat else ", only continues text: /v1/completions"
         report.note(f"serving {each.name}: {slots} slots of {each.engine.max_len:,} tokens{kind}")
     report.note(f"memory: up to {bytes_needed / 1e9:.1f} GB for weights, keys and values; Ctrl-C stops")
     address = f"[{host}]" if ":" in host.strip("[]") else host
     typer.echo(f"http://{address}:{bound.getsockname()[1]}")
-    Server(create_app(names, api_key=api_key, cors=cors), list(served.values())).run(sockets=[bound])
+    Server(create_app(names, api_key=api_key, cors=cors), opened).run(sockets=[bound])

@@ -41,11 +41,14 @@ class EncodedRecord:
         trained: the loss mask, for each sequence the same number of flags: True where the model is trained to write
             the token; None where it is trained to write all of them.
         text_bytes: UTF-8 bytes of the record's text.
+        label: a number that the record gives its sequences, such as 1 for a good reply; None for all records of a kind
+            that has none.
     """
 
     ids: Sequence[Sequence[int]]
     trained: Sequence[Sequence[bool]] | None
     text_bytes: int
+    label: float | None = None
 
 
 def reject(file: str, line: int, reason: str, text: str = "") -> Rejected:

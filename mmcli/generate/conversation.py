@@ -16,13 +16,16 @@ from typing import Any, Literal
 
 from mmcli.errors import UserError
 from mmcli.files import write_atomic
+from mmcli.generate.best_of import BestOf
 from mmcli.generate.engine import Engine, common_prefix
 from mmcli.generate.generate import Generation, generate
 from mmcli.generate.grammar import Grammar
 from mmcli.generate.reply import Message, ReplyStream, read_reply, reply_text
 from mmcli.generate.sampler import SamplingConfig
+from mmcli.generate.sequence import TokenSequence
 from mmcli.generate.speculation import Speculation
 from mmcli.generate.tool_calls import with_calls
+from mmcli.rewards import Attempt
 from mmcli.text.chat import check_switch, encode_chat, stop_ids
 from mmcli.text.tokenizer import Tokenizer
 
@@ -63,6 +66,7 @@ class Conversation:
         messages: every user, assistant and tool message, the oldest first; `system` stands apart.
         stats: of the newest reply; None before the first.
         notice: something the person should know about the newest reply, or None.
+        rewards: of the replies among which the newest one is the best; empty where a single one was written.
         dropped: how many of the oldest messages no longer fit into the context.
         reasoning: the newest piece of the reply belongs to its reasoning, or opens it.
     """
@@ -81,6 +85,7 @@ class Conversation:
         grammar: Grammar | None = None,
         slot: int = 0,
         speculation: Speculation | None = None,
+        best_of: BestOf | None = None,
     ) -> None:
         """A conversation without messages.
 
@@ -90,6 +95,7 @@ class Conversation:
             tools: functions as JSON schemas, which the model may call.
             grammar: what every reply may be.
             speculation: of this engine; replies come sooner with it and are the same.
+            best_of: each reply is the best of several, which take as many slots from 0 on and no speculation.
 
         Raises:
             UserError: `thinking`, `system` or `tools` for a model that only continues text, `thinking` for a chat
@@ -102,6 +108,8 @@ class Conversation:
         self.chat = chat
         self.thinking = thinking
         self.speculation = speculation
+        self.best_of = best_of
+        self.rewards: list[float] = []
         self.system: str | None = None
         self.tools = list(tools)
         self.grammar = grammar
@@ -280,6 +288,7 @@ class Conversation:
         start = time.perf_counter()
         self._attempt = attempt
         self.stats = self.notice = None
+        self.rewards = []
         before, dropped_before = list(self.messages), self.dropped
         if replace:
             while self.messages.pop()["role"] != "user":
@@ -290,8 +299,8 @@ class Conversation:
         finished = False
         try:
             ids = self._prompt_ids()
-            generation = self._generation(ids)
-            encode_seconds = time.perf_counter() - start
+            generation = self._generation(ids) if self.best_of is None else self._best(self.best_of, ids)
+            encode_seconds = time.perf_counter() - start - generation.prefill_seconds
             stream = ReplyStream(self.tokenizer, ids)
             self.reasoning = stream.reasoning
             try:
@@ -339,6 +348,34 @@ class Conversation:
         self.engine.truncate(self._slot, reused)
         return generation
 
+    def _best(self, best_of: BestOf, ids: list[int]) -> Generation:
+        """The best of several replies to `ids`, all written when this returns."""
+
+        def attempt(sequence: TokenSequence) -> Attempt:
+            message = self._message(sequence.new_ids)
+            return Attempt(
+                prompt=tuple(self._with_system(self.messages)),
+                answer="",
+                reply=str(message["content"]).strip(),
+                reasoning=str(message.get("reasoning_content", "")),
+                turns=(message,),
+                ended=sequence.finish_reason == "stop",
+                tokens=sequence.tokens,
+                max_new_tokens=self.max_new_tokens,
+            )
+
+        seed = (self.sampling.seed + best_of.n * self._attempt) % 2**64
+        generation, self.rewards = best_of.write(
+            self.engine,
+            ids,
+            dataclasses.replace(self.sampling, seed=seed),
+            attempt,
+            max_new_tokens=self.max_new_tokens,
+            stop_ids=self._stop_ids,
+            grammar=self.grammar,
+        )
+        return generation
+
     def _what_to_know(self, dropped_before: int) -> str | None:
         if self.dropped > dropped_before:
             return (
@@ -349,6 +386,9 @@ class Conversation:
             return "at temperature 0 a retry gives the same reply"
         if self.stats is not None and self.stats.finish_reason == "context":
             return f"the reply ended because the context of {self.engine.max_len:,} tokens is full"
+        if self.rewards:
+            low, high = min(self.rewards), max(self.rewards)
+            return f"best of {len(self.rewards)}: reward {high:.3g}, the lowest {low:.3g}"
         return None
 
 

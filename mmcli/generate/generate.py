@@ -39,6 +39,14 @@ class Generation(Iterator[int]):
         self._speculation = speculation
         self._ready: deque[int] = deque()  # drawn and not asked for yet
 
+    @classmethod
+    def of_written(cls, engine: Engine, slot: int, sequence: TokenSequence, seconds: float) -> Generation:
+        """The ids of a sequence that has ended already, after so many seconds; the slot holds its cache."""
+        generation = cls(engine, slot, sequence)
+        generation.prefill_seconds = seconds
+        generation._ready.extend(sequence.new_ids)
+        return generation
+
     def __next__(self) -> int:
         if not self._ready and self.sequence.finish_reason is None:
             self._advance()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from mmcli.generate.engine import Engine
 from mmcli.machine import memory
 from mmcli.model.count import weight_bytes
 from mmcli.model.formats.hf_config import read_model_config
-from mmcli.run import ModelRef
+from mmcli.run import RUN_NAME, ModelRef, Run
 from mmcli.serve.metrics import ModelMetrics
 from mmcli.serve.scheduler import Scheduler
 from mmcli.stage import Reporter
@@ -113,6 +113,30 @@ def open_model(
     )
 
 
+def open_adapter(base: ServedModel, ref: ModelRef, name: str, folder: Path, *, queue: int) -> ServedModel:
+    """A served model with an adapter, over the weights of `base`; keys and values are its own.
+
+    Args:
+        ref: the model of `base`.
+        folder: of the adapter, in PEFT's layout.
+
+    Raises:
+        UserError: the base runs on another backend than torch, or the adapter cannot be used.
+    """
+    from mmcli.generate.torch_engine import TorchEngine
+    from mmcli.train.adapters import with_adapter
+
+    if not isinstance(base.engine, TorchEngine):
+        raise UserError(f"the adapter {name} needs the torch backend", "leave --backend out")
+    model = with_adapter(base.engine.model, folder)
+    engine = TorchEngine(model, slots=base.engine.slots, max_len=base.engine.max_len)
+    run_folder = folder.resolve().parent
+    stage = Run(run_folder).stage if RUN_NAME.match(run_folder.name) else "sft"  # of others, as if made for chat
+    return serve_engine(
+        name, engine, base.tokenizer, chat=is_chat_model(ref.path, base.tokenizer, stage=stage), queue=queue
+    )
+
+
 def serve_engine(name: str, engine: Engine, tokenizer: Tokenizer, *, chat: bool, queue: int) -> ServedModel:
     """A served model over an engine that is open already."""
     metrics = ModelMetrics()
@@ -120,14 +144,14 @@ def serve_engine(name: str, engine: Engine, tokenizer: Tokenizer, *, chat: bool,
     return ServedModel(name, engine, tokenizer, chat, stop_ids(tokenizer), scheduler, metrics, created=int(time.time()))
 
 
-def refuse_same_names(refs: Collection[ModelRef]) -> None:
+def refuse_same_names(refs: Collection[ModelRef], adapters: Mapping[str, Path]) -> None:
     """Raises UserError where two models have one name: a request could not say which it means."""
     seen: dict[str, Path] = {}
-    for ref in refs:
-        name = model_name(ref)
+    for name, path in [*((model_name(ref), ref.path) for ref in refs), *adapters.items()]:
         if name in seen:
-            raise UserError(f'two models are named "{name}": {seen[name]} and {ref.path}', "rename one of the folders")
-        seen[name] = ref.path
+            what = f'two models are named "{name}": {seen[name]} and {path}'
+            raise UserError(what, "give the adapter another name" if name in adapters else "rename one of the folders")
+        seen[name] = path
 
 
 def _gb(count: int) -> str:

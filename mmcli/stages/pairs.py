@@ -101,11 +101,13 @@ def open_pairs(
     context: StageContext,
     *,
     term: str = "loss",
+    whole: bool = False,
 ) -> PairData:
     """The pairs to train on, and those held out.
 
     Args:
         term: the name of the loss, which is averaged over pairs.
+        whole: leave out pairs that do not fit with their last token, rather than cut them.
 
     Raises:
         UserError: the data cannot be used, or no pair fits.
@@ -114,14 +116,15 @@ def open_pairs(
     fits: list[PairFit] = []
 
     def usable(cache: TokenCache) -> np.ndarray:
-        fits.append(fit_pairs(cache, seq_len))
+        fits.append(fit_pairs(cache, seq_len, whole=whole))
         return fits[-1].usable_N
 
     cache, kept, val_cache, held = open_split(data, train.seed, start.tokenizer, context, usable=usable)
-    fit = fits[0] if fits else fit_pairs(cache, seq_len)
+    fit = fits[0] if fits else fit_pairs(cache, seq_len, whole=whole)
     rows = pair_rows(cache, kept, seq_len, fit)
     equal = int(fit.equal_N[np.asarray(kept.documents)[::2] // 2].sum())
-    val = pair_rows(val_cache, held, seq_len, fit if val_cache is cache else None) if len(held) else None
+    val_fit = fit if val_cache is cache else fit_pairs(val_cache, seq_len, whole=whole)
+    val = pair_rows(val_cache, held, seq_len, val_fit) if len(held) else None
     line = f"{len(rows):,} pairs"
     if rows.truncated:
         line += f", {rows.truncated:,} cut at {seq_len} tokens ({rows.truncated_tokens:,} tokens lost)"

@@ -308,13 +308,19 @@ def save_into(folder: Path, start: Start, context: StageContext) -> None:
     facts = {"Trained by": f"mmcli {context.run.stage}", "Run": context.run.name}
     model = start.model
     if start.adapter is not None:
-        with atomic_folder(context.run.path / "adapter") as own:
-            start.adapter.save(own, model)
+        save_adapter(start, context)
         model = start.adapter.merge(model)
     save_model(folder, model, model.config, start.tokenizer, extra=facts)
     path = folder / "config.json"
     config = {**json.loads(path.read_text(encoding="utf-8")), "mmcli_stage": stage}
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def save_adapter(start: Start, context: StageContext) -> None:
+    """Write the adapter's own part into `adapter/` of the run."""
+    assert start.adapter is not None
+    with atomic_folder(context.run.path / "adapter") as own:
+        start.adapter.save(own, start.model)
 
 
 def describe_model(config: ModelConfig, preset: Any) -> str:

@@ -1,10 +1,13 @@
-"""`--adapter NAME`: a transform of the model that any training stage can use, given by a package."""
+"""Adapters, given by packages: a transform of the model that any training stage can use, or that a served model has."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from mmcli.config import Layer, parse_set, resolve
@@ -14,6 +17,7 @@ from mmcli.model.transformer import Transformer
 from mmcli.plugins import Plugin, contained, installed, load, load_function
 from mmcli.stage import Adapter, StageContext, Transform
 
+ADAPTER_CONFIG = "adapter_config.json"  # of PEFT's layout
 INSTALL = "install a package that has one, such as LoRA from mmcli's repository: pip install ./plugins/mmcli-lora"
 
 
@@ -85,6 +89,30 @@ def adapt(model: nn.Module, name: str, settings: Sequence[str], *, seed: int, co
     total = sum(p.numel() for p in model.parameters())
     context.report.note(f"adapter: {name}, {trained:,} of {total:,} parameters train")
     return transform
+
+
+def with_adapter(model: Transformer, folder: Path) -> Transformer:
+    """A model in eval mode that computes with the adapter of a folder in PEFT's layout.
+
+    It shares the tensors of all weights with `model`, which stays as it is. The adapter is the installed one whose name
+    is the `peft_type` of the folder.
+
+    Raises:
+        UserError: no adapter there, one of a kind that is not installed, or of another model.
+    """
+    file = folder / ADAPTER_CONFIG
+    try:
+        kind = str(json.loads(file.read_text(encoding="utf-8"))["peft_type"]).lower()
+    except OSError:
+        fix = "give the folder adapter/ of a run, such as runs/0004-sft/adapter"
+        raise UserError(f"there is no {ADAPTER_CONFIG} in {folder}", fix) from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{file} names no peft_type", "restore it from a copy") from None
+    with torch.device("meta"):
+        shared = Transformer(model.config)
+    shared.load_state_dict(model.state_dict(), assign=True)
+    build_transform(kind, [f"adapter_from={folder.resolve()}"]).apply(shared, seed=0)
+    return shared.eval()
 
 
 def training_flops(model: Transformer, seq_len: int) -> int:

@@ -1,4 +1,5 @@
-"""The loss of direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290).
+"""Losses of preference pairs: that of direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290), and
+what all of them return.
 
 Shapes: P pairs of a micro-batch, 2P sequences (chosen, rejected, chosen, ...) of T tokens.
 """
@@ -17,6 +18,7 @@ from torch import Tensor
 from mmcli.data.pack.batches import Batch
 from mmcli.model.config import ModelConfig
 from mmcli.model.logps import token_logps
+from mmcli.model.moe import RouterStats
 from mmcli.stage import LossOutput, Metric, Term
 from mmcli.train.lm import TokenBatch
 
@@ -30,6 +32,7 @@ class PairBatch:
     rows: TokenBatch
     reference_P2: Tensor  # log-probabilities of chosen and rejected under the reference
     counts: Mapping[str, float]
+    term: str  # the term of the loss that is averaged over pairs
 
     @classmethod
     def from_batch(
@@ -43,7 +46,7 @@ class PairBatch:
         counts = {term: float(batch.rows // 2)}
         if "balance" in rows.counts:
             counts["balance"] = rows.counts["balance"]
-        return cls(rows, reference.pin_memory() if pin else reference, counts)
+        return cls(rows, reference.pin_memory() if pin else reference, counts, term)
 
     @property
     def tokens(self) -> int:
@@ -84,14 +87,35 @@ def preference_loss(
     """
     logps_P2, stats = sequence_logps(model, batch)
     loss_P, margin_P = dpo_losses(logps_P2, batch.reference_P2, beta, label_smoothing)
-    pairs = batch.counts["dpo_loss"]
-    terms = {"dpo_loss": Term(loss_P.sum(), pairs)}
+    return pair_output(loss_P, margin_P, logps_P2, batch, stats, config)
+
+
+def pair_output(
+    loss_P: Tensor,
+    margin_P: Tensor,
+    values_P2: Tensor,
+    batch: PairBatch,
+    stats: RouterStats | None,
+    config: ModelConfig,
+    *,
+    values: str = "logp",
+) -> LossOutput:
+    """The sums of a loss of pairs, with margin and accuracy; plus alpha times the balance loss of the experts.
+
+    Args:
+        margin_P: above 0 where the chosen reply is preferred.
+        values_P2: what is logged of the chosen and the rejected reply, as `chosen_` and `rejected_` with the name
+            `values`.
+        stats: of the forward pass; None for a dense model.
+    """
+    pairs = batch.counts[batch.term]
+    terms = {batch.term: Term(loss_P.sum(), pairs)}
     if stats is not None:
         terms["balance"] = Term(stats.balance, batch.counts["balance"], config.aux_loss_alpha)
     metrics = {
         "margin": Term(margin_P.sum(), pairs),
         "accuracy": Term((margin_P > 0).float().sum(), pairs),
-        "chosen_logp": Term(logps_P2[:, 0].sum(), pairs),
-        "rejected_logp": Term(logps_P2[:, 1].sum(), pairs),
+        f"chosen_{values}": Term(values_P2[:, 0].sum(), pairs),
+        f"rejected_{values}": Term(values_P2[:, 1].sum(), pairs),
     }
     return LossOutput(terms, metrics)

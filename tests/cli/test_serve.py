@@ -55,6 +55,9 @@ def refused(runs_dir: Path, *args: str) -> MmcliError:
         (["--cors", "example.com"], "--cors example.com is not an origin", "https://example.com"),
         (["9"], 'there is no run "9"', "mmcli runs list"),
         (["--slots", "1000000000"], "the models take up to", "fewer --slots"),
+        (["--adapter", "tutor"], "--adapter tutor is not NAME=DIR", "--adapter tutor=runs/"),
+        (["--adapter", "latest=x"], 'there is a "latest" already', "a name of its own"),
+        (["1", "2", "--adapter", "a=x"], "--adapter goes with one model, and 2 are named", "name the model"),
         (["1", "2", "--host", "192.0.2.1", "--api-key", "k"], "cannot listen on 192.0.2.1", "another --host"),
     ],
     ids=str,
@@ -76,6 +79,8 @@ def test_two_models_of_one_name_are_refused(runs_dir: Path, tmp_path: Path) -> N
     shutil.copytree(model, tmp_path / "d" / "c")
     error = refused(runs_dir, str(tmp_path / "c" / "model"), str(tmp_path / "d" / "c"))
     assert 'two models are named "c"' in error.what
+    error = refused(runs_dir, "--adapter", "0002-sft-tiny=x")
+    assert 'two models are named "0002-sft-tiny"' in error.what and "the adapter another name" in error.fix
 
 
 def test_without_the_packages_the_extra_is_named(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mmcli.errors import UserError
+from mmcli.find import find_language_model
 from mmcli.plugins import Plugin
+from mmcli.serve.models import open_adapter, open_model
 from mmcli.stages import pairs as stage_pairs
 from mmcli.stages import pins
 from mmcli.train.adapters import installed_adapter
@@ -197,3 +200,30 @@ def test_what_makes_no_sense_is_refused(real: Any, folder: Path, argv: list[str]
     assert done.returncode == 2
     assert said in done.stderr
     assert sorted((folder / "runs").iterdir()) == before
+
+
+def test_adapters_are_served_beside_their_model_over_its_weights(real: Any, see: Any, folder: Path) -> None:
+    see(real)
+    ref = find_language_model("1", folder / "runs")
+    adapter = folder / "runs" / "0002-pretrain-lora" / "adapter"
+    base = open_model(ref, "torch", device="cpu", slots=2, max_len=48, queue=1)
+    tutor = open_adapter(base, ref, "tutor", adapter, queue=1)
+    merged = open_model(find_language_model("2", folder / "runs"), "torch", device="cpu", slots=1, max_len=48, queue=1)
+    try:
+        assert (tutor.name, tutor.chat, tutor.engine.slots, tutor.engine.max_len) == ("tutor", False, 2, 48)
+        weights, shared = ((each.engine.model.state_dict()) for each in (base, tutor))
+        assert {name for name in shared if ".lora_" not in name} == set(weights)
+        assert all(weights[name].data_ptr() == shared[name].data_ptr() for name in weights)
+        plain, adapted, whole = (each.engine.prefill(0, [5, 6, 7, 8]) for each in (base, tutor, merged))
+        assert adapted == pytest.approx(whole, abs=1e-4) and abs(adapted - plain).max() > 1e-2
+        assert (base.engine.prefill(1, [5, 6, 7, 8]) == plain).all()
+        with pytest.raises(UserError, match=r"there is no adapter_config\.json"):
+            open_adapter(base, ref, "tutor", folder, queue=1)
+        other = folder / "other"
+        other.mkdir()
+        (other / "adapter_config.json").write_text('{"peft_type": "IA3"}')
+        with pytest.raises(UserError, match='no adapter "ia3"'):
+            open_adapter(base, ref, "tutor", other, queue=1)
+    finally:
+        for each in (base, tutor, merged):
+            each.scheduler.drain(0)

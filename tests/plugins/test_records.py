@@ -54,7 +54,7 @@ def encode(tokenizer, records, options):
         found = as_prompt(record)
         given, wanted = tokenizer.encode_text(found.prompt), tokenizer.encode_text(found.answer)
         mask = [False] * len(given) + [True] * len(wanted)
-        return EncodedRecord([given + wanted], [mask], len((found.prompt + found.answer).encode()))
+        return EncodedRecord([given + wanted], [mask], len((found.prompt + found.answer).encode()), len(found.answer))
 
     return encode_each(one, records)
 
@@ -85,7 +85,7 @@ for name, alone in (("alone", 1e9), ("workers", -1.0)):
     sources = open_sources([sys.argv[1]], kind="prompt")
     cache = TokenCache.build_or_open(Path(sys.argv[3]) / name, sources, Tokenizer.load(Path(sys.argv[2])))
     ids, trained = [[f(i).tolist() for i in range(len(cache))] for f in (cache.ids, cache.trained)]
-    found[name] = [ids, trained, cache.tally.kept, cache.tally.rejected, cache.tally.reasons]
+    found[name] = [ids, trained, cache.labels.tolist(), cache.tally.kept, cache.tally.rejected, cache.tally.reasons]
 print(json.dumps({**found, "pools": len(pools)}))
 """
 ROWS: list[dict[str, Any]] = [{"prompt": f"what is {n} and {n}?", "answer": f"{2 * n}"} for n in range(30)]
@@ -121,12 +121,13 @@ def test_the_cache_holds_what_the_plugin_encodes_also_in_other_processes(site: A
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["pools"] == 1
-    ids, trained, kept, rejected, reasons = found["alone"]
+    ids, trained, labels, kept, rejected, reasons = found["alone"]
     assert found["workers"] == found["alone"]
     tokenizer = Tokenizer.load(run)
     expected = [[tokenizer.encode_text(row[key]) for key in ("prompt", "answer")] for row in ROWS]
     assert ids == [given + wanted for given, wanted in expected]
     assert trained == [[0] * len(given) + [1] * len(wanted) for given, wanted in expected]
+    assert labels == [len(row["answer"]) for row in ROWS]
     assert (kept, rejected) == (len(ROWS), len(BAD))
     assert reasons == {
         "no answer to compare with": 1,

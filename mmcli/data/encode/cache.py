@@ -46,6 +46,7 @@ FORMAT = 4
 CHECKED_SINCE = 4  # the first format with checksums
 META = "meta.json"
 TOKENS, TRAINED, OFFSETS, HASHES = "tokens.bin", "trained.bin", "offsets.bin", "hashes.bin"
+LABELS = "labels.bin"  # of kinds whose records have a label
 REJECTED = "rejected.jsonl"
 TOKEN_CACHES = ".cache/tokens"  # the caches of a runs folder; safe to delete
 HASHES_OF_FILES = "files.json"  # beside the caches
@@ -61,6 +62,7 @@ class TokenCache:
 
     Attributes:
         hashes: [N] uint64, a hash of each sequence's ids: equal for duplicates.
+        labels: [N] float32, the label of each sequence's record; None where records have none.
         masked: some tokens are not trained (chat); else `trained` is all ones.
         sequences_per_record: sequences i*s to i*s+s-1 belong to record i.
         tokens, text_bytes: totals; `text_bytes` counts UTF-8 bytes of the text behind the tokens.
@@ -94,6 +96,8 @@ class TokenCache:
         self._trained = np.memmap(folder / TRAINED, dtype=np.uint8, mode="r") if self.masked else None
         self._offsets = np.memmap(folder / OFFSETS, dtype=np.int64, mode="r")
         self.hashes: np.ndarray = np.memmap(folder / HASHES, dtype=np.uint64, mode="r")
+        labelled = LABELS in meta["sizes"]
+        self.labels: np.ndarray | None = np.fromfile(folder / LABELS, dtype=np.float32) if labelled else None
         offsets = self._offsets
         if offsets[0] != 0 or offsets[-1] != self.tokens or (offsets[1:] < offsets[:-1]).any():
             raise DamagedCacheError(f"{folder / OFFSETS} does not cut {self.tokens:,} tokens into sequences")
@@ -278,11 +282,12 @@ def _build(
             for batch in batches:
                 for _, record in batch.kept:
                     if writer is None:
-                        writer = CacheWriter(folder, dtype, masked=record.trained is not None)
+                        masked, labelled = record.trained is not None, record.label is not None
+                        writer = CacheWriter(folder, dtype, masked=masked, labelled=labelled)
                         per_record = len(record.ids)
                     masks = record.trained if record.trained is not None else [None] * per_record
                     for ids, trained in zip(record.ids, masks, strict=True):
-                        writer.append(ids, trained)
+                        writer.append(ids, trained, record.label)
                     text_bytes += record.text_bytes
                 sequences[batch.source] += per_record * len(batch.kept)
             account.check(sources.named)
@@ -308,17 +313,17 @@ def _build(
 class CacheWriter:
     """Appends sequences to the files of a cache folder."""
 
-    def __init__(self, folder: Path, dtype: np.dtype[Any], *, masked: bool) -> None:
+    def __init__(self, folder: Path, dtype: np.dtype[Any], *, masked: bool, labelled: bool = False) -> None:
         self._dtype = dtype
-        names = [TOKENS, OFFSETS, HASHES, *([TRAINED] if masked else [])]
+        names = [TOKENS, OFFSETS, HASHES, *([TRAINED] if masked else []), *([LABELS] if labelled else [])]
         self._folder = folder
         self._files: dict[str, IO[bytes]] = {name: (folder / name).open("wb", buffering=BUFFER) for name in names}
         self._files[OFFSETS].write(np.int64(0).tobytes())
         self.sequences = 0
         self.tokens = 0
 
-    def append(self, ids: Sequence[int], trained: Sequence[bool] | None) -> None:
-        """Add one sequence; `trained` where and only where the cache is masked."""
+    def append(self, ids: Sequence[int], trained: Sequence[bool] | None, label: float | None = None) -> None:
+        """Add one sequence; `trained` where and only where the cache is masked, `label` where it is labelled."""
         data = np.asarray(ids, dtype=self._dtype).tobytes()
         self.sequences += 1
         self.tokens += len(ids)
@@ -328,6 +333,9 @@ class CacheWriter:
         if TRAINED in self._files:
             assert trained is not None and len(trained) == len(ids)
             self._files[TRAINED].write(np.asarray(trained, dtype=np.uint8).tobytes())
+        if LABELS in self._files:
+            assert label is not None
+            self._files[LABELS].write(np.float32(label).tobytes())
 
     def finish(self, meta: dict[str, Any]) -> None:
         """Flush everything to the disk, the description of the cache last, with a checksum of each block (CRC-32)."""

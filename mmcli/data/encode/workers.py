@@ -147,4 +147,5 @@ def _packed(result: EncodedRecord | RecordError) -> EncodedRecord | RecordError:
     if not isinstance(result, EncodedRecord):
         return result
     trained = None if result.trained is None else [array("B", flags) for flags in result.trained]
-    return EncodedRecord([array("I", ids) for ids in result.ids], cast(Any, trained), result.text_bytes)
+    ids = [array("I", each) for each in result.ids]
+    return EncodedRecord(ids, cast(Any, trained), result.text_bytes, result.label)

@@ -29,12 +29,18 @@ class PairFit:
     equal_N: np.ndarray
 
 
-def fit_pairs(cache: TokenCache, seq_len: int) -> PairFit:
-    """How the pairs of a cache fit into `seq_len`."""
+def fit_pairs(cache: TokenCache, seq_len: int, *, whole: bool = False) -> PairFit:
+    """How the pairs of a cache fit into `seq_len`.
+
+    Args:
+        whole: nothing is cut: usable is what fits with its last token, which predicts nothing.
+    """
     lengths_N2 = np.asarray(cache.lengths).reshape(-1, 2) - 1
     usable_N, equal_N = np.ones(len(lengths_N2), dtype=bool), np.zeros(len(lengths_N2), dtype=bool)
     for pair in np.flatnonzero((lengths_N2 > seq_len).any(axis=1)).tolist():
         usable_N[pair] = all(cache.trained(side, 1, seq_len + 1).any() for side in (2 * pair, 2 * pair + 1))
+    if whole:
+        usable_N = np.asarray((lengths_N2 < seq_len).all(axis=1))
     cut_N2 = np.minimum(lengths_N2, seq_len)
     for pair in np.flatnonzero(cut_N2[:, 0] == cut_N2[:, 1]).tolist():
         end = int(cut_N2[pair, 0]) + 1

@@ -313,7 +313,7 @@ def _history(value: Mapping[str, Any]) -> list[Sequence[str]]:
 def _read_pair(value: Mapping[str, Any]) -> list[Message]:
     answer_key = next(answer for question, answer in PAIR_KEYS if question in value and answer in value)
     if isinstance(value.get("label"), bool):
-        raise RecordError('"label" says whether a reply is wanted (KTO): that is not supported')
+        raise RecordError('"label" says whether the reply is wanted, which is for: mmcli kto (mmcli-prefs)')
     prompt = read_prompt({**value, "system": None})
     if isinstance(value[answer_key], list):
         # As TRL does: what is asked is not trained, whoever said it.

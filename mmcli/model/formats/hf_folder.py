@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import save_file
 
+from mmcli.errors import UserError
+from mmcli.find import is_reward_model
 from mmcli.manifest import refuse_damaged
 from mmcli.model.config import ModelConfig
 from mmcli.model.formats.families import GPT2, Family, family_of
@@ -92,9 +94,11 @@ def load_model(
         pickled: read pytorch_model.bin too, of which nothing but tensors is unpickled.
 
     Raises:
-        UserError: no weights, a file that differs from its folder's manifest, a field of config.json that mmcli does
-            not know, or tensors that are missing, unexpected or of another shape or type, by name.
+        UserError: no weights, a reward model, a file that differs from its folder's manifest, a field of config.json
+            that mmcli does not know, or tensors that are missing, unexpected or of another shape or type, by name.
     """
+    if is_reward_model(folder):
+        raise UserError(f"{folder} is a reward model: it scores replies and writes none", "give a language model")
     config, family = read_config_and_family(folder)
     refuse_damaged(folder, [WEIGHTS, INDEX])
     weights = _current_names(open_weights(folder, pickled=pickled), config, family)

@@ -127,7 +127,10 @@ def load_rewards(arguments: Sequence[str]) -> list[WeightedReward]:
     rewards: list[WeightedReward] = []
     for argument in arguments:
         named, weight = split_reward(argument)
-        name, function = load_python_function(named, "reward") if is_python_file(named) else (named, find_reward(named))
+        if is_python_file(named):
+            name, function = load_python_function(named, "reward")
+        else:
+            name, function = named.partition("=")[0], find_reward(named)
         if any(other.name == name for other in rewards):
             raise UserError(f'two rewards are called "{name}"', "give each once, with its weight")
         rewards.append(WeightedReward(name, function, weight))

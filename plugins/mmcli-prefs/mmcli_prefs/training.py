@@ -10,12 +10,12 @@ from mmcli.api import (
     ModelConfig,
     PairBatch,
     StageContext,
-    Term,
     choose_accelerator,
     fill_reference,
     make_deterministic,
     open_data,
     open_pairs,
+    pair_output,
     pair_task,
     prepare_start,
     sequence_logps,
@@ -56,14 +56,4 @@ def prefs_loss(model: Any, batch: PairBatch, model_config: ModelConfig, config: 
     logps_P2, stats = sequence_logps(model, batch)
     lengths_P2 = (batch.rows.labels_BT >= 0).sum(dim=1).view(-1, 2)
     loss_P, margin_P = pair_losses(config, logps_P2, lengths_P2, batch.reference_P2)
-    pairs = batch.counts["loss"]
-    terms = {"loss": Term(loss_P.sum(), pairs)}
-    if stats is not None:
-        terms["balance"] = Term(stats.balance, batch.counts["balance"], model_config.aux_loss_alpha)
-    metrics = {
-        "margin": Term(margin_P.sum(), pairs),
-        "accuracy": Term((margin_P > 0).float().sum(), pairs),
-        "chosen_logp": Term(logps_P2[:, 0].sum(), pairs),
-        "rejected_logp": Term(logps_P2[:, 1].sum(), pairs),
-    }
-    return LossOutput(terms, metrics)
+    return pair_output(loss_P, margin_P, logps_P2, batch, stats, model_config)

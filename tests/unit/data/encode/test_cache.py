@@ -345,3 +345,19 @@ def test_an_error_of_the_encoder_is_the_builders(
     with pytest.raises(MemoryError, match="no room"):
         build(data, tokenizer)
     assert list((data.parent / "cache").iterdir()) == []
+
+
+def test_labels_are_kept_where_records_have_them(data: Path, tokenizer: Tokenizer) -> None:
+    numbers = iter([0.0, 1.0, 0.5, *[2.0] * 9])
+
+    def labelled(tokenizer: Tokenizer, records: Sequence[Record], options: Mapping[str, Any]) -> Results:
+        return [EncodedRecord([[5, 6], [7, 8, 9]], None, 1, label=next(numbers)) for _ in records]
+
+    cache = build(data, tokenizer, encode=labelled)
+    assert cache.labels is not None and len(cache.labels) == len(cache)
+    assert cache.labels[:6].tolist() == [0.0, 0.0, 1.0, 1.0, 0.5, 0.5][: len(cache)]
+    plain = build(data, tokenizer)
+    assert plain.labels is None and not (plain.folder / "labels.bin").exists()
+    (cache.folder / "labels.bin").write_bytes(b"")
+    with pytest.raises(DamagedCacheError, match=r"labels\.bin"):
+        TokenCache(cache.folder)

@@ -52,6 +52,14 @@ def test_pairs_that_are_equal_after_the_cut_are_dropped_and_counted(pair_cache: 
     assert fit_pairs(cache, 4096).equal_N.sum() == 0
 
 
+def test_whole_pairs_are_those_that_fit_with_their_last_token(pair_cache: Build) -> None:
+    cache = pair_cache([short(0), {"prompt": "fox", "chosen": LONG, "rejected": "dog"}, short(1)])
+    longest = int(np.asarray(cache.lengths)[:2].max())
+    assert fit_pairs(cache, longest, whole=True).usable_N.tolist() == [True, False, True]
+    assert fit_pairs(cache, longest - 1, whole=True).usable_N.tolist() == [False, False, False]
+    assert fit_pairs(cache, longest - 1).usable_N.tolist() == [True, True, True]
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_the_held_out_pairs_are_drawn_from_those_that_fit(pair_cache: Build, seed: int) -> None:
     too_long = [{"prompt": f"{number} {LONG}", "chosen": "a", "rejected": "b"} for number in range(8)]

@@ -282,7 +282,7 @@ def test_keys_with_a_meaning_are_refused_by_name(message: dict[str, Any], reason
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        ({"prompt": "q", "completion": "a", "label": False}, '"label" says whether a reply is wanted (KTO)'),
+        ({"prompt": "q", "completion": "a", "label": False}, '"label" says whether the reply is wanted'),
         ({"question": "q", "answer": "a", "image": "a.png"}, '"image" of a record is not supported'),
         ({"messages": [Q, A], "chat_template_kwargs": {"a": 1}}, '"chat_template_kwargs" of a record is not supported'),
     ],
