@@ -22,6 +22,7 @@ from mmcli.errors import UserError, did_you_mean
 C = TypeVar("C")
 DEFAULT = "default"
 STAGE = "stage "  # the name of a stage's own layer begins so
+AT_WIDTH = " at width "  # in the name of a layer that fits a preset to a wider model
 
 
 def option(default: Any, doc: str, *, flag: str | None = None, short: str | None = None) -> Any:
@@ -330,6 +331,21 @@ def preset_layers(name: str, stage: str | None = None) -> list[Layer]:
         Layer(f"preset {each}", {"model": tables.get("model", {}), **tables.get(stage or "", {})})
         for each, tables in preset_chain(name)
     ]
+
+
+def preset_at_width(name: str, stage: str, width: int) -> list[Layer]:
+    """What a preset's values for `stage` become in a model that is wider than the preset's: a layer, or none.
+
+    The learning rate falls as 1/width, for AdamW (Yang et al. 2022, arXiv:2203.03466). The batch stays: the best one
+    was the same at each width (docs/decisions/010-training-defaults.md).
+    """
+    rate = own = None
+    for _, tables in preset_chain(name):
+        own = tables.get("model", {}).get("dim", own)
+        rate = tables.get(stage, {}).get("optim", {}).get("lr", rate)
+    if rate is None or own is None or width <= own:
+        return []
+    return [Layer(f"preset {name}{AT_WIDTH}{width}", {"optim.lr": float(f"{rate * own / width:.2g}")})]
 
 
 def preset_about(name: str) -> dict[str, Any]:

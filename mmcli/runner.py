@@ -20,6 +20,7 @@ from mmcli.config import (
     Resolved,
     leaves,
     merge_layers,
+    preset_at_width,
     preset_layers,
     preset_names,
     read_toml,
@@ -94,22 +95,31 @@ def _layers(
     parent = set_values.get("train.start_from", keys.get("train.start_from"))
     builds_model = any(key.startswith("model.") for key in keys)
     has_shape = builds_model and (preset is not None or parent is None)
-    if preset is None:
-        preset = _parent_preset(parent, references) if parent is not None else DEFAULT_PRESET if builds_model else None
+    width = set_values.get("model.dim")
+    if preset is None and parent is not None:
+        preset, width = _preset_and_width(parent, references)
+    elif preset is None and builds_model:
+        preset = DEFAULT_PRESET
     of_preset = preset_layers(preset, stage.name) if preset is not None else []
+    if preset is not None and width is not None and set_values.get("optim.optimizer") != "muon":  # scaled by shape
+        of_preset += preset_at_width(preset, stage.name, width)
     if not has_shape:  # the shape is the parent's own; the preset says how such a model is trained in this stage
         of_preset = [Layer(x.name, {k: v for k, v in x.values.items() if k != "model"}) for x in of_preset]
     return [stage.layer, *of_preset, *own], preset
 
 
-def _parent_preset(ref: str, references: References) -> str | None:
-    """The preset of the run that a model came from, if it is known here."""
+def _preset_and_width(ref: str, references: References) -> tuple[str | None, int | None]:
+    """The preset of the run that a model came from and the width of the model, as far as they are known here."""
     try:
         parent = references.model(ref).run
     except UserError:  # the stage itself says so, with its own words
-        return None
-    found = parent.info().get("preset") if parent else None
-    return found if found in preset_names() else None
+        parent = None
+    if parent is None or (preset := parent.info().get("preset")) not in preset_names():
+        return None, None
+    width = None
+    with contextlib.suppress(UserError):  # damaged; the model itself can be whole
+        width = parent.read_config(RESOLVED).get("model", {}).get("dim")
+    return preset, width
 
 
 # Runs

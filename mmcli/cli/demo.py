@@ -25,7 +25,7 @@ STEPS = {"pretrain": 1700, "sft": 800, "dpo": 60}
 SEQ_LEN, ROWS = 320, 4  # a conversation with tools fits into a row
 TEXT, CHATS = "demo:text", "demo:chat"
 # Asked from the first step, a small model learns to answer from what it read; see docs/decisions/008-demo-recipe.md.
-OPTIM = {"optim.optimizer": "muon", "optim.schedule": "linear"}
+OPTIM = {"optim.optimizer": "muon", "optim.schedule": "linear", "optim.beta2": 0.95}
 SETTINGS: dict[str, dict[str, Any]] = {
     "pretrain": {
         "data.sources": [TEXT, CHATS],

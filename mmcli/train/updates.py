@@ -89,11 +89,14 @@ class Updates:
         if result.wrong is None:
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        self.wait()
         return result
 
     def _gradient(self, step: int, rate: float, *, last: bool) -> StepResult:
-        """The clipped gradient of a step, left in the parameters."""
+        """The clipped gradient of a step, left in the parameters.
+
+        The host waits for the device once, for what it logs and decides by; the update then runs while the host makes
+        the next step ready.
+        """
         batches = self._feed.batches(step, last=last)
         seed_step(self._seed, step, self._ranks.rank)
         self._task.model.train()
@@ -113,8 +116,8 @@ class Updates:
                 sums[name] = sums[name] + value if name in sums else value
                 counts[name] = counts.get(name, 0.0) + term.count
         self.sum_gradients()
-        norm = self.clip()
-        own = {name: (value.tolist(), counts[name]) for name, value in sums.items()}
+        *values, norm = on_host([*sums.values(), self.clip()])
+        own = {name: (value, counts[name]) for name, value in zip(sums, values, strict=True)}
         found = self._ranks.gather((own, sum(batch.tokens for batch in batches.values())))
         means, tokens = _means([part for part, _ in found]), sum(count for _, count in found)
         wrong = next((name for name, mean in means.items() if not np.isfinite(mean).all()), None)
@@ -185,12 +188,12 @@ class Updates:
         (total if weight == 1.0 else total * weight).backward()
         return total.detach(), {**out.terms, **out.metrics}
 
-    def clip(self) -> float:
-        """Clip the gradient; its norm before."""
+    def clip(self) -> Tensor:
+        """Clip the gradient; its norm before, on the device."""
         parameters = [p for p in self._task.model.parameters() if p.grad is not None]
         limit = self._optim.clip if self._optim.clip > 0 else float("inf")
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
-        return float(full(norm))
+        return full(norm)
 
     def fitting(self, work: Callable[[], T]) -> T:
         """What `work` returns, with half as many units per forward pass as often as memory does not suffice.
@@ -228,6 +231,17 @@ class Updates:
     def wait(self) -> None:
         """Until the device has done what it was given."""
         synchronize(self._task.accelerator.device)
+
+
+def on_host(tensors: Sequence[Tensor]) -> list[Any]:
+    """The values of tensors as numbers and lists, for which the host waits once."""
+    device = tensors[0].device
+    flat = torch.cat([each.reshape(-1).to(device) for each in tensors]).cpu()
+    parts = flat.split([each.numel() for each in tensors])
+    return [
+        part.view(each.shape).tolist() if each.dim() else part.tolist()[0]
+        for part, each in zip(parts, tensors, strict=True)
+    ]
 
 
 def _add(totals: dict[str, float], counts: Mapping[str, float]) -> None:

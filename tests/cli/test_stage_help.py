@@ -41,6 +41,12 @@ def test_a_preset_on_the_command_line_counts(capsys: pytest.CaptureFixture[str])
     assert help_of["--preset"] == "given: small"
 
 
+def test_a_rate_that_follows_the_width_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    help_of = shown(capsys, "pretrain", "--set", "model.dim=256")
+    assert help_of["--lr"] == "default: 0.002 (preset tiny at width 256)"
+    assert (help_of["--batch-size"], help_of["--schedule"]) == ("default: 8", "default: wsd")
+
+
 def test_values_on_the_command_line_are_shown_as_given(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text("[data]\nseq_len = 99\n[optim]\nlr = 0.5\n")

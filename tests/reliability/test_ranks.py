@@ -167,8 +167,13 @@ def test_fine_tuning_on_ranks(forked: Forked, data: Path, runs: Path, stage: str
     assert_close(train(forked, *args, runs=runs, ranks=3), alone)
 
 
-def test_two_ranks_resume_bit_for_bit_and_on_another_number(forked: Forked, data: Path, runs: Path) -> None:
-    args = ["pretrain", "--data", str(data / "text.txt"), *SMALL, *STEPS, *UNEVEN, "--set", "model.dropout=0.1",
+@pytest.mark.parametrize(
+    "kind", [[], pytest.param([*MOE, "--optimizer", "muon"], marks=pytest.mark.slow)], ids=["adamw", "experts, muon"]
+)
+def test_two_ranks_resume_bit_for_bit_and_on_another_number(
+    forked: Forked, data: Path, runs: Path, kind: list[str]
+) -> None:
+    args = ["pretrain", "--data", str(data / "text.txt"), *SMALL, *STEPS, *UNEVEN, *kind, "--set", "model.dropout=0.1",
             "--set", "train.checkpoint_every=3", "--set", "train.keep_checkpoints=5"]  # fmt: skip
     whole = train(forked, *args, runs=runs, ranks=2)
     first = newest(runs)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from mmcli.cli.params import resolve_model
-from mmcli.config import preset_about, preset_chain, preset_layers, preset_names, resolve
+from mmcli.config import preset_about, preset_at_width, preset_chain, preset_layers, preset_names, resolve
 from mmcli.model.config import ModelConfig
 from mmcli.model.count import count_parameters
 
@@ -100,3 +100,17 @@ def test_tiny_and_small_train_with_their_own_settings() -> None:
         found = resolved.config
         assert (found.optim.lr, found.data.seq_len, found.train.batch_size) == (lr, seq_len, rows)
         assert resolved.chosen("optim.lr") and resolved.chosen("data.seq_len") and resolved.chosen("train.batch_size")
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "lr"),
+    [("tiny", 256, 2e-3), ("tiny", 192, 2.7e-3), ("tiny", 512, 1e-3), ("small", 640, 4e-4), ("base", 1024, 3.8e-4)],
+)
+def test_a_wider_model_takes_less_of_a_presets_rate(name: str, width: int, lr: float) -> None:
+    (layer,) = preset_at_width(name, "pretrain", width)
+    assert layer.values == {"optim.lr": lr} and layer.name == f"preset {name} at width {width}"
+
+
+@pytest.mark.parametrize(("name", "width"), [("tiny", 128), ("tiny", 64), ("base", 768), ("gpt2", 4096)])
+def test_a_preset_keeps_its_own_rate(name: str, width: int) -> None:
+    assert preset_at_width(name, "pretrain", width) == []

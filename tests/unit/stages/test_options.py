@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mmcli.config import DEFAULT, Layer, Resolved, leaves, resolve, to_tables
 from mmcli.errors import UserError
+from mmcli.run import Run
 from mmcli.runner import stage_layers
 from mmcli.stage import Stage
 from mmcli.stages import DPO, PRETRAIN, SFT
@@ -73,3 +75,37 @@ def test_dpo_refuses_what_has_no_meaning(key: str, value: float, said: str) -> N
     with pytest.raises(UserError) as caught:
         filled(DPO, Layer("--set", {key: value}))
     assert said in caught.value.what and "(from --set)" in caught.value.what
+
+
+def rate(
+    stage: Stage, *own: Layer, runs_dir: Path = Path("no such folder"), preset: str | None = None
+) -> tuple[float, str]:
+    """The learning rate that a command line gives, and where it comes from."""
+    layers, _ = stage_layers(stage, own, runs_dir=runs_dir, preset=preset)
+    resolved: Resolved[Any] = resolve(stage.config, layers)
+    return resolved.config.optim.lr, resolved.sources["optim.lr"]
+
+
+def test_a_model_of_another_width_has_its_rate_and_a_person_wins() -> None:
+    wide = Layer("--set", {"model.dim": 256})
+    assert rate(PRETRAIN) == (4e-3, "preset tiny")
+    assert rate(PRETRAIN, wide) == (2e-3, "preset tiny at width 256")
+    assert rate(PRETRAIN, wide, preset="small") == (5e-4, "preset small")  # narrower than the preset
+    assert rate(PRETRAIN, wide, Layer("--lr", {"optim.lr": 3e-4})) == (3e-4, "--lr")
+    assert rate(PRETRAIN, wide, Layer("--optimizer", {"optim.optimizer": "muon"})) == (4e-3, "preset tiny")
+
+
+def test_a_stage_after_it_takes_the_width_of_the_model_it_starts_from(tmp_path: Path) -> None:
+    for width in (128, 256):
+        run = Run.create(tmp_path, "pretrain", "wide")
+        run.update(preset="tiny", state="finished")
+        run.choose("model", lambda width=width: {"dim": width})
+        run.model.mkdir()
+        for name in ("config.json", "tokenizer.json"):
+            (run.model / name).write_text("{}")
+    first, second = (Layer("--from", {"train.start_from": number}) for number in ("1", "2"))
+    assert rate(SFT, first, runs_dir=tmp_path) == (2e-3, "preset tiny")
+    assert rate(SFT, second, runs_dir=tmp_path) == (1e-3, "preset tiny at width 256")
+    assert rate(DPO, second, runs_dir=tmp_path) == (1e-5, "preset tiny at width 256")
+    (tmp_path / "0002-pretrain-wide" / "resolved.toml").write_text("[model]\ndim =")
+    assert rate(SFT, second, runs_dir=tmp_path) == (2e-3, "preset tiny")  # the model itself can be whole
