@@ -66,19 +66,31 @@ class OnnxEngine:
 
     @classmethod
     def load(
-        cls, folder: Path, *, slots: int = 1, max_len: int | None = None, threads: int | None = None
+        cls,
+        folder: Path,
+        *,
+        slots: int = 1,
+        max_len: int | None = None,
+        threads: int | None = None,
+        profile: Path | None = None,
     ) -> OnnxEngine:
         """An engine over the export in `folder`.
 
         Args:
             threads: of ONNX Runtime; None: OMP_NUM_THREADS if that is set, else one for each core.
+            profile: start of the name of the file that `end_profile` leaves, which slows the engine; None: no profile.
 
         Raises:
             UserError: no export there, a damaged one, or one that ONNX Runtime does not take.
         """
         refuse_damaged(folder, remake="mmcli export onnx")
         config = read_model_config(folder)
-        return cls(open_session(folder / GRAPH_FILE, threads=threads), config, slots=slots, max_len=max_len)
+        session = open_session(folder / GRAPH_FILE, threads=threads, profile=profile)
+        return cls(session, config, slots=slots, max_len=max_len)
+
+    def end_profile(self) -> Path:
+        """The file with ONNX Runtime's profile of all runs so far; the engine was loaded with `profile`."""
+        return Path(self._session.end_profiling())
 
     def prefill(self, slot: int, ids: Sequence[int]) -> np.ndarray:
         """See `Engine.prefill`; long prompts run in chunks, an interrupt keeps the finished ones."""
@@ -101,6 +113,10 @@ class OnnxEngine:
     def decode(self, slots: Sequence[int], ids: Sequence[int]) -> np.ndarray:
         """See `Engine.decode`. Slots that lie near each other run in one pass."""
         check_decode(self, slots, ids)
+        if len(slots) == 1:
+            one_pass = self._pass(slots[0], 1)
+            one_pass.ids_BT[0, 0] = ids[0]
+            return self._run(one_pass, one_pass.ids_BT, slots)[:, -1]
         id_of = dict(zip(slots, ids, strict=True))
         logits_of: dict[int, np.ndarray] = {}
         for first, count in self._stretches(sorted(slots)):
@@ -153,13 +169,13 @@ class OnnxEngine:
             self._passes[key] = _Pass(self, *key)
         return self._passes[key]
 
-    def _run(self, one_pass: _Pass, ids_BT: np.ndarray, counted: list[int]) -> np.ndarray:
+    def _run(self, one_pass: _Pass, ids_BT: np.ndarray, counted: Sequence[int]) -> np.ndarray:
         """Append the ids to the slots of a pass; those `counted` are longer after it. Returns logits_BTV, a copy."""
         n_tokens = ids_BT.shape[1]
         lengths, mask_SM = self._lengths, self._mask_SM
         for slot in one_pass.slots:
             mask_SM[slot, lengths[slot] : lengths[slot] + n_tokens] = 1
-        done: list[int] = []
+        done: Sequence[int] = ()
         try:
             one_pass.run(ids_BT)
             done = counted
@@ -207,7 +223,9 @@ def _share(array: np.ndarray) -> Any:
     return onnxruntime.OrtValue.ortvalue_from_numpy(array)
 
 
-def open_session(path: Path, *, threads: int | None = None) -> onnxruntime.InferenceSession:
+def open_session(
+    path: Path, *, threads: int | None = None, profile: Path | None = None
+) -> onnxruntime.InferenceSession:
     """A session over a graph file on the CPU.
 
     Raises:
@@ -222,6 +240,8 @@ def open_session(path: Path, *, threads: int | None = None) -> onnxruntime.Infer
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or (int(asked) if asked.isdigit() else 0)
     options.log_severity_level = 4  # failures come as exceptions
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its classes share no parent but Exception
