@@ -100,9 +100,9 @@ def compare(
             print_json(to_document(found.label, work, measured, refused))
         else:
             print_comparison(found.label, work, measured)
-    for each, error in refused.items():
-        report.warn(f"{each.name} is left out: {error.what}")
-    if len(contestants) == 1 and not export:
+    for each, reason in refused.items():
+        report.warn(f"{each.name} is left out: {reason.what}")
+    if [each.engine for each in contestants] == ["torch"] and not export:
         report.note(f"it has no exports; make them for this: mmcli bench {model} --export")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -183,9 +184,7 @@ def test_exports_are_made_for_a_comparison_and_removed(tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == before
 
 
-def test_a_comparison_goes_on_without_what_fails(
-    runs: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_comparison_goes_on_without_what_fails(runs: str, monkeypatch: pytest.MonkeyPatch) -> None:
     speed = bench_module.Speed(1234.5, 1000.0, 2000.0, 0.0123, 0.5, 98_000_000, 1)
 
     def measure(contestant: Any, model: Path, work: Any) -> Measured:
@@ -198,22 +197,28 @@ def test_a_comparison_goes_on_without_what_fails(
     places = [Contestant("torch", "fp32", Path("m")), Contestant("onnx", "int4", Path("o"))]
     monkeypatch.setattr(compare_module, "find_contestants", lambda ref: places)
     monkeypatch.setattr(compare_module, "measure_alone", measure)
-    done = bench("--runs-dir", runs, "--threads", "2")
+    done = bench("--new-tokens", "16", "--runs-dir", runs, "--threads", "2")
     assert done.exit_code == 0, done.exception
     lines = done.stdout.splitlines()
-    assert lines[0] == "0001-pretrain-small: 32 + 128 tokens, 2 threads" and max(map(len, lines)) <= 80
+    assert lines[0] == "0001-pretrain-small: 32 + 16 tokens, 2 threads" and max(map(len, lines)) <= 80
     assert lines[3].split() == ["torch", "fp32", "1.5", "MB", "12.35", "1,234.5", "12.3", "ms", "98", "MB", "0.50", "s"]
     assert ["MatMul", "75.0%", "0.200", "ms", "41"] in [line.split() for line in lines]
     assert "onnx int4 is left out: it ran out of memory" in done.stderr
     monkeypatch.setattr(compare_module, "find_contestants", lambda ref: places[1:])
-    refused = bench("--runs-dir", runs).exception
+    refused = bench("--new-tokens", "16", "--runs-dir", runs).exception
     assert isinstance(refused, MmcliError) and refused.what == "it ran out of memory"
 
 
-def test_a_killed_process_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The new process finds no such function in the module, and ends."""
+def test_errors_come_out_of_the_process(tmp_path: Path) -> None:
     work = compare_module.Workload(1, 1, 1, 1, "cpu", False)
-    with pytest.raises(MmcliError, match="there is no config"):
+    with pytest.raises(MmcliError, match=r"config\.json"):
+        compare_module.measure_alone(Contestant("onnx", "fp32", tmp_path), tmp_path, work)
+
+
+def test_a_killed_process_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare_module, "_measure_and_say", os.abort)  # which takes no arguments, so it ends anyhow
+    work = compare_module.Workload(1, 1, 1, 1, "cpu", False)
+    with pytest.raises(MmcliError, match="the process that ran onnx fp32 was killed"):
         compare_module.measure_alone(Contestant("onnx", "fp32", tmp_path), tmp_path, work)
 
 
