@@ -1,102 +1,118 @@
-"""Decoding with ONNX Runtime against transformers' `generate`: `small`, random weights, fp32, one sequence, CPU.
+"""Decoding with ONNX Runtime against llama.cpp, onnxruntime-genai and transformers: random weights, one sequence, CPU.
 
-Both write the same greedy tokens after the same prompt, in turns, so that a busy machine slows both; the ratio is the
-median over the turns. The last line is `decode ratio=R goal=3`.
+All write greedy tokens after the same prompt, in turns, so that a busy machine slows all; a ratio is the median over
+the turns. `small` in fp32, int8 and int4 meets llama.cpp with the same weights in F32, Q8_0 and Q4_0, onnxruntime-genai
+on the same file, and transformers' `generate`. `moe` meets a dense model of its width with as many active parameters.
+The last line is `decode ratio=R goal=G`, of the case that is furthest from its goal.
 
-    python benchmarks/decode.py --check          # exit 1 below the goal
-    python benchmarks/decode.py --threads 1
+    python benchmarks/decode.py --check          # exit 1 where a goal is missed
+    python benchmarks/decode.py --threads 1 --only fp32
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import statistics
 import sys
-import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-EXPORT = "onnx"  # folder of the export inside the model folder
-GOAL = 3.0
+from peers import (
+    Writer,
+    Written,
+    genai_writer,
+    llama_writer,
+    make_gguf,
+    make_model,
+    make_onnx,
+    median_of_turns,
+    onnx_writer,
+    open_place,
+    random_prompt,
+    take_turns,
+    transformers_writer,
+    verdict,
+)
+
+PEERS = {"fp32": "f32", "int8": "q8_0", "int4": "q4_0"}  # of llama.cpp
+GOALS = {
+    ("onnx fp32", "llama.cpp f32"): 1.05,
+    ("onnx int8", "llama.cpp q8_0"): 1.10,
+    ("onnx int4", "llama.cpp q4_0"): 1.0,
+    ("onnx fp32", "genai fp32"): 1.0,
+    ("onnx int8", "genai int8"): 1.0,
+    ("onnx int4", "genai int4"): 1.0,
+    ("onnx fp32", "transformers"): 4.0,
+    ("onnx int4", "transformers"): 12.0,
+    ("moe int8", "dense int8"): 0.85,
+    ("moe int4", "dense int4"): 0.85,
+}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="small", help="a dense shape that transformers knows")
     parser.add_argument("--prompt-tokens", type=int, default=32)
     parser.add_argument("--new-tokens", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--check", action="store_true", help="exit 1 if the ratio is below the goal")
+    parser.add_argument("--only", choices=(*PEERS, "moe"), help="one dtype of `small`, or the mixture of experts alone")
+    parser.add_argument("--place", type=Path, help="folder of the models, kept for the next time; default: temporary")
+    parser.add_argument("--check", action="store_true", help="exit 1 where a ratio is below its goal")
     asked = parser.parse_args()
-    ratios = measure(asked.preset, asked.prompt_tokens, asked.new_tokens, asked.repeats, asked.threads)
-    ratio = statistics.median(ratios)
-    print(f"ratios of the turns: {', '.join(f'{each:.2f}' for each in ratios)}")
-    print(f"decode ratio={ratio:.2f} goal={GOAL:g}")
-    return 1 if asked.check and ratio < GOAL else 0
-
-
-def measure(preset: str, prompt_tokens: int, new_tokens: int, repeats: int, threads: int) -> list[float]:
-    """Speed of ONNX Runtime over that of transformers, in each turn."""
-    import numpy as np
-
-    prompt = np.random.default_rng(0).integers(0, 6000, prompt_tokens).tolist()
-    with tempfile.TemporaryDirectory() as place:
-        export(preset, Path(place))
-        by_onnx = onnx_writer(Path(place), new_tokens, threads)
-        by_transformers = transformers_writer(Path(place), new_tokens, threads)
-    names = {"onnx": by_onnx, "transformers": by_transformers}
-    expected = by_transformers(prompt)
-    found = by_onnx(prompt)  # the first run of both warms up
-    same = sum(a == b for a, b in zip(found, expected, strict=True))
-    print(f"{preset}, {prompt_tokens} + {new_tokens} tokens, {threads} threads; {same} of {new_tokens} tokens equal")
-    rates: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(repeats):
-        for name, write in names.items():
-            start = time.perf_counter()
-            write(prompt)
-            rates[name].append(new_tokens / (time.perf_counter() - start))
+    found: dict[str, list[Written]] = {}
+    prompt = random_prompt(asked.prompt_tokens)
+    with open_place(asked.place) as place:
+        if asked.only != "moe":
+            dtypes = (asked.only,) if asked.only else tuple(PEERS)
+            found |= take_turns(small_writers(place, dtypes, asked.threads), prompt, asked.new_tokens, asked.repeats)
+        if asked.only in (None, "moe"):
+            found |= take_turns(moe_writers(place, asked.threads), prompt, asked.new_tokens, asked.repeats)
+    print(f"{asked.prompt_tokens} + {asked.new_tokens} tokens, {asked.threads} threads, tokens/s after the first")
+    rates = {name: [each.tokens_per_second for each in turns] for name, turns in found.items()}
     for name, values in rates.items():
-        print(f"{name:<14}{statistics.median(values):8.1f} tokens/s  ({min(values):.1f} to {max(values):.1f})")
-    return [a / b for a, b in zip(rates["onnx"], rates["transformers"], strict=True)]
+        print(f"{name:<16}{statistics.median(values):8.1f}  ({min(values):.1f} to {max(values):.1f})")
+    for peer in ("llama.cpp f32", "genai fp32", "transformers"):
+        if peer in found:
+            same = sum(a == b for a, b in zip(found["onnx fp32"][0].ids, found[peer][0].ids, strict=True))
+            print(f"onnx fp32 and {peer}: {same} of {asked.new_tokens} tokens equal")
+    ratios = {
+        f"{one} over {other}": (median_of_turns(rates[one], rates[other]), goal)
+        for (one, other), goal in GOALS.items()
+        if one in rates and other in rates
+    }
+    return 0 if verdict("decode", ratios) or not asked.check else 1
 
 
-def export(preset: str, folder: Path) -> None:
-    """A model folder with random weights, and its ONNX export inside."""
-    from mmcli.api import Transformer, export_onnx, model_config, save_model, train_tokenizer
+def small_writers(place: Path, dtypes: tuple[str, ...], threads: int) -> dict[str, Writer]:
+    """`small` by everyone."""
+    from mmcli.api import model_config
 
-    model = Transformer(model_config(preset))
-    save_model(folder, model, model.config, train_tokenizer(["any text"] * 9, vocab_size=300))
-    export_onnx(folder, out=folder / EXPORT)
-
-
-def onnx_writer(folder: Path, new_tokens: int, threads: int) -> Callable[[list[int]], list[int]]:
-    """What `mmcli chat --backend onnx` does at temperature 0."""
-    from mmcli.api import OnnxEngine, SamplingConfig, generate
-
-    engine = OnnxEngine.load(folder / EXPORT, threads=threads)
-    greedy = SamplingConfig(temperature=0, repetition_penalty=1)
-    return lambda prompt: list(generate(engine, 0, prompt, greedy, max_new_tokens=new_tokens))
+    model = make_model(place / "small", model_config("small"))
+    writers = {"transformers": transformers_writer(model, threads)}
+    for dtype in dtypes:
+        folder, file = make_onnx(model, dtype), make_gguf(model, PEERS[dtype])
+        writers[f"onnx {dtype}"] = onnx_writer(folder, threads)
+        writers[f"llama.cpp {PEERS[dtype]}"] = llama_writer(file, threads)
+        writers[f"genai {dtype}"] = genai_writer(folder, threads)
+    return writers
 
 
-def transformers_writer(folder: Path, new_tokens: int, threads: int) -> Callable[[list[int]], list[int]]:
-    """transformers' `generate` as its documentation calls it."""
-    import torch
-    from transformers import AutoModelForCausalLM
+def moe_writers(place: Path, threads: int) -> dict[str, Writer]:
+    """`moe`, and a dense model whose FFN is as wide as those that a token of it passes."""
+    from mmcli.api import model_config
 
-    torch.set_num_threads(threads)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    options = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False, "pad_token_id": 0}
-
-    @torch.inference_mode()
-    def write(prompt: list[int]) -> list[int]:
-        ids_BT = torch.tensor([prompt])
-        out_BT = model.generate(ids_BT, attention_mask=torch.ones_like(ids_BT), eos_token_id=None, **options)
-        return [int(id) for id in out_BT[0, len(prompt) :]]
-
-    return write
+    moe = model_config("moe")
+    width = moe.ffn_dim * (moe.num_experts_per_tok + moe.n_shared_experts)
+    models = {
+        "moe": make_model(place / "moe", moe),
+        "dense": make_model(place / "dense", dataclasses.replace(moe, use_moe=False, hidden_dim=width)),
+    }
+    return {
+        f"{name} {dtype}": onnx_writer(make_onnx(model, dtype), threads)
+        for dtype in ("int8", "int4")
+        for name, model in models.items()
+    }
 
 
 if __name__ == "__main__":

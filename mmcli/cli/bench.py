@@ -1,31 +1,109 @@
-"""`mmcli bench`: the speed of prefill, decode and training on this machine."""
+"""`mmcli bench`: a model's engines and formats side by side; the speed of prefill, decode and training."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mmcli.cli.help import App
+from mmcli.cli.bench_view import print_comparison, show, to_document
+from mmcli.cli.help import HELP, App, Group
 from mmcli.cli.options import AsJson, Backend, Model, RunsDir
-from mmcli.errors import UserError
+from mmcli.errors import MmcliError, UserError
 
 if TYPE_CHECKING:
     from mmcli.generate.engine import Engine
+    from mmcli.generate.onnx_engine import OnnxEngine
     from mmcli.model.transformer import Transformer
     from mmcli.run import ModelRef
 
-app = App()
+
+class BenchGroup(Group):
+    """`mmcli bench [MODEL]` is `mmcli bench compare [MODEL]`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        known = (*self.list_commands(ctx), *HELP["help_option_names"])
+        return super().parse_args(ctx, args if args and args[0] in known else ["compare", *args])
+
+
+app = App(cls=BenchGroup)
 Threads = Annotated[int | None, typer.Option(help="CPU threads; default: the backend's choice.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Repeats = Annotated[int, typer.Option(help="Timed runs; the median is shown.")]
+PromptTokens = Annotated[int, typer.Option(help="Tokens before the first new one.")]
+NewTokens = Annotated[int, typer.Option(help="Tokens to write.")]
+Profile = Annotated[bool, typer.Option("--profile", help="Show which operators take the time.")]
 
 
 @app.callback()
 def bench() -> None:
-    """Tokens per second, time to first token, load time and memory of a model."""
+    """Tokens per second, time to first token, load time and memory of a model.
+
+    `mmcli bench [MODEL]` is `mmcli bench compare [MODEL]`.
+    """
+
+
+@app.command()
+def compare(
+    model: Model = "latest",
+    export: Annotated[
+        bool, typer.Option("--export", help="Make what is not exported yet, in a temporary folder.")
+    ] = False,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default: one a core.")] = None,
+    prompt_tokens: PromptTokens = 32,
+    new_tokens: NewTokens = 128,
+    repeats: Repeats = 3,
+    device: Annotated[str, typer.Option(help="Of torch: auto, cpu, cuda or mps.")] = "auto",
+    profile: Profile = False,
+    json: AsJson = False,
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """All engines and formats of a model side by side: size, perplexity, speed, memory.
+
+    torch, the ONNX exports, and GGUF files in llama.cpp where xllamacpp is installed; each in a process of its own,
+    one after the other. The perplexity is that of built-in documents.
+
+    Example: mmcli bench latest --export
+    """
+    import tempfile
+
+    from mmcli.cli.console import print_json, reporter
+    from mmcli.export.compare import Workload, export_missing, find_contestants, measure_alone
+    from mmcli.find import find_language_model
+    from mmcli.generate.bench import check_repeats
+    from mmcli.threads import usable_threads
+
+    _check_threads(threads)
+    _check_new_tokens(new_tokens)
+    check_repeats(repeats)
+    found = find_language_model(model, runs_dir)
+    work = Workload(prompt_tokens, new_tokens, repeats, threads or usable_threads(), device, profile)
+    _check_length(found, prompt_tokens, new_tokens)
+    report = reporter()
+    measured, refused = {}, {}
+    with tempfile.TemporaryDirectory(prefix="mmcli-bench-") as place:
+        contestants = find_contestants(found)
+        if export:
+            contestants = export_missing(found, contestants, Path(place), report)
+        for each in contestants:
+            report.note(f"measuring {each.name}")
+            try:
+                measured[each] = measure_alone(each, found.path, work)
+            except MmcliError as error:
+                refused[each] = error
+        if not measured:
+            raise next(iter(refused.values()))
+        if json:
+            print_json(to_document(found.label, work, measured, refused))
+        else:
+            print_comparison(found.label, work, measured)
+    for each, reason in refused.items():
+        report.warn(f"{each.name} is left out: {reason.what}")
+    if [each.engine for each in contestants] == ["torch"] and not export:
+        report.note(f"it has no exports; make them for this: mmcli bench {model} --export")
 
 
 @app.command()
@@ -33,10 +111,11 @@ def decode(
     model: Model = "latest",
     backend: Backend = "torch",
     threads: Threads = None,
-    prompt_tokens: Annotated[int, typer.Option(help="Tokens before the first new one.")] = 32,
-    new_tokens: Annotated[int, typer.Option(help="Tokens to write.")] = 128,
+    prompt_tokens: PromptTokens = 32,
+    new_tokens: NewTokens = 128,
     repeats: Repeats = 5,
     device: Device = "auto",
+    profile: Profile = False,
     json: AsJson = False,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
@@ -45,15 +124,15 @@ def decode(
     Example: mmcli bench decode --backend onnx --threads 2
     """
     from mmcli.generate.bench import bench_decode
+    from mmcli.generate.profile import profile_decode
 
-    if new_tokens < 1:
-        raise UserError(f"--new-tokens {new_tokens} leaves nothing to write", "give 1 or more")
-    found, backend, engine, load_seconds = _open(model, backend, threads, device, prompt_tokens + new_tokens, runs_dir)
-    speed = bench_decode(
-        engine, prompt_tokens=prompt_tokens, new_tokens=new_tokens, repeats=repeats, load_seconds=load_seconds
-    )
-    asked = {"backend": backend, "threads": threads, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
-    _show({"bench": "decode", "model": found.label, **asked, **asdict(speed)}, json)
+    _check_new_tokens(new_tokens)
+    opened = _open(model, backend, threads, device, prompt_tokens, new_tokens, runs_dir)
+    sizes = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
+    speed = bench_decode(opened.engine, repeats=repeats, load_seconds=opened.load_seconds, **sizes)
+    operators = profile_decode(opened.engine, opened.profiled, **sizes) if profile else None
+    asked = {"backend": opened.backend, "threads": opened.threads, **sizes}
+    show({"bench": "decode", "model": opened.label, **asked, **asdict(speed)}, json, operators, "a token")
 
 
 @app.command()
@@ -64,6 +143,7 @@ def prefill(
     prompt_tokens: Annotated[int, typer.Option(help="Tokens to read.")] = 512,
     repeats: Repeats = 5,
     device: Device = "auto",
+    profile: Profile = False,
     json: AsJson = False,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
@@ -72,11 +152,13 @@ def prefill(
     Example: mmcli bench prefill 7 --prompt-tokens 1024
     """
     from mmcli.generate.bench import bench_prefill
+    from mmcli.generate.profile import profile_prefill
 
-    found, backend, engine, load_seconds = _open(model, backend, threads, device, prompt_tokens, runs_dir)
-    speed = bench_prefill(engine, prompt_tokens=prompt_tokens, repeats=repeats, load_seconds=load_seconds)
-    asked = {"backend": backend, "threads": threads, "prompt_tokens": prompt_tokens}
-    _show({"bench": "prefill", "model": found.label, **asked, **asdict(speed)}, json)
+    opened = _open(model, backend, threads, device, prompt_tokens, 0, runs_dir)
+    speed = bench_prefill(opened.engine, prompt_tokens=prompt_tokens, repeats=repeats, load_seconds=opened.load_seconds)
+    operators = profile_prefill(opened.engine, opened.profiled, prompt_tokens=prompt_tokens) if profile else None
+    asked = {"backend": opened.backend, "threads": opened.threads, "prompt_tokens": prompt_tokens}
+    show({"bench": "prefill", "model": opened.label, **asked, **asdict(speed)}, json, operators, "a prompt")
 
 
 @app.command()
@@ -113,27 +195,40 @@ def train(
     speed = bench_train(made, accelerator, batch_size=batch_size, seq_len=seq_len, repeats=repeats)
     where = {"device": str(accelerator.device), "precision": accelerator.precision, "threads": threads}
     asked = {**where, "batch_size": batch_size, "seq_len": seq_len}
-    _show({"bench": "train", "model": label, **asked, **asdict(speed)}, json)
+    show({"bench": "train", "model": label, **asked, **asdict(speed)}, json)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An engine that is measured."""
+
+    label: str
+    backend: str
+    threads: int | None  # None: the backend chose
+    engine: Engine
+    load_seconds: float
+    profiled: Callable[[Path], OnnxEngine]  # opens it once more; see `profile_decode`
 
 
 def _open(
-    model: str, backend: str, threads: int | None, device: str, length: int, runs_dir: Path
-) -> tuple[ModelRef, str, Engine, float]:
-    """(model, backend, engine, seconds that loading took).
-
-    An ONNX export must be there: making one would count as memory.
-    """
+    model: str,
+    backend: str,
+    threads: int | None,
+    device: str,
+    prompt_tokens: int,
+    new_tokens: int,
+    runs_dir: Path,
+) -> Opened:
+    """The engine. An ONNX export must be there: making one would count as memory."""
     from mmcli.evaluation.engines import choose_backend, load_engine
     from mmcli.find import find_model
     from mmcli.generate.bench import load_timed
-    from mmcli.model.formats.hf_config import read_model_config
     from mmcli.run import ModelRef
 
     _check_threads(threads)
     found = find_model(model, runs_dir)
-    longest = read_model_config(found.path).max_seq_len
-    if not 1 <= length <= longest:
-        raise UserError(f"{length:,} tokens, the context of {found.label} holds {longest:,}", "ask for fewer")
+    _check_length(found, prompt_tokens, new_tokens)
+    length = prompt_tokens + new_tokens
     source, backend = found, choose_backend(found, backend)
     if backend == "onnx":
         from mmcli.export.locate import find_export
@@ -141,9 +236,32 @@ def _open(
         folder = find_export(found)
         if folder is None:
             raise UserError(f"{found.label} has no ONNX export of its weights", f"make it: mmcli export onnx {model}")
+        from mmcli.generate.onnx_engine import OnnxEngine
+        from mmcli.generate.onnx_threads import choose_threads
+
         source = ModelRef(folder, None)
+        threads = threads or choose_threads(folder, lambda n: OnnxEngine.load(folder, max_len=length, threads=n))
     engine, seconds = load_timed(lambda: load_engine(source, backend, device=device, threads=threads, max_len=length))
-    return found, backend, engine, seconds
+
+    def profiled(prefix: Path) -> OnnxEngine:
+        from mmcli.generate.onnx_engine import OnnxEngine
+
+        return OnnxEngine.load(source.path, max_len=length, threads=threads, profile=prefix)
+
+    return Opened(found.label, backend, threads, engine, seconds, profiled)
+
+
+def _check_length(found: ModelRef, prompt_tokens: int, new_tokens: int) -> None:
+    from mmcli.model.formats.hf_config import read_model_config
+
+    longest, length = read_model_config(found.path).max_seq_len, prompt_tokens + new_tokens
+    if not 1 <= length <= longest:
+        raise UserError(f"{length:,} tokens, the context of {found.label} holds {longest:,}", "ask for fewer")
+
+
+def _check_new_tokens(new_tokens: int) -> None:
+    if new_tokens < 1:
+        raise UserError(f"--new-tokens {new_tokens} leaves nothing to write", "give 1 or more")
 
 
 def _check_threads(threads: int | None) -> None:
@@ -163,28 +281,3 @@ def _to_train(model: str | None, preset: str, runs_dir: Path) -> tuple[str, Tran
 
     found = find_model(model, runs_dir)
     return found.label, load_model(found.path)
-
-
-UNITS = {
-    "tokens_per_second": lambda value: f"{value:,.1f}",
-    "slowest": lambda value: f"{value:,.1f}",
-    "fastest": lambda value: f"{value:,.1f}",
-    "first_token_seconds": lambda value: f"{value * 1000:.1f} ms",
-    "step_seconds": lambda value: f"{value * 1000:.1f} ms",
-    "load_seconds": lambda value: f"{value:.2f} s",
-    "peak_memory_bytes": lambda value: f"{value / 1e6:,.0f} MB",
-    "loss": lambda value: f"{value:.3f}",
-}
-NAMES = {"first_token_seconds": "first token", "step_seconds": "step", "load_seconds": "load"}
-
-
-def _show(result: dict[str, Any], as_json: bool) -> None:
-    from mmcli.cli.console import print_json
-
-    if as_json:
-        print_json(result)
-        return
-    for key, value in result.items():
-        if value is not None:
-            name = NAMES.get(key, key.removesuffix("_bytes").replace("_", " "))
-            typer.echo(f"{name:<18} {UNITS[key](value) if key in UNITS else value}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mmcli.errors import UserError
 from mmcli.export.locate import default_folder, find_export
 from mmcli.generate.onnx_engine import OnnxEngine
+from mmcli.generate.onnx_threads import choose_threads
 from mmcli.manifest import damage
 from mmcli.run import ModelRef
 from mmcli.stage import Reporter
@@ -23,6 +24,9 @@ def open_onnx_engine(
 
     If there is none of these weights, or it is damaged, the fp32 export is made. `report` says so, as it does of an
     export that is not fp32.
+
+    Args:
+        threads: of ONNX Runtime; None: the quickest number (see `choose_threads`).
 
     Raises:
         UserError: a device other than the CPU, a folder that is a damaged export, no model there, or one that cannot
@@ -45,4 +49,5 @@ def open_onnx_engine(
         export_onnx(ref.path, folder, stage=ref.stage, report=report)
     elif report is not None and folder not in (ref.path, default_folder(ref, "fp32")):
         report.note(f"{ref.label}: taking its newest export, {folder}")
+    threads = threads or choose_threads(folder, lambda n: OnnxEngine.load(folder, max_len=max_len, threads=n))
     return OnnxEngine.load(folder, slots=slots, max_len=max_len, threads=threads)

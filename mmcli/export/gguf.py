@@ -126,6 +126,14 @@ def export_gguf(source: Path, out: Path, *, dtype: GgufDtype = "f16", report: Re
     return GgufExport(out, modelfile, architecture, dtype, out.stat().st_size, counts, trips, before, after)
 
 
+def is_export_of(file: Path, source: Path) -> bool:
+    """Whether a GGUF file is there and is an export of the model in `source` as it is now."""
+    try:
+        return file.is_file() and open_gguf(file).fields.get(SOURCE_KEY) == fingerprint(source)
+    except UserError:  # damaged, or the package gguf is missing
+        return False
+
+
 def _refuse_foreign(out: Path) -> None:
     """Raise UserError if `out` is not a name for a GGUF file, or is anything but an earlier export."""
     if out.suffix != ".gguf":

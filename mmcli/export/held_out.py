@@ -1,15 +1,18 @@
-"""The loss of a model on built-in documents, before and after an export changed its numbers."""
+"""The loss of a model on built-in documents, before and after an export changed its numbers. No torch here."""
 
 from __future__ import annotations
 
 import itertools
 import math
+from typing import TYPE_CHECKING
 
 from mmcli.data.demo.documents import documents
 from mmcli.errors import MmcliError
 from mmcli.evaluation.loss import document_batches, model_losses, sum_losses
-from mmcli.model.transformer import Transformer
 from mmcli.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from mmcli.model.transformer import Transformer
 
 TEXTS, TEXT_TOKENS, TEXT_SEED = 8, 64, 1  # training on the built-in corpus takes seed 0: these documents are others
 
@@ -19,10 +22,15 @@ def held_out_texts() -> list[str]:
     return list(itertools.islice(documents(TEXT_SEED), TEXTS))
 
 
+def held_out_ids(tokenizer: Tokenizer, max_seq_len: int) -> list[list[int]]:
+    """The beginnings of `held_out_texts` in tokens, of which a model of that context predicts all but the first."""
+    length = min(TEXT_TOKENS, max_seq_len) + 1
+    return [tokenizer.encode_document(text)[:length] for text in held_out_texts()]
+
+
 def held_out_loss(model: Transformer, tokenizer: Tokenizer) -> float:
     """Nats a token on `held_out_texts`."""
-    length = min(TEXT_TOKENS, model.config.max_seq_len) + 1
-    ids = [tokenizer.encode_document(text)[:length] for text in held_out_texts()]
+    ids = held_out_ids(tokenizer, model.config.max_seq_len)
     return sum_losses(model_losses(model, document_batches(ids))).loss
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -43,7 +44,7 @@ def bench_decode(
         UserError: no tokens, no repeats, or more than the context holds.
     """
     _check(engine, prompt_tokens, repeats, new_tokens=new_tokens)
-    prompt = _random_ids(engine, prompt_tokens)
+    prompt = random_ids(engine.vocab_size, prompt_tokens)
     firsts, rates = [], []
     for _ in range(repeats + 1):
         engine.truncate(0, 0)
@@ -54,7 +55,7 @@ def bench_decode(
             token = int(engine.decode([0], [token])[0].argmax())
         firsts.append(first - start)
         rates.append(new_tokens / (time.perf_counter() - first))
-    return _speed(rates[1:], firsts[1:], load_seconds)
+    return summarize(rates[1:], firsts[1:], load_seconds)
 
 
 def bench_prefill(engine: Engine, *, prompt_tokens: int, repeats: int = 5, load_seconds: float = 0.0) -> Speed:
@@ -64,18 +65,24 @@ def bench_prefill(engine: Engine, *, prompt_tokens: int, repeats: int = 5, load_
         UserError: no tokens, no repeats, or more than the context holds.
     """
     _check(engine, prompt_tokens, repeats, new_tokens=0)
-    prompt = _random_ids(engine, prompt_tokens)
+    prompt = random_ids(engine.vocab_size, prompt_tokens)
     seconds = []
     for _ in range(repeats + 1):
         engine.truncate(0, 0)
         start = time.perf_counter()
         engine.prefill(0, prompt)
         seconds.append(time.perf_counter() - start)
-    return _speed([prompt_tokens / each for each in seconds[1:]], seconds[1:], load_seconds)
+    return summarize([prompt_tokens / each for each in seconds[1:]], seconds[1:], load_seconds)
 
 
 def peak_memory_bytes() -> int | None:
     """The most memory that this process ever held (resident set), None where the system does not say."""
+    try:  # of this program alone: getrusage counts that of the process which started it, too
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
     try:
         import resource
     except ImportError:  # Windows
@@ -99,12 +106,14 @@ def _check(engine: Engine, prompt_tokens: int, repeats: int, *, new_tokens: int)
         raise UserError(what, "give fewer")
 
 
-def _random_ids(engine: Engine, count: int) -> list[int]:
-    ids: list[int] = np.random.default_rng(0).integers(0, engine.vocab_size, count).tolist()
+def random_ids(vocab_size: int, count: int) -> list[int]:
+    """So many ids of a vocabulary, the same each time."""
+    ids: list[int] = np.random.default_rng(0).integers(0, vocab_size, count).tolist()
     return ids
 
 
-def _speed(rates: list[float], firsts: list[float], load_seconds: float) -> Speed:
+def summarize(rates: list[float], firsts: list[float], load_seconds: float) -> Speed:
+    """The speed from the tokens per second and the seconds to the first token of each repeat."""
     return Speed(
         tokens_per_second=statistics.median(rates),
         slowest=min(rates),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,11 @@ from typer.testing import CliRunner, Result
 
 from mmcli.cli.bench import app
 from mmcli.cli.export import app as export_app
-from mmcli.errors import UserError
+from mmcli.errors import MmcliError, UserError
+from mmcli.export import compare as compare_module
+from mmcli.export.compare import Contestant, Measured
 from mmcli.generate import bench as bench_module
+from mmcli.generate.profile import Operator
 from mmcli.model.config import ModelConfig
 from mmcli.model.formats.hf_folder import save_model
 from mmcli.model.transformer import Transformer
@@ -116,6 +121,9 @@ def test_results_can_be_read_by_people(runs: str) -> None:
     ("arguments", "what"),
     [
         (["decode", "--new-tokens", "0"], "leaves nothing to write"),
+        (["compare", "--new-tokens", "0"], "leaves nothing to write"),
+        (["1", "--repeats", "0"], "repeats = 0"),
+        (["nothing"], 'there is no run "nothing"'),
         (["decode", "--prompt-tokens", "60", "--new-tokens", "5"], "65 tokens, the context of"),
         (["prefill", "--prompt-tokens", "0"], "0 tokens"),
         (["prefill", "--threads", "0", "--prompt-tokens", "5"], "--threads 0"),
@@ -128,3 +136,99 @@ def test_results_can_be_read_by_people(runs: str) -> None:
 def test_what_cannot_be_measured_is_refused(runs: str, arguments: list[str], what: str) -> None:
     refused = bench(*arguments, "--runs-dir", runs).exception
     assert isinstance(refused, UserError) and what in refused.what
+
+
+@pytest.fixture(scope="module")
+def exported(runs: str) -> str:
+    """The same runs, the model exported in int8 too."""
+    done = CliRunner().invoke(export_app, ["onnx", "--dtype", "int8", "--force", "--runs-dir", runs])
+    assert done.exit_code == 0, done.exception
+    return runs
+
+
+SHORT = ["--prompt-tokens", "5", "--new-tokens", "6", "--repeats", "1", "--threads", "1"]
+
+
+@pytest.mark.slow  # a process with torch for each engine
+def test_a_model_without_a_command_is_compared(exported: str) -> None:
+    result = measured("1", *SHORT, "--profile", "--runs-dir", exported)
+    assert (result["bench"], result["threads"], result["new_tokens"]) == ("compare", 1, 6)
+    by_name = {f"{each['engine']} {each['dtype']}": each for each in result["engines"]}
+    assert {"torch fp32", "onnx int8"} <= by_name.keys() and result["left_out"] == []
+    torch, int8 = by_name["torch fp32"], by_name["onnx int8"]
+    assert int8["size_bytes"] < torch["size_bytes"]
+    assert int8["perplexity"] == pytest.approx(torch["perplexity"], rel=0.05) and int8["perplexity"] > 1
+    assert int8["peak_memory_bytes"] < torch["peak_memory_bytes"]  # no torch in it
+    assert int8["tokens_per_second"] > 0 and int8["first_token_seconds"] > 0
+    for each in (torch, int8):
+        assert sum(one["share"] for one in each["operators"]) == pytest.approx(1.0)
+    matrices = next(one for one in int8["operators"] if one["name"] == "MatMulNBits")
+    assert matrices["calls"] == 2 * CONFIG.n_layers + 3 * CONFIG.n_layers + 1
+
+
+@pytest.mark.slow
+def test_exports_are_made_for_a_comparison_and_removed(tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    folder = tmp_path / "model"
+    save_model(folder, Transformer(CONFIG, seed=1), CONFIG, train_tokenizer(["Hello, rain."] * 9, vocab_size=300))
+    before = sorted(path.name for path in folder.iterdir())
+    result = measured("compare", str(folder), *SHORT, "--export")
+    names = [f"{each['engine']} {each['dtype']}" for each in result["engines"]]
+    kinds = ["torch fp32", "onnx fp32", "onnx int8", "onnx int4", "llama.cpp f32", "llama.cpp q8_0", "llama.cpp q4_0"]
+    assert sorted(names + [f"{each['engine']} {each['dtype']}" for each in result["left_out"]]) == sorted(names)
+    assert [name for name in kinds if name in names] == names and {"torch fp32", "llama.cpp f32"} <= set(names)
+    torch = result["engines"][0]["perplexity"]
+    for each in result["engines"]:
+        limit = 1e-3 if each["dtype"] in ("fp32", "f32") else 0.2
+        assert each["perplexity"] == pytest.approx(torch, rel=limit), each
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_a_comparison_goes_on_without_what_fails(runs: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    speed = bench_module.Speed(1234.5, 1000.0, 2000.0, 0.0123, 0.5, 98_000_000, 1)
+
+    def measure(contestant: Any, model: Path, work: Any) -> Measured:
+        if contestant.dtype == "int4":
+            raise MmcliError("it ran out of memory", "free some")
+        return Measured(
+            1_500_000, 12.345, speed, [Operator("MatMul", 0.75, 0.0002, 41.0), Operator("Add", 0.25, 1e-5, 8)]
+        )
+
+    places = [Contestant("torch", "fp32", Path("m")), Contestant("onnx", "int4", Path("o"))]
+    monkeypatch.setattr(compare_module, "find_contestants", lambda ref: places)
+    monkeypatch.setattr(compare_module, "measure_alone", measure)
+    done = bench("--new-tokens", "16", "--runs-dir", runs, "--threads", "2")
+    assert done.exit_code == 0, done.exception
+    lines = done.stdout.splitlines()
+    assert lines[0] == "0001-pretrain-small: 32 + 16 tokens, 2 threads" and max(map(len, lines)) <= 80
+    assert lines[3].split() == ["torch", "fp32", "1.5", "MB", "12.35", "1,234.5", "12.3", "ms", "98", "MB", "0.50", "s"]
+    assert ["MatMul", "75.0%", "0.200", "ms", "41"] in [line.split() for line in lines]
+    assert "onnx int4 is left out: it ran out of memory" in done.stderr
+    monkeypatch.setattr(compare_module, "find_contestants", lambda ref: places[1:])
+    refused = bench("--new-tokens", "16", "--runs-dir", runs).exception
+    assert isinstance(refused, MmcliError) and refused.what == "it ran out of memory"
+
+
+def test_errors_come_out_of_the_process(tmp_path: Path) -> None:
+    work = compare_module.Workload(1, 1, 1, 1, "cpu", False)
+    with pytest.raises(MmcliError, match=r"config\.json"):
+        compare_module.measure_alone(Contestant("onnx", "fp32", tmp_path), tmp_path, work)
+
+
+def test_a_killed_process_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare_module, "_measure_and_say", os.abort)  # which takes no arguments, so it ends anyhow
+    work = compare_module.Workload(1, 1, 1, 1, "cpu", False)
+    with pytest.raises(MmcliError, match="the process that ran onnx fp32 was killed"):
+        compare_module.measure_alone(Contestant("onnx", "fp32", tmp_path), tmp_path, work)
+
+
+def test_profiles_of_both_engines(exported: str) -> None:
+    sizes = ["--prompt-tokens", "5", "--repeats", "1", "--threads", "1", "--runs-dir", exported]
+    torch = measured("decode", "--profile", "--new-tokens", "3", *sizes)["operators"]
+    assert {"aten::addmm", "aten::mm"} & {each["name"] for each in torch}
+    onnx = measured("prefill", "--profile", "--backend", "onnx", *sizes)["operators"]
+    assert onnx == sorted(onnx, key=lambda each: -each["seconds"])
+    attention = next(each for each in onnx if each["name"] == "GroupQueryAttention")
+    assert attention["calls"] == CONFIG.n_layers and 0 < attention["share"] < 1
+    shown = bench("decode", "--profile", "--backend", "onnx", "--new-tokens", "2", *sizes).stdout
+    assert "operator " in shown and "time a token" in shown
