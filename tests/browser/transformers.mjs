@@ -1,11 +1,10 @@
 // An exported folder in transformers.js, from its own files alone. Arguments: node_modules, the folder. In (JSON):
-// { prompts: [[id, ...]], messages, tokens }. Out: greedy ids after each prompt, the ids of the messages, a reply to them.
+// { prompts: [[id, ...]], messages, tokens }. Out: { written: greedy ids after each prompt, asked: the ids of the messages }.
 import { createRequire } from "node:module";
-import { dirname, basename } from "node:path";
-import { pathToFileURL } from "node:url";
+import { basename, dirname } from "node:path";
 
 const [, , modules, folder] = process.argv;
-const { AutoModelForCausalLM, AutoTokenizer, Tensor, env } = await import(pathToFileURL(createRequire(`${modules}/x.js`).resolve("@huggingface/transformers")));
+const { AutoModelForCausalLM, AutoTokenizer, Tensor, env } = createRequire(`${modules}/x.js`)("@huggingface/transformers");
 Object.assign(env, { allowRemoteModels: false, localModelPath: `${dirname(folder)}/`, useFSCache: false });
 let text = "";
 for await (const piece of process.stdin) text += piece;
@@ -15,7 +14,7 @@ const model = await AutoModelForCausalLM.from_pretrained(basename(folder)); // t
 const tensor = (ids) => new Tensor("int64", BigInt64Array.from(ids, BigInt), [1, ids.length]);
 const generate = async (ids) => {
   const mask = tensor(ids.map(() => 1));
-  const out = await model.generate({ inputs: tensor(ids), attention_mask: mask, max_new_tokens: tokens, do_sample: false });
+  const out = await model.generate({ input_ids: tensor(ids), attention_mask: mask, max_new_tokens: tokens, do_sample: false });
   return Array.from(out.data, Number).slice(ids.length);
 };
 const written = [];

@@ -26,7 +26,7 @@ fun main(arguments: Array<String>) {
     val greedy = Sampling(temperature = 0.0, repetitionPenalty = 1.0)
     Decoder(graph, context.toInt(), threads = 1).use { decoder ->
         val chat = Chat(decoder, Listed(texts), stop.split(",").map(String::toInt).toSet(), greedy)
-        for (message in generateSequence(::readLine)) {
+        for (message in generateSequence(::readlnOrNull)) {
             var shown = ""
             val reply = chat.reply(message, maxTokens = 24) { shown = it }
             check(reply == shown)

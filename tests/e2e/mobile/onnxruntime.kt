@@ -19,17 +19,17 @@ class NodeInfo(val info: ValueInfo)
 
 class OnnxTensor private constructor(private val longs: LongArray?, private val floats: FloatArray?, private val shape: LongArray) : OnnxValue {
     private var closed = false
-    val floatBuffer: FloatBuffer get() = FloatBuffer.wrap(open().floats!!)
+    val floatBuffer: FloatBuffer get() = FloatBuffer.wrap(unclosed().floats!!)
 
     override fun close() {
         check(!closed) { "closed twice" }
         closed = true
     }
 
-    private fun open() = also { check(!closed) { "used after it was closed" } }
+    private fun unclosed() = also { check(!closed) { "used after it was closed" } }
 
     internal fun write(out: DataOutputStream) {
-        open()
+        unclosed()
         out.writeBoolean(longs != null)
         out.writeInt(shape.size)
         shape.forEach(out::writeLong)
