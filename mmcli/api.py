@@ -493,7 +493,10 @@ def export_onnx(
     model: Model = "latest",
     *,
     dtype: Literal["fp32", "fp16", "int8", "int4"] = "fp32",
+    target: Literal["cpu", "mobile", "web", "genai"] = "cpu",
+    ops: Literal["fused", "standard"] = "fused",
     context: int | None = None,
+    calibrate: str | Path | None = None,
     force: bool = False,
     out: str | Path | None = None,
     runs_dir: str | Path = "runs",
@@ -502,20 +505,35 @@ def export_onnx(
     """Export a model for ONNX Runtime, as `mmcli export onnx` does: compared with torch before it is kept.
 
     Args:
+        target: "mobile" adds an .ort file, "web" is laid out for transformers.js, "genai" also verified in
+            onnxruntime-genai.
+        ops: "standard": the operators of the ONNX standard alone.
         context: the longest sequence in tokens; None: the model's.
+        calibrate: text or conversations that int4 is fitted to; None: built-in documents.
         force: keep an export whose perplexity rises by more than its limit.
-        out: a new folder, or an earlier export; None: RUN/export/onnx-DTYPE.
+        out: a new folder, or an earlier export; None: RUN/export/onnx-DTYPE, for other targets with their name.
 
     Raises:
-        UserError: no such model, a context that it does not have, or something else lies in `out`.
+        UserError: no such model, a context that it does not have, options that do not go together, or something else
+            lies in `out`.
         MmcliError: the export differs from torch; nothing is left of it.
     """
     from mmcli.export.locate import default_folder
     from mmcli.export.onnx_export import export_onnx
 
     ref = _find(model, runs_dir)
-    folder = Path(out) if out is not None else default_folder(ref, dtype)
-    return export_onnx(ref.path, folder, dtype=dtype, context=context, force=force, stage=ref.stage, report=report)
+    folder = Path(out) if out is not None else default_folder(ref, dtype, target, ops)
+    return export_onnx(
+        *(ref.path, folder),
+        dtype=dtype,
+        target=target,
+        ops=ops,
+        context=context,
+        calibrate=None if calibrate is None else Path(calibrate),
+        force=force,
+        stage=ref.stage,
+        report=report,
+    )
 
 
 def export_hf(

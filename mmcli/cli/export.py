@@ -28,10 +28,27 @@ def onnx(
         Literal["fp32", "fp16", "int8", "int4"],
         typer.Option(help="Matrix format. fp16 halves the file, computed in fp32; int8 and int4: quantized weights."),
     ] = "fp32",
+    target: Annotated[
+        Literal["cpu", "mobile", "web", "genai"],
+        typer.Option(
+            help="Where it runs. mobile adds an .ort file; web is laid out for transformers.js; genai is also verified"
+            " in onnxruntime-genai."
+        ),
+    ] = "cpu",
+    ops: Annotated[
+        Literal["fused", "standard"],
+        typer.Option(help="Operators: ONNX Runtime's own, or those of the ONNX standard alone, for other runtimes."),
+    ] = "fused",
     context: Annotated[
         int | None, typer.Option(help="Longest sequence in tokens; default: the model's.", metavar="N")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Output folder; default: RUN/export/onnx-DTYPE.")] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Text or conversations to fit int4 to; default: built-in documents."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Output folder; default: RUN/export/onnx-DTYPE, for other targets -TARGET.")
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Keep an export whose perplexity rises by more than its limit.")
     ] = False,
@@ -47,18 +64,29 @@ def onnx(
     from mmcli.find import find_language_model
 
     found = find_language_model(model, runs_dir)
-    folder = out if out is not None else default_folder(found, dtype)
+    folder = out if out is not None else default_folder(found, dtype, target, ops)
     report = reporter()
     report.note(f"exporting {found.label} to {folder}")
     from mmcli.export.onnx_export import export_onnx
 
-    made = export_onnx(found.path, folder, dtype=dtype, context=context, force=force, stage=found.stage, report=report)
+    made = export_onnx(
+        *(found.path, folder),
+        dtype=dtype,
+        target=target,
+        ops=ops,
+        context=context,
+        calibrate=calibrate,
+        force=force,
+        stage=found.stage,
+        report=report,
+    )
     if json:
         print_json({"model": found.label, "folder": str(made.folder), "bytes": made.bytes, "proof": _proof(made.proof)})
     else:
         typer.echo("\n".join(_table(made.proof, made.bytes)))
         typer.echo(f"\n{'kept' if made.proof.forced else 'verified'}: {made.folder}")
-        report.note(f"chat without torch: mmcli chat {made.folder} --backend onnx")
+        if target != "web":
+            report.note(f"chat without torch: mmcli chat {made.folder} --backend onnx")
 
 
 @app.command("check")
@@ -207,7 +235,8 @@ def gguf(
 def web(
     model: Model = "latest",
     dtype: Annotated[
-        Literal["fp32", "int8"], typer.Option(help="Matrix format; int8 is a quarter of the download.")
+        Literal["fp32", "fp16", "int8", "int4"],
+        typer.Option(help="Matrix format. fp16 halves the download; int8 and int4: a quarter, a sixth, and slower."),
     ] = "fp32",
     runtime: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Folder of the npm package onnxruntime-web.")

@@ -17,6 +17,11 @@ from mmcli.model.rotary import Rotary
 from mmcli.model.transformer import Transformer
 
 
+def rms_norm(graph: Graph) -> str:
+    """The operator, which has another name in ONNX Runtime than in the standard."""
+    return "RMSNormalization" if graph.standard else "SimplifiedLayerNormalization"
+
+
 class Attention:
     """The attention of every layer, and what they share: lengths, positions, rotary tables."""
 
@@ -24,6 +29,13 @@ class Attention:
         self, graph: Graph, matrices: MatrixFormat, model: Transformer, weights: Mapping[str, np.ndarray], context: int
     ) -> None:
         self.graph, self.matrices, self.config, self.weights = graph, matrices, model.config, weights
+        self._positions: str | None = None
+        self._tables = None if model.rotary is None else self._rotary_tables(model.rotary, context)
+        self._measure()
+
+    def _measure(self) -> None:
+        """The lengths that every layer needs."""
+        graph = self.graph
         self._total_B1 = graph.op("ReduceSum", "attention_mask", graph.ints(1), name="total_B1", keepdims=1)
         total_B = graph.op("Squeeze", self._total_B1, graph.ints(1), name="total_B")
         last_B = graph.op("Sub", total_B, graph.ints(1), name="last_B")
@@ -31,8 +43,6 @@ class Attention:
         length = graph.op("Shape", "attention_mask", name="mask_length_1", start=1, end=2)
         length = graph.op("Squeeze", length, graph.ints(0), name="mask_length")
         self._longest = graph.op("Cast", length, name="total_seq_len", to=TensorProto.INT32)
-        self._positions: str | None = None
-        self._tables = None if model.rotary is None else self._rotary_tables(model.rotary, context)
 
     def _rotary_tables(self, rotary: Rotary, context: int) -> tuple[str, str]:
         """cos and sin [P, rotary_dim / 2], computed once when the graph is loaded: the file holds the frequencies."""
@@ -110,9 +120,7 @@ class Attention:
         graph, config, name = self.graph, self.config, f"layers.{layer}.self_attn.{kind}_norm"
         weight = graph.weight(f"{name}.weight", self.weights[f"model.{name}.weight"])
         x_BTHd = graph.op("Reshape", x, graph.ints(0, 0, heads, config.d_head), name=f"{name}.split")
-        normed = graph.op(
-            "SimplifiedLayerNormalization", x_BTHd, weight, name=f"{name}.heads", axis=-1, epsilon=config.norm_eps
-        )
+        normed = graph.op(rms_norm(graph), x_BTHd, weight, name=f"{name}.heads", axis=-1, epsilon=config.norm_eps)
         return graph.op("Reshape", normed, graph.ints(0, 0, heads * config.d_head), name=name)
 
     def _rotate(self, x: str, layer: int, kind: str, heads: int) -> str:

@@ -1,7 +1,7 @@
 """What 4 bits are fitted to: how strongly each input feature is driven, and which matrices need 8 bits.
 
-Both are measured on built-in documents that no training and no proof reads. They need not be of the model's own kind:
-for a model of web pages they served as well as web pages.
+Both are measured on built-in documents that no training and no proof reads, or on text of a person's own. The documents
+need not be of the model's own kind: for a model of web pages they served as well as web pages.
 
 Shapes: I features in, T tokens.
 """
@@ -9,11 +9,16 @@ Shapes: I features in, T tokens.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from mmcli.data.demo.documents import documents
+from mmcli.data.encode.encoders import encode_records
+from mmcli.data.records.account import RecordAccount
+from mmcli.data.sources.sources import open_any
+from mmcli.errors import UserError
 from mmcli.export.decoder import build_model
 from mmcli.export.graph import Graph
 from mmcli.export.matrices import Floats, Limits, NBits
@@ -25,6 +30,7 @@ from mmcli.text.tokenizer import Tokenizer
 
 TEXT_SEED = 2  # training on the built-in corpus takes seed 0, the proof seed 1
 TEXTS, LENGTH = 4, 256
+LEAST = 32  # tokens of a person's own text
 
 
 # Parts of the names of the matrices that stay in 8 bits, from the smallest file to the largest; {last} is a layer.
@@ -38,9 +44,12 @@ PLANS = (
 SHARE = 0.8  # of the perplexity that a format may cost: the proof reads other text
 
 
-def fit(matrices: NBits, model: Transformer, tokenizer: Tokenizer) -> NBits:
-    """The format with the errors of weights weighed by what comes in, and as few matrices in 8 bits as will do."""
-    texts = _texts(tokenizer, min(LENGTH, model.config.max_seq_len))
+def fit(matrices: NBits, model: Transformer, texts: Sequence[Sequence[int]]) -> NBits:
+    """The format with the errors of weights weighed by what comes in, and as few matrices in 8 bits as will do.
+
+    Args:
+        texts: ids that stand for what the model reads.
+    """
     powers = _input_powers(model, texts)
     made: dict[tuple[str, int], Blocks] = {}
     for plan in PLANS:
@@ -82,12 +91,38 @@ def _input_powers(model: Transformer, texts: Sequence[Sequence[int]]) -> Mapping
     return {matrix: _relative(squares[x]) for matrix, x in recorder.input_of.items()}
 
 
-def _texts(tokenizer: Tokenizer, length: int) -> list[list[int]]:
-    """Documents one after the other, cut into pieces."""
+def calibration_texts(tokenizer: Tokenizer, source: Path | None, context: int) -> list[list[int]]:
+    """The first 1,024 ids of documents or conversations, one after the other, in pieces that fit the context.
+
+    Args:
+        source: a file or folder of text or conversations; None: built-in documents.
+
+    Raises:
+        UserError: it cannot be used, or has less than 32 tokens.
+    """
+    length = min(LENGTH, context)
+    if source is None:
+        built_in = list(itertools.islice(documents(TEXT_SEED), 16 * TEXTS))
+        encoded: Iterable[Sequence[int]] = tokenizer.encode_texts(built_in)
+    else:
+        encoded = _records(source, tokenizer)
     start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    encoded = tokenizer.encode_texts(list(itertools.islice(documents(TEXT_SEED), 16 * TEXTS)))
     ids = itertools.chain.from_iterable(encoded)
-    return [[*start, *itertools.islice(ids, length - len(start))] for _ in range(TEXTS)]
+    pieces = [[*start, *itertools.islice(ids, length - len(start))] for _ in range(TEXTS)]
+    texts = [piece for piece in pieces if len(piece) > 1 + len(start)]
+    if source is not None and sum(map(len, texts)) < min(LEAST, TEXTS * length):
+        what = f"{source} has less than {LEAST} tokens to fit int4 to"
+        raise UserError(what, "give a longer text, or omit --calibrate")
+    return texts
+
+
+def _records(source: Path, tokenizer: Tokenizer) -> Iterator[Sequence[int]]:
+    """The ids of each record that a training would keep."""
+    sources = open_any([str(source)], ("text", "chat"))
+    with RecordAccount() as account:
+        for batch in encode_records(sources, tokenizer, account, batch_records=16 * TEXTS, workers=1):
+            for _, record in batch.kept:
+                yield from record.ids
 
 
 def _relative(squares_I: np.ndarray) -> np.ndarray:

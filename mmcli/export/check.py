@@ -12,15 +12,14 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
 from mmcli.errors import UserError
-from mmcli.export.locate import RECORD_FILE, Dtype, fingerprint, read_record
+from mmcli.export.locate import RECORD_FILE, Dtype, fingerprint, graph_bytes, graph_file, read_record
 from mmcli.export.proof import Proof, prove
-from mmcli.generate.onnx_engine import GRAPH_FILE
 from mmcli.manifest import MANIFEST, damages
 from mmcli.model.formats.hf_folder import load_model
 from mmcli.stage import Reporter, Silent
 from mmcli.text.tokenizer import Tokenizer
 
-NEEDED = (GRAPH_FILE, RECORD_FILE, "config.json", "tokenizer.json")
+NEEDED = (RECORD_FILE, "config.json", "tokenizer.json")
 AGAIN = "export it again: mmcli export onnx"
 
 
@@ -44,13 +43,15 @@ def check_export(folder: Path, *, report: Reporter | None = None) -> Checked:
         MmcliError: it does not compute what its model computes.
     """
     report = report or Silent()
-    if not (folder / GRAPH_FILE).is_file() and not (folder / RECORD_FILE).is_file():
+    graph = graph_file(folder)
+    if not graph.is_file() and not (folder / RECORD_FILE).is_file():
         raise UserError(f"{folder} is not an ONNX export", "give the folder that mmcli export onnx made")
-    faults = [str(each) for each in damages(folder, needed=NEEDED)] or list(_outside(folder))
+    needed = (graph.relative_to(folder).as_posix(), *NEEDED)
+    faults = [str(each) for each in damages(folder, needed=needed)] or list(_outside(graph))
     if faults:
         raise UserError("; ".join(faults), f"restore the files from a copy, or {AGAIN}")
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST]
-    size = sum(path.stat().st_size for path in folder.glob(GRAPH_FILE + "*"))
+    size = graph_bytes(folder)
     record = read_record(folder)
     model, reason = _model_of(folder, record)
     dtype: Dtype | None = next((each for each in get_args(Dtype) if each == _told(record, "dtype")), None)
@@ -88,23 +89,23 @@ def _model_of(folder: Path, record: dict[str, object]) -> tuple[Path | None, str
     return model, None
 
 
-def _outside(folder: Path) -> Iterator[str]:
+def _outside(graph: Path) -> Iterator[str]:
     """What is wrong with the files that the graph names for its weights."""
     try:
-        graph = onnx.load(folder / GRAPH_FILE, load_external_data=False).graph
+        model = onnx.load(graph, load_external_data=False).graph
     except DecodeError:
-        yield f"{folder / GRAPH_FILE} is not an ONNX graph"
+        yield f"{graph} is not an ONNX graph"
         return
     ends: dict[str, int] = {}
-    for tensor in graph.initializer:
+    for tensor in model.initializer:
         if tensor.data_location == TensorProto.EXTERNAL:
             entries = {entry.key: entry.value for entry in tensor.external_data}
             place = entries.get("location", "")
             end = int(entries.get("offset", 0)) + int(entries.get("length", 0))
             ends[place] = max(ends.get(place, 0), end)
     for place, end in ends.items():
-        path = folder / place
+        folder, path = graph.parent, graph.parent / place
         if not path.resolve().is_relative_to(folder.resolve()) or path.is_symlink():
-            yield f"{folder / GRAPH_FILE} takes weights from {place}, which is outside the folder"
+            yield f"{graph} takes weights from {place}, which is outside the folder"
         elif not path.is_file() or path.stat().st_size < end:
-            yield f"{path}, which {GRAPH_FILE} takes weights from, is missing or too short"
+            yield f"{path}, which {graph.name} takes weights from, is missing or too short"

@@ -1,4 +1,5 @@
-"""A model as an ONNX graph, layer by layer as in `mmcli.model.transformer`, in ONNX Runtime's fused operators.
+"""A model as an ONNX graph, layer by layer as in `mmcli.model.transformer`, in ONNX Runtime's fused operators or in
+those of the ONNX standard alone.
 
 Inputs and outputs have the names that plain Python, onnxruntime-genai and transformers.js agree on: `input_ids`,
 `attention_mask`, `past_key_values.0.key`, `past_key_values.0.value`, ... -> `logits` (of the last token),
@@ -17,9 +18,11 @@ import onnx
 from onnx import TensorProto, helper
 
 from mmcli.errors import UserError
-from mmcli.export.attention import Attention
+from mmcli.export.attention import Attention, rms_norm
+from mmcli.export.attention_standard import StandardAttention
 from mmcli.export.experts import expert_mixture
 from mmcli.export.graph import Graph
+from mmcli.export.locate import Ops
 from mmcli.export.matrices import MatrixFormat
 from mmcli.export.mlp import feed_forward
 from mmcli.generate.engine import VERIFIED_TOKENS
@@ -82,7 +85,9 @@ def residual_name(layer: int, part: str) -> str:
     return f"layers.{layer}.after_{part}"
 
 
-def build_model(model: Transformer, matrices: MatrixFormat, context: int | None = None) -> onnx.ModelProto:
+def build_model(
+    model: Transformer, matrices: MatrixFormat, context: int | None = None, *, ops: Ops = "fused"
+) -> onnx.ModelProto:
     """The graph of `model` with its weights inside, its matrices stored as `matrices` does.
 
     Args:
@@ -95,8 +100,9 @@ def build_model(model: Transformer, matrices: MatrixFormat, context: int | None 
     refuse_unsupported(config)
     context = context or config.max_seq_len
     weights = {name: value.detach().float().cpu().numpy() for name, value in model.state_dict().items()}
-    graph = Graph()
-    attention = Attention(graph, matrices, model, weights, context)
+    graph = Graph(ops)
+    attend = StandardAttention if graph.standard else Attention
+    attention = attend(graph, matrices, model, weights, context)
     x = matrices.embed(graph, "input_ids", weights["model.embed_tokens.weight"], name=EMBEDDING)
     if config.position == "learned":
         table = graph.weight("embed_positions.weight", weights["model.embed_positions.weight"][:context])
@@ -157,14 +163,17 @@ def _ffn(graph: Graph, matrices: MatrixFormat, config: ModelConfig, weights: Wei
 
 def _norm(graph: Graph, config: ModelConfig, weights: Weights, x: str, norm: str) -> str:
     inputs, name = _norm_weights(graph, weights, norm), norm.removeprefix("model.")
-    kind = "LayerNormalization" if config.norm == "layernorm" else "SimplifiedLayerNormalization"
+    kind = "LayerNormalization" if config.norm == "layernorm" else rms_norm(graph)
     return graph.op(kind, x, *inputs, name=name, axis=-1, epsilon=config.norm_eps)
 
 
 def _add_norm(
     graph: Graph, config: ModelConfig, weights: Weights, x: str, delta: str, norm: str, residual: str
 ) -> tuple[str, str]:
-    """(x + delta, the norm of it) in one operator."""
+    """(x + delta, the norm of it), in one operator where there is one."""
+    if graph.standard:
+        graph.op("Add", x, delta, name=residual)
+        return residual, _norm(graph, config, weights, residual, norm)
     name = norm.removeprefix("model.")
     kind = "SkipLayerNormalization" if config.norm == "layernorm" else "SkipSimplifiedLayerNormalization"
     inputs = (x, delta, *_norm_weights(graph, weights, norm))

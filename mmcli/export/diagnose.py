@@ -15,8 +15,8 @@ import onnx
 import torch
 
 from mmcli.export.decoder import FINAL_NORM, embedding_name, residual_name
+from mmcli.export.locate import graph_file
 from mmcli.export.rerun import Rerun
-from mmcli.generate.onnx_engine import GRAPH_FILE
 from mmcli.generate.torch_engine import TorchEngine
 from mmcli.model.config import ModelConfig
 from mmcli.model.transformer import Block, Transformer
@@ -111,5 +111,5 @@ def _run_onnx(
 ) -> dict[str, np.ndarray]:
     """The same from the graph in `folder`, with its inner tensors made outputs."""
     pieces = [ids[:split], ids[split:]] if split else [ids]
-    found = list(Rerun(onnx.load(folder / GRAPH_FILE), config, inner=names).run(pieces))[-1]
+    found = list(Rerun(onnx.load(graph_file(folder)), config, inner=names).run(pieces))[-1]
     return {**found, "logits": found["logits"][0]}

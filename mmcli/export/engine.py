@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from mmcli.errors import UserError
 from mmcli.export.locate import default_folder, find_export
-from mmcli.generate.onnx_engine import OnnxEngine
+from mmcli.generate.engine import Engine
+from mmcli.generate.onnx_growing import load_onnx_engine
 from mmcli.generate.onnx_threads import choose_threads
 from mmcli.manifest import damage
 from mmcli.run import ModelRef
@@ -19,7 +20,7 @@ def open_onnx_engine(
     max_len: int | None = None,
     threads: int | None = None,
     report: Reporter | None = None,
-) -> OnnxEngine:
+) -> Engine:
     """The engine over a folder that is an export, else over the newest export of the model's weights.
 
     If there is none of these weights, or it is damaged, the fp32 export is made. `report` says so, as it does of an
@@ -49,5 +50,5 @@ def open_onnx_engine(
         export_onnx(ref.path, folder, stage=ref.stage, report=report)
     elif report is not None and folder not in (ref.path, default_folder(ref, "fp32")):
         report.note(f"{ref.label}: taking its newest export, {folder}")
-    threads = threads or choose_threads(folder, lambda n: OnnxEngine.load(folder, max_len=max_len, threads=n))
-    return OnnxEngine.load(folder, slots=slots, max_len=max_len, threads=threads)
+    threads = threads or choose_threads(folder, lambda n: load_onnx_engine(folder, max_len=max_len, threads=n))
+    return load_onnx_engine(folder, slots=slots, max_len=max_len, threads=threads)

@@ -13,18 +13,26 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from mmcli import __version__
+from mmcli.export.locate import Ops
+from mmcli.generate.onnx_growing import OPS_KEY
 
-OPSET = 21  # with IR 10, what ONNX Runtime, its web build and onnxruntime-genai all load
-IR_VERSION = 10
+OPSET, IR_VERSION = 21, 10  # what ONNX Runtime, its web build and onnxruntime-genai all load
+STANDARD_OPSET, STANDARD_IR_VERSION = 23, 11  # the first with Attention, RotaryEmbedding and RMSNormalization
 CONTRIB = "com.microsoft"  # ONNX Runtime's own operators
 
 
 class Graph:
-    """Collects a graph."""
+    """Collects a graph, of ONNX Runtime's own operators or of the standard's alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, ops: Ops = "fused") -> None:
+        self._ops = ops
         self._nodes: dict[str, onnx.NodeProto] = {}
         self._weights: dict[str, TensorProto] = {}
+
+    @property
+    def standard(self) -> bool:
+        """Of the standard's operators alone."""
+        return self._ops == "standard"
 
     def op(self, kind: str, *inputs: str, name: str, contrib: bool = False, **attributes: Any) -> str:
         """One node with one output, which has the node's name."""
@@ -41,6 +49,7 @@ class Graph:
         **attributes: Any,
     ) -> Sequence[str]:
         """One node with several outputs; "" leaves an input or an output out."""
+        assert not (contrib and self.standard), f"{kind} is not an operator of the standard"
         domain = CONTRIB if contrib else ""
         node = helper.make_node(kind, list(inputs), list(outputs), name=name, domain=domain, **attributes)
         assert name not in self._nodes, name
@@ -79,9 +88,12 @@ class Graph:
     ) -> onnx.ModelProto:
         """The whole model."""
         graph = helper.make_graph(list(self._nodes.values()), "decoder", inputs, outputs, list(self._weights.values()))
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
+        opsets = [helper.make_opsetid("", STANDARD_OPSET if self.standard else OPSET)]
+        if not self.standard:
+            opsets.append(helper.make_opsetid(CONTRIB, 1))
+        ir_version = STANDARD_IR_VERSION if self.standard else IR_VERSION
         model = helper.make_model(
-            graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="mmcli", producer_version=__version__
+            graph, opset_imports=opsets, ir_version=ir_version, producer_name="mmcli", producer_version=__version__
         )
-        helper.set_model_props(model, metadata)
+        helper.set_model_props(model, {**metadata, OPS_KEY: self._ops})
         return model

@@ -12,13 +12,17 @@ from mmcli.generate.onnx_engine import GRAPH_FILE
 from mmcli.run import ModelRef
 
 Dtype = Literal["fp32", "fp16", "int8", "int4"]  # how an ONNX export stores matrices (`matrices.FORMATS`)
+Ops = Literal["fused", "standard"]  # of a graph: ONNX Runtime's own operators, or those of the ONNX standard alone
+Target = Literal["cpu", "mobile", "web", "genai"]  # where an ONNX export runs (`targets.FINISH`)
 RECORD_FILE = "export.json"  # what was exported and how it was verified
+WEB_FOLDER = "onnx"  # of the graph, in an export for the web
 SOURCE_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 
 
-def default_folder(ref: ModelRef, dtype: Dtype) -> Path:
-    """`RUN/export/onnx-DTYPE`, or `onnx-DTYPE` inside a model folder outside of any run."""
-    return (ref.run.exports if ref.run else ref.path) / f"onnx-{dtype}"
+def default_folder(ref: ModelRef, dtype: Dtype, target: Target = "cpu", ops: Ops = "fused") -> Path:
+    """`RUN/export/onnx-DTYPE[-TARGET][-standard]`, or the same inside a model folder outside of any run."""
+    parts = ("onnx", dtype, *([target] if target != "cpu" else []), *([ops] if ops != "fused" else []))
+    return (ref.run.exports if ref.run else ref.path) / "-".join(parts)
 
 
 def default_hf_folder(ref: ModelRef, dtype: str | None) -> Path:
@@ -54,6 +58,18 @@ def find_export(ref: ModelRef, dtype: Dtype | None = None) -> Path | None:
     source = fingerprint(ref.path)
     fitting = [graph for graph in graphs if read_record(graph.parent).get("source") == source]
     return max(fitting, key=lambda graph: graph.stat().st_mtime_ns).parent if fitting else None
+
+
+def graph_file(folder: Path) -> Path:
+    """The graph of an export: `model.onnx`, or that in `onnx/`, where web pages look for it."""
+    inside = sorted((folder / WEB_FOLDER).glob("*.onnx"))
+    return inside[0] if inside and not (folder / GRAPH_FILE).is_file() else folder / GRAPH_FILE
+
+
+def graph_bytes(folder: Path) -> int:
+    """The size of an export's graph with its weights."""
+    graph = graph_file(folder)
+    return sum(path.stat().st_size for path in graph.parent.glob(graph.name + "*"))
 
 
 def read_record(folder: Path) -> dict[str, object]:

@@ -8,11 +8,12 @@ from typing import Any
 
 import onnx
 
+from mmcli.export.genai import genai_config
+from mmcli.export.locate import Ops
 from mmcli.generate.onnx_engine import GRAPH_FILE
 from mmcli.model.config import ModelConfig
 from mmcli.model.formats.hf_config import read_model_config, to_hf_config
 from mmcli.model.formats.hf_folder import GENERATION, generation_ids
-from mmcli.text.chat import stop_ids
 from mmcli.text.tokenizer import Tokenizer
 
 ONE_FILE_BYTES = 1_900_000_000  # a protobuf file ends at 2 GiB: above this the weights go into a file of their own
@@ -32,13 +33,20 @@ def write_graph(folder: Path, graph: onnx.ModelProto) -> None:
 
 
 def write_companions(
-    folder: Path, source: Path, config: ModelConfig, tokenizer: Tokenizer, *, stage: str | None = None
+    folder: Path,
+    source: Path,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    *,
+    ops: Ops = "fused",
+    stage: str | None = None,
 ) -> None:
     """Everything beside the graph.
 
     Args:
         source: the model folder that is exported; its config.json and generation_config.json are taken over.
         config: of the model with the exported context.
+        ops: of the graph.
         stage: of the run that the model came from, stored in config.json: it tells a chat model from a base model.
     """
     tokenizer.save(folder)
@@ -50,43 +58,7 @@ def write_companions(
         document["mmcli_stage"] = stage
     _write_json(folder / "config.json", document)
     _write_json(folder / GENERATION, {**_read_table(source / GENERATION), **generation_ids(tokenizer)})
-    _write_json(folder / "genai_config.json", genai_config(config, tokenizer))
-
-
-def genai_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What onnxruntime-genai reads to run the folder."""
-    ids = {"bos_token_id": tokenizer.bos_id, "pad_token_id": tokenizer.pad_id}
-    decoder = {
-        "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
-        "filename": GRAPH_FILE,
-        "head_size": config.d_head,
-        "hidden_size": config.dim,
-        "num_attention_heads": config.n_heads,
-        "num_key_value_heads": config.n_kv_heads,
-        "num_hidden_layers": config.n_layers,
-        "inputs": {
-            "input_ids": "input_ids",
-            "attention_mask": "attention_mask",
-            "past_key_names": "past_key_values.%d.key",
-            "past_value_names": "past_key_values.%d.value",
-        },
-        "outputs": {
-            "logits": "logits",
-            "present_key_names": "present.%d.key",
-            "present_value_names": "present.%d.value",
-        },
-    }
-    return {
-        "model": {
-            "type": "decoder",
-            "vocab_size": config.vocab_size,
-            "context_length": config.max_seq_len,
-            **{name: id for name, id in ids.items() if id is not None},
-            "eos_token_id": sorted(stop_ids(tokenizer)),
-            "decoder": decoder,
-        },
-        "search": {"max_length": config.max_seq_len, "do_sample": False, "past_present_share_buffer": True},
-    }
+    _write_json(folder / "genai_config.json", genai_config(config, tokenizer, ops))
 
 
 def _read_table(path: Path) -> dict[str, Any]:

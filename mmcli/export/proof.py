@@ -20,12 +20,12 @@ import onnx
 from mmcli.data.demo.documents import documents
 from mmcli.errors import MmcliError
 from mmcli.export.diagnose import first_difference
-from mmcli.export.locate import Dtype
+from mmcli.export.locate import Dtype, graph_file
 from mmcli.export.matrices import FORMATS, Limits
 from mmcli.export.perplexity import Perplexity, chunk_perplexity, token_perplexity
 from mmcli.export.round_trip import check_tokenizer
 from mmcli.export.walk import Step, Walk
-from mmcli.generate.onnx_engine import GRAPH_FILE, OnnxEngine
+from mmcli.generate.onnx_growing import load_onnx_engine
 from mmcli.generate.torch_engine import TorchEngine
 from mmcli.model.formats.hf_config import read_model_config
 from mmcli.model.transformer import Transformer
@@ -89,7 +89,8 @@ def prove(
     prompts = _streams(tokenizer, texts, sorted({max(1, min(each, room)) for each in PROMPT_LENGTHS}, reverse=True))
     length = max(len(prompt) for prompt in prompts) + new_tokens
     reference = TorchEngine(model, slots=len(prompts), max_len=length)
-    exported = OnnxEngine.load(folder, slots=len(prompts), max_len=length)
+    graph = graph_file(folder)
+    exported = load_onnx_engine(folder, graph=graph, slots=len(prompts), max_len=length)
     walk = Walk(reference, exported, prompts)
     steps = list(walk.steps(new_tokens))
     n_tokens = min(HELD_OUT_TOKENS, length - 1) + 1
@@ -108,7 +109,7 @@ def prove(
         greedy_equal=sum(step.chosen == step.chosen_onnx for step in steps),
         greedy_ties=len(tied),
         perplexity={
-            "chunks": chunk_perplexity(onnx.load(folder / GRAPH_FILE), config, model, long),
+            "chunks": chunk_perplexity(onnx.load(graph), config, model, long),
             "tokens": token_perplexity(exported, model, held_out),
         },
         text=TEXT_NAME,

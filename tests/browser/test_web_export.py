@@ -15,7 +15,9 @@ import pytest
 from typer.testing import CliRunner
 
 from mmcli.cli.export import app
+from mmcli.export.locate import graph_file
 from mmcli.generate.conversation import Conversation
+from mmcli.generate.onnx_growing import load_onnx_engine
 from mmcli.generate.sampler import SamplingConfig
 from mmcli.generate.torch_engine import TorchEngine
 from mmcli.model.config import ModelConfig
@@ -125,6 +127,22 @@ def test_greedy_replies_are_those_of_torch(serve: Callable[..., Page], tmp_path:
     assert (dropped > 0) == (family == "short")
     assert ("The context is full" in page.inner_text("#log")) == (dropped > 0)
     assert "48 tokens" in page.inner_text(".reply .tools >> nth=0")
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "int8", "int4"])
+def test_smaller_formats_answer_as_in_python(serve: Callable[..., Page], tmp_path: Path, dtype: str) -> None:
+    """The greedy reply is that of the same graph in Python, and in fp16 that of torch."""
+    model = make_run(tmp_path, CONFIGS["dense"], "sft")
+    folder = export(tmp_path, "--dtype", dtype)
+    reply = ask(serve(folder, GREEDY), TEXTS[0])
+    if dtype == "fp16":
+        assert [reply] == replies_of_torch(model, TEXTS[:1])[0]
+    engine = load_onnx_engine(folder, graph=graph_file(folder))
+    config = SamplingConfig(temperature=0.0, repetition_penalty=1.0)
+    conversation = Conversation(
+        engine, Tokenizer.load(folder), sampling=config, max_new_tokens=GREEDY["max_tokens"], chat=True
+    )
+    assert reply == "".join(conversation.reply(TEXTS[0])) != ""
 
 
 def test_a_sampled_reply_is_that_of_python_with_the_same_seed(serve: Callable[..., Page], tmp_path: Path) -> None:

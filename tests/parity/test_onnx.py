@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 
 from mmcli.config import preset_chain
 from mmcli.export.decoder import build_model
+from mmcli.export.locate import Dtype, Ops
 from mmcli.export.matrices import FORMATS
 from mmcli.export.onnx_folder import write_graph
 from mmcli.generate.onnx_engine import OnnxEngine, open_session
+from mmcli.generate.onnx_growing import GrowingOnnxEngine
 from mmcli.generate.torch_engine import TorchEngine
 from mmcli.model.config import ModelConfig
 from mmcli.model.transformer import Transformer
@@ -70,10 +73,17 @@ def engines(model: Transformer, folder: Path, slots: int) -> tuple[TorchEngine, 
     return TorchEngine(model, slots=slots), OnnxEngine(session, model.config, slots=slots)
 
 
+def standard_engines(model: Transformer, folder: Path, slots: int) -> tuple[TorchEngine, GrowingOnnxEngine]:
+    write_graph(folder, build_model(model, FORMATS["fp32"], ops="standard"))
+    session = open_session(folder / "model.onnx")
+    return TorchEngine(model, slots=slots), GrowingOnnxEngine(session, model.config, slots=slots)
+
+
+@pytest.mark.parametrize("ops", ["fused", "standard"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_logits_are_equal(kind: str, tmp_path: Path) -> None:
+def test_logits_are_equal(kind: str, ops: Ops, tmp_path: Path) -> None:
     model = make({**SIZES, **KINDS[kind]})
-    by_torch, by_onnx = engines(model, tmp_path, slots=4)
+    by_torch, by_onnx = (engines if ops == "fused" else standard_engines)(model, tmp_path, slots=4)
     random = np.random.default_rng(0)
 
     def same(call: str, *arguments: Any) -> None:
@@ -87,7 +97,34 @@ def test_logits_are_equal(kind: str, tmp_path: Path) -> None:
         same("decode", slots, random.integers(0, 97, len(slots)).tolist())
     for piece in (4, 1, 2):
         same("prefill", 1, random.integers(0, 97, piece).tolist())
+    same("verify", 2, random.integers(0, 97, 3).tolist())
+    for engine in (by_torch, by_onnx):
+        engine.truncate(3, 7)
+        engine.copy(0, 2)
+    same("decode", [2, 3], [5, 6])
     assert [by_onnx.length(slot) for slot in range(4)] == [by_torch.length(slot) for slot in range(4)]
+
+
+@pytest.mark.parametrize("dtype", get_args(Dtype))
+def test_an_expert_that_is_not_chosen_is_not_touched(dtype: Dtype, tmp_path: Path) -> None:
+    """Its weights may be no numbers: one token goes to two of four experts, and the other two change nothing."""
+    model = make({**SIZES, "use_moe": True, "n_layers": 1, "n_shared_experts": 0})
+    graph = build_model(model, FORMATS[dtype])
+    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+    changed = []
+    for expert in (None, 0, 1, 2, 3):
+        poisoned = onnx.ModelProto.FromString(graph.SerializeToString())
+        for tensor in poisoned.graph.initializer:
+            if f".experts.{expert}." in tensor.name and tensor.data_type in floats:
+                no_numbers = np.full(list(tensor.dims), np.nan, numpy_helper.to_array(tensor).dtype)
+                tensor.CopyFrom(numpy_helper.from_array(no_numbers, tensor.name))
+        write_graph(tmp_path, poisoned)
+        engine = OnnxEngine(open_session(tmp_path / "model.onnx"), model.config)
+        logits_V = engine.prefill(0, [7])
+        if expert is None:
+            expected_V = logits_V
+        changed.append(not np.array_equal(logits_V, expected_V))
+    assert sum(changed) == 2
 
 
 def greedy_or_tied(model: Transformer, folder: Path, prompts: list[list[int]], new_tokens: int = 64) -> int:

@@ -8,9 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmcli.export.locate import Dtype
+from mmcli.errors import MmcliError
+from mmcli.export import genai as target
+from mmcli.export.locate import Dtype, Ops
 from mmcli.export.onnx_export import export_onnx
+from mmcli.generate.engine import Engine
 from mmcli.generate.onnx_engine import OnnxEngine
+from mmcli.generate.torch_engine import TorchEngine
 from mmcli.model.config import ModelConfig
 from mmcli.model.formats.hf_folder import save_model
 from mmcli.model.transformer import Transformer
@@ -49,10 +53,34 @@ def test_genai_writes_the_same_greedy_tokens(tmp_path: Path, dtype: Dtype, value
     while not generator.is_done():
         generator.generate_next_token()
         found.append(int(generator.get_next_tokens()[0]))
-    engine = OnnxEngine.load(folder)
+    engine: Engine = TorchEngine(model) if dtype == "fp32" else OnnxEngine.load(folder)
     logits_V = engine.prefill(0, prompt)
     expected: list[int] = []
     for _ in range(len(found)):
         expected.append(int(logits_V.argmax()))
         logits_V = engine.decode([0], expected[-1:])[0]
     assert found == expected and len(set(found)) > 4
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    model = Transformer(ModelConfig(**SIZES), seed=2)
+    save_model(tmp_path / "model", model, model.config, train_tokenizer(LINES * 3, vocab_size=400))
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("ops", ["fused", "standard"])
+def test_the_target_is_verified_in_genai(ops: Ops, source: Path, tmp_path: Path) -> None:
+    """Standard operators too: the cache grows there."""
+    out = export_onnx(source, tmp_path / "out", target="genai", ops=ops).folder
+    assert (out / "genai_config.json").is_file()
+
+
+def test_an_export_that_genai_runs_otherwise_is_refused(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    greedy = target._greedy
+    monkeypatch.setattr(target, "_greedy", lambda *arguments: [each + 1 for each in greedy(*arguments)])
+    with pytest.raises(MmcliError, match="onnxruntime-genai writes another greedy token than mmcli, at 1 of"):
+        export_onnx(source, tmp_path / "out", target="genai")
+    assert not (tmp_path / "out").exists()

@@ -11,18 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmcli.errors import UserError
-from mmcli.export.locate import RECORD_FILE, Dtype, read_record, refuse_foreign
-from mmcli.export.onnx_export import export_onnx
+from mmcli.export.locate import RECORD_FILE, Dtype, graph_file, read_record, refuse_foreign
+from mmcli.export.onnx_export import fill_folder, plan_export
 from mmcli.export.proof import Proof
 from mmcli.export.web.runtime import copy_runtime, refuse_unclear
 from mmcli.export.web.tokenizer_form import description, refuse_unreadable
 from mmcli.export.web.turns import Turns, find_turns
 from mmcli.files import atomic_folder, write_json
 from mmcli.generate.conversation import is_chat_model
-from mmcli.generate.onnx_engine import GRAPH_FILE
 from mmcli.generate.sampler import SamplingConfig
-from mmcli.manifest import MANIFEST
 from mmcli.model.formats.hf_config import read_model_config
 from mmcli.stage import Reporter, Silent
 from mmcli.text.chat import stop_ids
@@ -32,13 +29,6 @@ FORMAT = "web"
 PAGE = Path(__file__).parents[2] / "serve" / "page" / "index.html"
 ENGINE = Path(__file__).parent / "engine"
 SERVER_MARK, BROWSER_MARK = (f'<meta name="mmcli-backend" content="{kind}">' for kind in ("server", "browser"))
-# By the format of the matrices, as transformers.js names a graph.
-GRAPH_NAMES: dict[str, str] = {
-    "fp32": "model.onnx",
-    "fp16": "model_fp16.onnx",
-    "int8": "model_quantized.onnx",
-    "int4": "model_q4.onnx",
-}
 MAX_NEW_TOKENS = 512
 
 
@@ -82,9 +72,11 @@ def export_web(
     tokenizer = Tokenizer.load(source)
     refuse_unreadable(tokenizer)
     turns = find_turns(tokenizer) if is_chat_model(source, tokenizer, stage=stage) else None
+    plan = plan_export(source, dtype=dtype, target="web")
     with atomic_folder(out) as beside:
-        made = export_onnx(source, beside / "onnx", dtype=dtype, stage=stage, report=report)
-        graph = _lay_out(beside, dtype)
+        made = fill_folder(beside, plan, out=out, force=False, stage=stage, report=report)
+        write_json(beside / RECORD_FILE, {**read_record(beside), "format": FORMAT})
+        graph = graph_file(beside).relative_to(beside).as_posix()
         copy_runtime(runtime, download=download, into=beside / "runtime", report=report)
         shutil.copytree(ENGINE, beside / "engine")
         (beside / "index.html").write_text(browser_page(), encoding="utf-8")
@@ -122,20 +114,3 @@ def web_config(
         "sampling": {**sampling, "max_tokens": MAX_NEW_TOKENS},
         **description(tokenizer),
     }
-
-
-def _lay_out(folder: Path, dtype: Dtype) -> str:
-    """Bring what lies beside the graph to the top, as transformers.js expects it; the path of the graph."""
-    inner = folder / "onnx"
-    record = {**read_record(inner), "format": FORMAT}
-    for unused in (MANIFEST, RECORD_FILE, "genai_config.json"):
-        (inner / unused).unlink()
-    for path in list(inner.iterdir()):
-        if not path.name.startswith(GRAPH_FILE):
-            path.rename(folder / path.name)
-    if [path.name for path in inner.iterdir()] != [GRAPH_FILE]:
-        what = "the model's weights are above 1.9 GB, more than a browser loads"
-        raise UserError(what, "export it with --dtype int8, or serve it: mmcli serve")
-    (inner / GRAPH_FILE).rename(inner / GRAPH_NAMES[dtype])
-    write_json(folder / RECORD_FILE, record)
-    return f"onnx/{GRAPH_NAMES[dtype]}"

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mmcli.export import calibrate
-from mmcli.export.calibrate import PLANS, _input_powers, fit
+from mmcli.export.calibrate import PLANS, _input_powers, calibration_texts, fit
 from mmcli.export.decoder import build_model
 from mmcli.export.matrices import FORMATS, NBits
 from mmcli.export.onnx_export import export_onnx
@@ -64,7 +64,7 @@ def test_as_few_matrices_as_will_do_stay_in_eight_bits(
         return dataclasses.make_dataclass("Found", ["rise"])(0.03 if len(tried) > plan else 0.045)
 
     monkeypatch.setattr(calibrate, "chunk_perplexity", rise)
-    fitted = fit(INT4, model, tokenizer)
+    fitted = fit(INT4, model, calibration_texts(tokenizer, None, model.config.max_seq_len))
     assert len(tried) == plan + 1 and bits(build_model(model, fitted)) == tried[-1]
     eight = [name for name, count in tried[-1].items() if count == 8]
     assert len(eight) == 1 + (0, 2 * 5, 2 * 5 + 2, 2 * 5 + 3)[plan]

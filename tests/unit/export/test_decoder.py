@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx import helper
+from onnx.reference import ReferenceEvaluator
 
 from mmcli.errors import UserError
 from mmcli.export import onnx_folder
@@ -21,6 +22,7 @@ from mmcli.export.locate import Dtype
 from mmcli.export.matrices import FORMATS
 from mmcli.export.onnx_folder import write_graph
 from mmcli.generate.onnx_engine import OnnxEngine, open_session
+from mmcli.generate.torch_engine import TorchEngine
 from mmcli.model.config import ModelConfig
 from mmcli.model.count import count_parameters
 from mmcli.model.transformer import Transformer
@@ -49,6 +51,30 @@ def test_versions_and_names_are_those_that_other_programs_load() -> None:
     # transformers.js fills the one symbol that is named so with the batch, and every other with 0.
     shapes = [each.type.tensor_type.shape.dim for each in (*model.graph.input, *model.graph.output)]
     assert {dims[0].dim_param for dims in shapes} == {"batch_size"}
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {"use_moe": True, "qk_norm": True}, {"norm": "layernorm", "position": "learned"}]
+)
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_a_graph_of_standard_operators_holds_no_others(dtype: Dtype, values: dict[str, Any]) -> None:
+    model = build_model(Transformer(ModelConfig(**{**SIZES, **values})), FORMATS[dtype], ops="standard")
+    assert {opset.domain: opset.version for opset in model.opset_import} == {"": 23} and model.ir_version == 11
+    assert {node.domain for node in model.graph.node} == {""}
+    onnx.checker.check_model(model, full_check=True)  # the fused ones, it does not know
+    assert kinds(model)["Attention"] == 2
+    assert [each.name for each in model.graph.input] == [each.name for each in build(dtype, **values).graph.input]
+
+
+def test_standard_operators_run_in_another_runtime() -> None:
+    """ONNX's own reference, in Python and without ONNX Runtime."""
+    torch_model = Transformer(ModelConfig(**SIZES, sliding_window=3), seed=1)
+    reference = ReferenceEvaluator(build_model(torch_model, FORMATS["fp32"], ops="standard"))
+    feed = {"input_ids": np.array([[5, 6, 7, 8, 9]]), "attention_mask": np.ones((1, 5), dtype=np.int64)}
+    empty = np.zeros((1, 2, 0, 16), dtype=np.float32)
+    feed |= {name: empty for name in reference.input_names if name.startswith("past")}
+    logits = dict(zip(reference.output_names, reference.run(None, feed), strict=True))["logits"]
+    np.testing.assert_allclose(logits[0, 0], TorchEngine(torch_model).prefill(0, [5, 6, 7, 8, 9]), rtol=0, atol=1e-4)
 
 
 def test_a_dense_layer_is_made_of_fused_operators() -> None:

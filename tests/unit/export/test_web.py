@@ -12,9 +12,11 @@ from typer.testing import CliRunner
 
 from mmcli.cli.export import app
 from mmcli.errors import MmcliError, UserError
+from mmcli.export.check import check_export
 from mmcli.export.locate import refuse_foreign
 from mmcli.export.matrices import FORMATS
-from mmcli.export.web.folder import GRAPH_NAMES, PAGE, SERVER_MARK, browser_page
+from mmcli.export.web.folder import PAGE, SERVER_MARK, browser_page
+from mmcli.export.web.layout import WEB_DTYPES
 from mmcli.export.web.runtime import FILES, HOW, copy_runtime
 from mmcli.manifest import refuse_damaged
 from mmcli.model.config import ModelConfig
@@ -74,7 +76,19 @@ def test_the_page_differs_in_one_line() -> None:
 
 
 def test_every_format_has_a_name() -> None:
-    assert GRAPH_NAMES.keys() == FORMATS.keys()
+    assert WEB_DTYPES.keys() == FORMATS.keys()
+
+
+def test_the_folder_can_be_checked_again(runs: Path, package: Path) -> None:
+    done = CliRunner().invoke(app, ["web", "--runs-dir", str(runs), "--runtime", str(package), "--dtype", "int4"])
+    assert done.exit_code == 0, done.output
+    folder = runs / "0001-sft-small" / "export" / "web-int4"
+    found = check_export(folder)
+    assert found.model == runs / "0001-sft-small" / "model" and found.proof is not None
+    assert found.bytes == (folder / "onnx" / "model_q4.onnx").stat().st_size
+    (folder / "onnx" / "model_q4.onnx").write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"onnx.model_q4.onnx"):
+        check_export(folder)
 
 
 def test_nothing_is_fetched_unasked(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
