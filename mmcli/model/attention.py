@@ -338,6 +338,11 @@ def attend(q_BTHd: Tensor, k_BJKd: Tensor, v_BJKd: Tensor, plan: AttentionPlan) 
         assert mask is not None
         return _plain(q, k, v, mask, plan.dropout_p).transpose(1, 2)
     grouped = q.shape[1] != k.shape[1]
+    if grouped and q.shape[2] == 1 and kernel in ("full", "masked") and q.device.type == "cpu":
+        # Queries of one token are rows of their key's head: the kernel then has H/K times fewer, larger products to do.
+        q_BKGd = q.reshape(len(q), k.shape[1], -1, q.shape[3])
+        out = F.scaled_dot_product_attention(q_BKGd, k, v, attn_mask=mask, dropout_p=plan.dropout_p)
+        return out.reshape(q.shape).transpose(1, 2)
     if grouped and q.is_cuda and (kernel == "masked" or q.dtype not in FLASH_DTYPES):
         # Of the CUDA kernels only FlashAttention groups queries itself; the memory-efficient one wants equal heads.
         k, v = (each.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for each in (k, v))
