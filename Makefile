@@ -39,14 +39,15 @@ test-cuda: dev
 	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit('error: torch finds no CUDA GPU here\n  fix: run it on a machine with one; see: mmcli doctor')"
 	$(BIN)/pytest -m cuda tests/cuda
 
-# The chat page and the web export in a headless Chromium, which has to be installed; npm brings ONNX Runtime Web.
+# The chat page and the web export in a headless Chromium, which has to be installed; npm brings ONNX Runtime Web and the
+# OpenAI client, by which the server is asked.
 ORT_WEB := build/browser/node_modules/onnxruntime-web
 test-browser: dev $(ORT_WEB)
 	$(BIN)/pip install -q $(if $(TORCH_INDEX),,-c constraints.txt) -e ".[browser]"
-	$(BIN)/pytest tests/browser
+	$(BIN)/pytest tests/browser tests/unit/serve/test_peers.py
 
 $(ORT_WEB):
-	npm install --prefix build/browser --no-audit --no-fund --ignore-scripts onnxruntime-web@1.30.0
+	npm install --prefix build/browser --no-audit --no-fund --ignore-scripts onnxruntime-web@1.30.0 openai@7.57.0
 
 bench-cuda: dev
 	$(BIN)/python benchmarks/cuda/step.py
