@@ -39,12 +39,12 @@ test-cuda: dev
 	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit('error: torch finds no CUDA GPU here\n  fix: run it on a machine with one; see: mmcli doctor')"
 	$(BIN)/pytest -m cuda tests/cuda
 
-# The chat page and the web export in a headless Chromium, which has to be installed, exports in transformers.js, and the
-# Kotlin of the guide for phones (with Java); npm brings ONNX Runtime Web, transformers.js and the Kotlin compiler.
-NPM := onnxruntime-web@1.30.0 @huggingface/transformers@4.3.1 kotlin-compiler@2.4.20
+# The chat page and the web export in a headless Chromium, which has to be installed, exports in transformers.js, the
+# server asked by OpenAI's client in JavaScript, and the Kotlin of the guide for phones (with Java); npm brings the rest.
+NPM := onnxruntime-web@1.30.0 @huggingface/transformers@4.3.1 openai@7.57.0 kotlin-compiler@2.4.20
 test-browser: dev build/browser/.installed
 	$(BIN)/pip install -q $(if $(TORCH_INDEX),,-c constraints.txt) -e ".[browser]"
-	$(BIN)/pytest tests/browser tests/e2e/test_mobile_guide.py
+	$(BIN)/pytest tests/browser tests/unit/serve/test_peers.py tests/e2e/test_mobile_guide.py
 
 build/browser/.installed: Makefile
 	npm install --prefix build/browser --no-audit --no-fund --ignore-scripts $(NPM)

@@ -40,6 +40,16 @@ class Engine(Protocol):
             PromptTooLong: a slot is full; all are left as they were.
         """
 
+    def extend(self, slots: Sequence[int], ids: Sequence[Sequence[int]]) -> np.ndarray:
+        """Append `ids[i]` (at least one) to each of the (different) slots; float32 logits_SV after the last of each.
+
+        It is `prefill` and `decode` at once, in one pass of the model where the backend can run rows of different
+        length together.
+
+        Raises:
+            PromptTooLong: a slot would hold more than `max_len` tokens; all are left as they were.
+        """
+
     def verify(self, slot: int, ids: Sequence[int]) -> np.ndarray:
         """Append up to VERIFIED_TOKENS `ids` to the slot in one pass; float32 logits_TV, after each of them.
 
@@ -98,6 +108,28 @@ def check_decode(engine: Engine, slots: Sequence[int], ids: Sequence[int]) -> No
     if longest >= engine.max_len:
         raise PromptTooLong(longest + 1, engine.max_len)
     _check_ids(engine, ids)
+
+
+def check_extend(engine: Engine, slots: Sequence[int], ids: Sequence[Sequence[int]]) -> None:
+    """The checks of every backend before it extends; it raises what `check_prefill` raises."""
+    assert len(slots) == len(ids) > 0, f"{len(slots)} slots for {len(ids)} rows"
+    assert len(set(slots)) == len(slots), f"a slot is named twice: {list(slots)}"
+    for slot, row in zip(slots, ids, strict=True):
+        check_prefill(engine, slot, row)
+
+
+def extend_in_turn(engine: Engine, slots: Sequence[int], ids: Sequence[Sequence[int]]) -> np.ndarray:
+    """`Engine.extend` by `decode` and `prefill`: rows of one id together, the others one after the other."""
+    check_extend(engine, slots, ids)
+    logits_of: dict[int, np.ndarray] = {}
+    single = [slot for slot, row in zip(slots, ids, strict=True) if len(row) == 1]
+    if single:
+        logits_SV = engine.decode(single, [row[0] for row in ids if len(row) == 1])
+        logits_of.update(zip(single, logits_SV, strict=True))
+    for slot, row in zip(slots, ids, strict=True):
+        if len(row) > 1:
+            logits_of[slot] = engine.prefill(slot, row)
+    return np.stack([logits_of[slot] for slot in slots])
 
 
 def check_verify(engine: Engine, slot: int, ids: Sequence[int]) -> None:

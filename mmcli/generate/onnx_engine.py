@@ -19,7 +19,14 @@ import numpy as np
 import onnxruntime
 
 from mmcli.errors import MmcliError, UserError
-from mmcli.generate.engine import check_copy, check_decode, check_prefill, check_truncate, check_verify
+from mmcli.generate.engine import (
+    check_copy,
+    check_decode,
+    check_prefill,
+    check_truncate,
+    check_verify,
+    extend_in_turn,
+)
 from mmcli.manifest import refuse_damaged
 from mmcli.model.config import ModelConfig
 from mmcli.model.formats.hf_config import read_model_config
@@ -142,6 +149,10 @@ class OnnxEngine:
         self._lengths[slot] = n + 1
         logits_1V: np.ndarray = one_pass.logits_BTV[:, -1].copy()
         return logits_1V
+
+    def extend(self, slots: Sequence[int], ids: Sequence[Sequence[int]]) -> np.ndarray:
+        """See `Engine.extend`: rows of one id in one pass, the graph takes no others of different length together."""
+        return extend_in_turn(self, slots, ids)
 
     def length(self, slot: int) -> int:
         """Tokens in the slot's cache."""

@@ -15,7 +15,14 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from mmcli.generate.engine import check_copy, check_decode, check_prefill, check_truncate, check_verify
+from mmcli.generate.engine import (
+    check_copy,
+    check_decode,
+    check_prefill,
+    check_truncate,
+    check_verify,
+    extend_in_turn,
+)
 from mmcli.generate.onnx_engine import GRAPH_FILE, LAST_LOGITS, PREFILL_CHUNK, OnnxEngine, open_session
 from mmcli.manifest import refuse_damaged
 from mmcli.model.config import ModelConfig
@@ -64,6 +71,10 @@ class GrowingOnnxEngine:
         """See `Engine.decode`."""
         check_decode(self, slots, ids)
         return self._run(slots, [[each] for each in ids], "logits")[:, -1]
+
+    def extend(self, slots: Sequence[int], ids: Sequence[Sequence[int]]) -> np.ndarray:
+        """See `Engine.extend`: rows of one id in one pass, the others one after the other."""
+        return extend_in_turn(self, slots, ids)
 
     def length(self, slot: int) -> int:
         """Tokens in the slot's cache."""

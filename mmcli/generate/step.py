@@ -18,7 +18,11 @@ Key = TypeVar("Key")
 
 
 def step(
-    engine: Engine, held: Mapping[int, TokenSequence], *, watch: Callable[[int, int, np.ndarray], None] | None = None
+    engine: Engine,
+    held: Mapping[int, TokenSequence],
+    *,
+    budget: int | None = None,
+    watch: Callable[[int, int, np.ndarray], None] | None = None,
 ) -> dict[int, int]:
     """Advance every sequence that has not ended by one id: new ones by a prefill, all others in one decode.
 
@@ -27,6 +31,9 @@ def step(
     Args:
         held: slot -> its sequence. One that has ended is left as it is; a new one of the same prompt copies its cache
             instead of running the prompt again.
+        budget: read at most so many tokens of prompts, in the order of `held`, in one pass with the ids of the others
+            (chunked prefill, Agrawal et al. 2023, arXiv:2308.16369). A sequence whose prompt is not read to its end
+            then draws nothing. None reads every prompt, one after the other.
         watch: called with (slot, id, logits_V) of each id that is drawn; the logits are those of the model.
 
     Returns:
@@ -36,33 +43,73 @@ def step(
         UserError: an id that the model does not have.
         MmcliError: the model's logits are not finite, or a grammar cannot be followed.
     """
-    slots = [slot for slot, sequence in held.items() if sequence.finish_reason is None]
-    if not slots:
+    active = [slot for slot, sequence in held.items() if sequence.finish_reason is None]
+    logits = _logits(engine, held, active) if budget is None else _logits_within(engine, held, active, budget)
+    if not logits:
         return {}
+    slots = [slot for slot in active if slot in logits]
+    logits_SV = np.stack([logits[slot] for slot in slots])
+    drawn = dict(zip(slots, draw([held[slot] for slot in slots], logits_SV), strict=True))
+    if watch is not None:
+        for (slot, id), logits_V in zip(drawn.items(), logits_SV, strict=True):
+            watch(slot, id, logits_V)
+    return drawn
+
+
+def _logits(engine: Engine, held: Mapping[int, TokenSequence], slots: Sequence[int]) -> dict[int, np.ndarray]:
+    """The logits_V after each of the sequences."""
     logits: dict[int, np.ndarray] = {}
     decoding: list[int] = []
     for slot in slots:
         if held[slot].is_new:
             logits[slot] = _read_prompt(engine, slot, held)
             continue
-        ids = held[slot].ids
-        start = min(engine.length(slot), len(ids) - 1)
-        _keep(engine, slot, start)
-        if start == len(ids) - 1:
+        missing = _missing(engine, slot, held[slot])
+        if len(missing) == 1:
             decoding.append(slot)
         else:
-            logits[slot] = engine.prefill(slot, ids[start:])
+            logits[slot] = engine.prefill(slot, missing)
     if decoding:
         logits_SV = engine.decode(decoding, [held[slot].ids[-1] for slot in decoding])
-        if len(decoding) < len(slots):
-            logits.update(zip(decoding, logits_SV, strict=True))
-    if len(decoding) < len(slots):
-        logits_SV = np.stack([logits[slot] for slot in slots])
-    drawn = dict(zip(slots, draw([held[slot] for slot in slots], logits_SV), strict=True))
-    if watch is not None:
-        for (slot, id), logits_V in zip(drawn.items(), logits_SV, strict=True):
-            watch(slot, id, logits_V)
-    return drawn
+        logits.update(zip(decoding, logits_SV, strict=True))
+    return logits
+
+
+def _logits_within(
+    engine: Engine, held: Mapping[int, TokenSequence], slots: Sequence[int], budget: int
+) -> dict[int, np.ndarray]:
+    """The logits_V after those sequences that one pass with so many tokens of prompts completes."""
+    logits: dict[int, np.ndarray] = {}
+    rows: dict[int, Sequence[int]] = {}
+    for slot in slots:
+        sequence = held[slot]
+        if sequence.prompt_logits_V is not None and sequence.is_new:
+            logits[slot] = _read_prompt(engine, slot, held)
+            continue
+        row = _missing(engine, slot, sequence)
+        if len(row) > 1:
+            row = row[:budget]
+            budget -= len(row)
+        if row:
+            rows[slot] = row
+    if rows:
+        logits_SV = engine.extend(list(rows), list(rows.values()))
+        for slot, logits_V in zip(rows, logits_SV, strict=True):
+            sequence = held[slot]
+            if engine.length(slot) < len(sequence.ids):
+                sequence.reused_tokens = engine.length(slot)
+                continue
+            logits[slot] = logits_V
+            if sequence.is_new:
+                sequence.prompt_logits_V = logits_V
+    return logits
+
+
+def _missing(engine: Engine, slot: int, sequence: TokenSequence) -> list[int]:
+    """The ids of a sequence that its slot does not hold yet, at least the last one."""
+    start = sequence.reused_tokens if sequence.is_new else min(engine.length(slot), len(sequence.ids) - 1)
+    _keep(engine, slot, start)
+    return sequence.ids[start:]
 
 
 def draw(sequences: Sequence[TokenSequence], logits_SV: np.ndarray) -> list[int]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from mmcli.errors import UserError
-from mmcli.generate.engine import check_copy, check_decode, check_prefill, check_truncate, check_verify
+from mmcli.generate.engine import check_copy, check_decode, check_extend, check_prefill, check_truncate, check_verify
 from mmcli.model.attention import AttnContext
 from mmcli.model.cache import KVCache
 from mmcli.model.device import choose_device
@@ -91,6 +91,22 @@ class TorchEngine:
         check_decode(self, slots, ids)
         hidden_B1D = self._forward(slots, [[each] for each in ids])
         return _numpy(self.model.head(hidden_B1D[:, -1]))
+
+    @torch.inference_mode()
+    def extend(self, slots: Sequence[int], ids: Sequence[Sequence[int]]) -> np.ndarray:
+        """See `Engine.extend`; what is longer than a chunk is read in chunks before."""
+        check_extend(self, slots, ids)
+        rows = [list(row) for row in ids]
+        for slot, row in zip(slots, rows, strict=True):
+            while len(row) > self.prefill_chunk:
+                self._forward([slot], [row[: self.prefill_chunk]])
+                del row[: self.prefill_chunk]
+        counts = [len(row) for row in rows]
+        ids_1N = torch.tensor([[id for row in rows for id in row]], dtype=torch.int64, device=self.device)
+        hidden_1ND, _ = self.model(ids_1N, AttnContext.for_cache_parts(self.cache, slots, counts))
+        self.cache.advance(slots, counts)
+        last_S = torch.tensor(counts, device=self.device).cumsum(0) - 1
+        return _numpy(self.model.head(hidden_1ND[0, last_S]))
 
     @torch.inference_mode()
     def verify(self, slot: int, ids: Sequence[int]) -> np.ndarray:

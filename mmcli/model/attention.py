@@ -20,7 +20,7 @@ from torch import Tensor
 from mmcli.model.cache import CacheView, KVCache
 from mmcli.model.config import ModelConfig
 
-Kernel = Literal["varlen", "documents", "causal", "full", "masked", "plain"]
+Kernel = Literal["parts", "varlen", "documents", "causal", "full", "masked", "plain"]
 FLASH_DTYPES = (torch.bfloat16, torch.float16)  # FlashAttention on CUDA takes no others
 FLASH_HEAD_DIM = 256  # its widest head
 FLASH_CAPABILITY = (8, 0)  # its oldest GPUs
@@ -80,6 +80,7 @@ class AttnContext:
     varlen: bool = False  # the device and torch have FlashAttention over `cu_seqlens`
     documents: Documents | None = None  # on the CPU, where documents are short for their rows
     cache: CacheView | None = None
+    parts: tuple[AttnContext, ...] = ()  # of a pass over slots that get different numbers of tokens: its one row
 
     @classmethod
     def from_batch(cls, positions_BT: Any, segments_BT: Any, device: torch.device | str = "cpu") -> AttnContext:
@@ -142,6 +143,34 @@ class AttnContext:
             single_segment=fresh,
             rows=len(slots),
             cache=view,
+        )
+
+    @classmethod
+    def for_cache_parts(cls, cache: KVCache, slots: Sequence[int], counts: Sequence[int]) -> AttnContext:
+        """The context of one row that holds `counts[i]` new tokens of each of `slots`, one slot after the other.
+
+        All that works on single tokens takes the row at once; attention takes it by parts, which are slots that lie
+        side by side and get as many tokens. `cache.advance` makes the tokens count, slot by slot.
+
+        Raises:
+            UserError: a slot has no room for them.
+        """
+        groups: list[tuple[list[int], int]] = []
+        for slot, count in zip(slots, counts, strict=True):
+            if groups and groups[-1][1] == count and groups[-1][0][-1] == slot - 1:
+                groups[-1][0].append(slot)
+            else:
+                groups.append(([slot], count))
+        parts = tuple(cls.for_cache(cache, held, count) for held, count in groups)
+        return cls(
+            positions_BT=torch.cat([part.positions_BT.flatten() for part in parts])[None],
+            segments_BT=None,
+            document_ids_BT=None,
+            cu_seqlens=None,
+            max_len=max(part.max_len for part in parts),
+            single_segment=False,
+            rows=1,
+            parts=parts,
         )
 
     def to(self, device: torch.device) -> AttnContext:
@@ -222,7 +251,10 @@ def choose_kernel(
     "plain" is the softmax written out; "causal" and "full" are SDPA without a mask, "masked" with one; "varlen" is
     FlashAttention over the documents of the flattened batch, which only CUDA has (a mask would lose FlashAttention
     there); "documents" is SDPA over groups of them on the CPU. (A compiled graph would be made anew for every batch.)
+    "parts": each part of the context has a kernel of its own.
     """
+    if ctx.parts:
+        return "parts"
     if not flash:
         return "plain"
     limited = window is not None and window < ctx.max_len
@@ -248,6 +280,13 @@ class AttentionPlan:
     valid_BT: Tensor | None  # tokens that routers count, padding left out; None where they keep no statistics
     dropout_p: float  # share of the attention weights that is dropped
     window: int | None  # newest keys that a token attends to, itself included; None for all
+    parts: tuple[AttentionPlan, ...] = ()  # of the context's parts
+
+    def split(self, row_1NHd: Tensor) -> list[Tensor]:
+        """The parts of a row, [B, T, heads, d] each."""
+        shapes = [part.ctx.positions_BT.shape for part in self.parts]
+        pieces = row_1NHd[0].split([shape.numel() for shape in shapes])
+        return [piece.unflatten(0, shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
 
 def plan_attention(
@@ -279,9 +318,10 @@ def plan_attention(
         kernel=kernel,
         mask_B1TJ=ctx.mask(window) if kernel in ("masked", "plain") else None,
         rotary=rotary,
-        valid_BT=ctx.valid_BT if config.use_moe and ctx.cache is None else None,
+        valid_BT=ctx.valid_BT if config.use_moe and ctx.cache is None and not ctx.parts else None,
         dropout_p=dropout_p,
         window=window,
+        parts=tuple(plan_attention(part, config, dtype=dtype, training=training) for part in ctx.parts),
     )
 
 
@@ -298,6 +338,11 @@ def attend(q_BTHd: Tensor, k_BJKd: Tensor, v_BJKd: Tensor, plan: AttentionPlan) 
         assert mask is not None
         return _plain(q, k, v, mask, plan.dropout_p).transpose(1, 2)
     grouped = q.shape[1] != k.shape[1]
+    if grouped and q.shape[2] == 1 and kernel in ("full", "masked") and q.device.type == "cpu":
+        # Queries of one token are rows of their key's head: the kernel then has H/K times fewer, larger products to do.
+        q_BKGd = q.reshape(len(q), k.shape[1], -1, q.shape[3])
+        out = F.scaled_dot_product_attention(q_BKGd, k, v, attn_mask=mask, dropout_p=plan.dropout_p)
+        return out.reshape(q.shape).transpose(1, 2)
     if grouped and q.is_cuda and (kernel == "masked" or q.dtype not in FLASH_DTYPES):
         # Of the CUDA kernels only FlashAttention groups queries itself; the memory-efficient one wants equal heads.
         k, v = (each.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for each in (k, v))

@@ -73,8 +73,8 @@ class KVCache:
         positions = starts[:, None] + np.arange(n_tokens)
         return CacheView(self, tuple(slots), starts, end, torch.from_numpy(positions).to(self.device))
 
-    def advance(self, slots: Sequence[int], n_tokens: int) -> None:
-        """Make `n_tokens` written tokens of each of `slots` count."""
+    def advance(self, slots: Sequence[int], n_tokens: int | Sequence[int]) -> None:
+        """Make `n_tokens` written tokens of each of `slots` count, or of each as many as are given for it."""
         self.lengths[list(slots)] += n_tokens
 
     def truncate(self, slot: int, n: int) -> None:

@@ -63,7 +63,7 @@ class Attention(nn.Module):
             self.k_norm = RMSNorm(config.d_head, config.norm_eps)
 
     def forward(self, x_BTD: Tensor, plan: AttentionPlan) -> Tensor:
-        config, cache = self.config, plan.ctx.cache
+        config = self.config
         heads = (*x_BTD.shape[:2], -1, config.d_head)
         q_BTHd = self.q_proj(x_BTD).view(heads)
         k_BTKd = self.k_proj(x_BTD).view(heads)
@@ -72,9 +72,15 @@ class Attention(nn.Module):
             q_BTHd, k_BTKd = self.q_norm(q_BTHd), self.k_norm(k_BTKd)
         if plan.rotary is not None:
             q_BTHd, k_BTKd = rotate(q_BTHd, *plan.rotary), rotate(k_BTKd, *plan.rotary)
-        if cache is not None:
-            k_BTKd, v_BTKd = cache.update(self.layer, k_BTKd, v_BTKd)
-        return self.o_proj(attend(q_BTHd, k_BTKd, v_BTKd, plan).flatten(2))
+        return self.o_proj(self._attend(q_BTHd, k_BTKd, v_BTKd, plan).flatten(2))
+
+    def _attend(self, q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor, plan: AttentionPlan) -> Tensor:
+        if plan.parts:
+            pieces = zip(*map(plan.split, (q_BTHd, k_BTKd, v_BTKd)), plan.parts, strict=True)
+            return torch.cat([self._attend(*piece).flatten(0, 1) for piece in pieces])[None]
+        if plan.ctx.cache is not None:
+            k_BTKd, v_BTKd = plan.ctx.cache.update(self.layer, k_BTKd, v_BTKd)
+        return attend(q_BTHd, k_BTKd, v_BTKd, plan)
 
 
 class Block(nn.Module):

@@ -17,16 +17,19 @@ from starlette.responses import FileResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mmcli import __version__
-from mmcli.serve import chat, completions
+from mmcli.serve import chat, completions, responses
 from mmcli.serve.errors import ApiError
 from mmcli.serve.hosts import is_loopback
 from mmcli.serve.metrics import CONTENT_TYPE, Requests, exposition
 from mmcli.serve.models import ServedModel
 from mmcli.serve.requests import Body, ChatRequest, CompletionRequest
+from mmcli.serve.responses_body import ResponsesRequest
 from mmcli.serve.wire import EventStream, JsonResponse, error_response, read_body, unless_disconnected
 
 PAGE = Path(__file__).parent / "page" / "index.html"
-PATHS = frozenset(("/", "/health", "/metrics", "/v1/chat/completions", "/v1/completions", "/v1/models"))
+PATHS = frozenset(
+    ("/", "/health", "/metrics", "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/models")
+)
 OPEN_PATHS = frozenset(("/", "/health"))  # without a key
 GONE = 499  # nginx's number for a client that went away; nobody reads it
 
@@ -75,6 +78,16 @@ def create_app(
         if body.stream:
             return EventStream(completions.stream(model, body, replies, len(ids)), replies.cancel)
         return _answer(await unless_disconnected(request, completions.answer(model, body, replies, len(ids))))
+
+    @app.post("/v1/responses", openapi_extra=_request_body("ResponsesRequest"))
+    async def create_response(request: Request) -> Response:
+        body = await read_body(request, ResponsesRequest)
+        model = find(body.model)
+        asked, prompt = await asyncio.to_thread(responses.encode, model, body)
+        replies = chat.start(model, asked, prompt)
+        if body.stream:
+            return EventStream(responses.stream(model, body, replies), replies.cancel)
+        return _answer(await unless_disconnected(request, responses.answer(model, body, replies)))
 
     @app.get("/v1/models")
     async def list_models() -> Response:
@@ -127,7 +140,7 @@ def create_app(
     app.add_middleware(Gate, api_key=api_key, requests=requests, paths=PATHS)
     if cors:
         app.add_middleware(CORSMiddleware, allow_origins=list(cors), allow_methods=["GET", "POST"], allow_headers=["*"])
-    app.openapi().setdefault("components", {})["schemas"] = _schemas(ChatRequest, CompletionRequest)
+    app.openapi().setdefault("components", {})["schemas"] = _schemas(ChatRequest, CompletionRequest, ResponsesRequest)
     return app
 
 

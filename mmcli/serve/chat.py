@@ -197,7 +197,7 @@ def _choice(tokenizer: Tokenizer, index: int, turn: Turn, with_logprobs: bool) -
     if turn.calls:
         message["content"] = turn.content.strip() or None
         message["tool_calls"] = [_call(call) for call in turn.calls]
-    logprobs = {"content": [_logprob(tokenizer, each) for each in turn.logprobs], "refusal": None}
+    logprobs = {"content": [logprob_document(tokenizer, each) for each in turn.logprobs], "refusal": None}
     return {
         "index": index,
         "message": message,
@@ -234,7 +234,7 @@ async def stream(model: ServedModel, body: ChatRequest, replies: Replies) -> Asy
         if event.calls:
             delta["tool_calls"] = [{"index": calls[index] + i, **_call(call)} for i, call in enumerate(event.calls)]
             calls[index] += len(event.calls)
-        told = {"content": [_logprob(model.tokenizer, each) for each in event.logprobs], "refusal": None}
+        told = {"content": [logprob_document(model.tokenizer, each) for each in event.logprobs], "refusal": None}
         yield chunk(index, delta, told if body.logprobs else None)
     if body.wants_usage:
         yield head.document(choices=[], usage=usage([ends[index] for index in range(count)], count))
@@ -244,7 +244,8 @@ def _call(call: ToolCall) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
-def _logprob(tokenizer: Tokenizer, each: TokenLogprob) -> dict[str, Any]:
+def logprob_document(tokenizer: Tokenizer, each: TokenLogprob) -> dict[str, Any]:
+    """The log probability of a token, with those of the likeliest."""
     top = [_token(tokenizer, id, logprob) for id, logprob in each.top]
     return {**_token(tokenizer, each.id, each.logprob), "top_logprobs": top}
 

@@ -19,7 +19,7 @@ MAX_STOP = 4
 MAX_STOP_LENGTH = 500  # characters
 
 
-def _only(*neutral: Any) -> AfterValidator:
+def only(*neutral: Any) -> AfterValidator:
     """Refuses a value that would have to change the reply in a way that is not implemented."""
 
     def check(value: Any) -> Any:
@@ -30,7 +30,7 @@ def _only(*neutral: Any) -> AfterValidator:
     return AfterValidator(check)
 
 
-Penalty = Annotated[float | None, Field(ge=-2, le=2), _only(0.0)]
+Penalty = Annotated[float | None, Field(ge=-2, le=2), only(0.0)]
 Count = Annotated[int | None, Field(ge=1, le=MAX_TOKENS)]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 Word = Annotated[str | None, Field(max_length=1024)]
@@ -42,11 +42,16 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class StreamOptions(Body):
+class ResponseStreamOptions(Body):
+    """Of a stream of the Responses API."""
+
+    include_obfuscation: Annotated[bool | None, only(False)] = None
+
+
+class StreamOptions(ResponseStreamOptions):
     """Of a stream."""
 
     include_usage: bool | None = None
-    include_obfuscation: Annotated[bool | None, _only(False)] = None
 
 
 class Sampling(Body):
@@ -67,7 +72,7 @@ class Sampling(Body):
     safety_identifier: Word = None
     prompt_cache_key: Word = None
     prompt_cache_retention: Word = None
-    store: Annotated[bool | None, _only(False)] = None
+    store: Annotated[bool | None, only(False)] = None
 
 
 class Generation(Sampling):
@@ -79,7 +84,7 @@ class Generation(Sampling):
     stream_options: StreamOptions | None = None
     presence_penalty: Penalty = None
     frequency_penalty: Penalty = None
-    logit_bias: Annotated[dict[str, float] | None, _only({})] = None
+    logit_bias: Annotated[dict[str, float] | None, only({})] = None
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -159,7 +164,7 @@ class ChatRequest(Generation):
     parallel_tool_calls: bool | None = None
     reasoning_effort: Effort | None = None
     chat_template_kwargs: TemplateOptions | None = None
-    modalities: Annotated[list[str] | None, _only(["text"])] = None
+    modalities: Annotated[list[str] | None, only(["text"])] = None
 
     @property
     def usable_tools(self) -> list[Tool]:
@@ -184,4 +189,4 @@ class CompletionRequest(Generation):
     logprobs: Annotated[int | None, Field(ge=0, le=5)] = None
     echo: bool | None = None
     best_of: Annotated[int | None, Field(ge=1, le=MAX_N)] = None
-    suffix: Annotated[str | None, _only("")] = None
+    suffix: Annotated[str | None, only("")] = None

@@ -1,7 +1,7 @@
 """One thread a model: it keeps the engine's slots busy with whatever replies are asked for (continuous batching).
 
-In turns, the prompts that wait are read by a chunk, and every reply under way gets its next token in one step of the
-engine. So a long prompt delays the others by a chunk at most, and a reply is the same alone and among others.
+In each step of the engine every reply under way gets its next token, and as much of new prompts is read as the others
+can wait for. So a long prompt delays the others by little, and a reply is the same alone and among others.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from mmcli.serve.metrics import ModelMetrics
 from mmcli.serve.reader import Delta, Reader, TokenLogprob, token_logprob
 from mmcli.serve.slots import Slots
 
-CHUNK = 128  # tokens of a prompt that are read between two tokens of the other replies
-CHUNKS = 2  # so many at most, if several prompts are being read
+STEP_SECONDS = 0.2  # that a step with prompts may take, about: so long the other replies wait for their next token
+FIRST_BUDGET, LEAST_BUDGET, MOST_BUDGET = 128, 32, 2048  # tokens of prompts in one step
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Finished:
 Event = Delta | Finished | ApiError
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """One reply that is asked for.
 
@@ -65,6 +65,22 @@ class Job:
     untold: list[TokenLogprob] = field(default_factory=list)  # of ids whose text is held back
 
 
+class ReadBudget:
+    """Tokens of prompts that one step may read to take about STEP_SECONDS, learned from the steps before."""
+
+    def __init__(self) -> None:
+        self.tokens = FIRST_BUDGET
+        self._rate: float | None = None  # tokens a second
+
+    def learn(self, tokens: int, seconds: float) -> None:
+        """A step took so long in which so many were read. Of few, the time is that of the other replies' tokens."""
+        if tokens < LEAST_BUDGET:
+            return
+        rate = tokens / seconds
+        self._rate = rate if self._rate is None else 0.8 * self._rate + 0.2 * rate
+        self.tokens = max(LEAST_BUDGET, min(MOST_BUDGET, int(self._rate * STEP_SECONDS)))
+
+
 class Scheduler:
     """The queue of a model's engine and the thread that works on it."""
 
@@ -75,8 +91,8 @@ class Scheduler:
         self._slots = Slots(engine)
         self._engine = engine
         self._waiting: deque[Job] = deque()
-        self._reading: deque[Job] = deque()  # those with a slot whose prompt is not read yet
-        self._writing: dict[int, Job] = {}  # those with a slot that write
+        self._held: dict[int, Job] = {}  # those with a slot; whose prompt is read first, comes first
+        self._budget = ReadBudget()
         self._changed = threading.Condition()
         self._draining = False
         self._closed = False
@@ -92,7 +108,7 @@ class Scheduler:
     @property
     def busy(self) -> int:
         """Slots in use."""
-        return len(self._reading) + len(self._writing)
+        return len(self._held)
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queue the jobs of one request.
@@ -139,18 +155,17 @@ class Scheduler:
                     self._changed.wait()
                 self._drop_cancelled()
                 if self._closed:
-                    for job in [*self._waiting, *self._reading, *self._writing.values()]:
+                    for job in [*self._waiting, *self._held.values()]:
                         self._end(job, stopping())
                     return
                 self._admit()
-            self._read()
-            self._write()
+            self._advance()
             if self._draining:
                 with self._changed:
                     self._changed.notify_all()
 
     def _drop_cancelled(self) -> None:
-        for job in [*self._waiting, *self._reading, *self._writing.values()]:
+        for job in [*self._waiting, *self._held.values()]:
             if job.cancelled:
                 self.metrics.cancelled += 1
                 self._remove(job)
@@ -160,43 +175,28 @@ class Scheduler:
         while self._waiting and self._slots.free:
             job = self._waiting[0]
             twin = job.twin
-            if twin is not None and twin in self._reading:
+            if twin is not None and twin.sequence.is_new and twin in self._held.values():
                 return  # soon its prompt can be copied
             self._waiting.popleft()
             job.slot = self._slots.take(job.sequence)
             job.cached_tokens = job.sequence.reused_tokens
             if twin is not None and self._engine.length(job.slot) >= job.sequence.prompt_tokens:
                 job.sequence.prompt_logits_V = twin.sequence.prompt_logits_V
-            self._reading.append(job)
+            self._held[job.slot] = job
 
-    def _read(self) -> None:
-        """A chunk of each prompt in turn, `CHUNKS` at most while others write; who has read all draws its first id."""
-        for turn in range(len(self._reading)):
-            if turn >= CHUNKS and self._writing:
-                return
-            job = self._reading.popleft()
-            sequence, slot = job.sequence, job.slot
-            assert slot is not None
-            end = sequence.reused_tokens + CHUNK
-            if end < sequence.prompt_tokens and sequence.prompt_logits_V is None:
-                self._reading.append(job)
-                try:
-                    self._engine.prefill(slot, sequence.ids[sequence.reused_tokens : end])
-                    sequence.reused_tokens = end
-                except Exception as error:
-                    self._end(job, _as_api_error(error))
-                continue
-            self._writing[slot] = job
-            self._step({slot: job})
-            if not sequence.is_new:
-                self.metrics.first_token.observe(time.perf_counter() - job.begun)
-
-    def _write(self) -> None:
-        """The next id of every reply."""
-        if not self._writing:
+    def _advance(self) -> None:
+        """The next id of every reply, and the next part of the prompts; who has read all of its own draws its first."""
+        if not self._held:
             return
         self.metrics.steps += 1
-        self._step(dict(sorted(self._writing.items())))  # in order, so that neighbours need no copy of their caches
+        reading = [slot for slot, job in self._held.items() if job.sequence.is_new]
+        writing = sorted(self._held.keys() - set(reading))  # neighbours need no copy of their caches
+        jobs = {slot: self._held[slot] for slot in (*writing, *reading)}
+        unread, start = sum(_unread(job) for job in jobs.values()), time.perf_counter()
+        self._step(jobs)
+        self._budget.learn(unread - sum(_unread(job) for job in jobs.values()), time.perf_counter() - start)
+        if reading and (first := self._held.get(reading[0])) is jobs[reading[0]] and first.sequence.is_new:
+            self._held[reading[0]] = self._held.pop(reading[0])  # it had all of the budget: now the others
 
     def _step(self, jobs: Mapping[int, Job]) -> None:
         held = {slot: job.sequence for slot, job in jobs.items()}
@@ -204,7 +204,7 @@ class Scheduler:
         watch = (lambda slot, id, logits_V: _watch(jobs[slot], id, logits_V)) if wanted else None
         failure: Exception | None = None
         try:
-            step(self._engine, held, watch=watch)
+            step(self._engine, held, budget=self._budget.tokens, watch=watch)
         except Exception as error:
             failure = error
         late = {slot: job for slot, job in jobs.items() if not self._take(job)}
@@ -223,6 +223,8 @@ class Scheduler:
         if len(sequence.ids) == job.taken + sequence.prompt_tokens:
             return False
         job.taken += 1
+        if job.taken == 1:
+            self.metrics.first_token.observe(time.perf_counter() - job.begun)
         reason = sequence.finish_reason
         try:
             if reason != "stop":
@@ -257,9 +259,14 @@ class Scheduler:
         if job.slot is None:
             self._waiting.remove(job)
             return
-        if self._writing.pop(job.slot, None) is None:
-            self._reading.remove(job)
+        del self._held[job.slot]
         self._slots.release(job.slot)
+
+
+def _unread(job: Job) -> int:
+    """Tokens of the prompt that are still to be read."""
+    sequence = job.sequence
+    return sequence.prompt_tokens - sequence.reused_tokens if sequence.is_new else 0
 
 
 def _watch(job: Job, id: int, logits_V: np.ndarray) -> None:

@@ -66,13 +66,24 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """As uvicorn does, but a signal that is ignored (`nohup`) stays ignored."""
-        ignored = [number for number in HANDLED_SIGNALS if signal.getsignal(number) is signal.SIG_IGN]
-        with super().capture_signals():
-            if threading.current_thread() is threading.main_thread():
-                for number in ignored:
-                    signal.signal(number, signal.SIG_IGN)
+        """As uvicorn does, SIGHUP too; but a signal that is ignored (`nohup`) stays ignored.
+
+        What a handler raises inside of the event loop is lost, so none but uvicorn's may be there while it runs.
+        """
+        if threading.current_thread() is not threading.main_thread():
             yield
+            return
+        number = getattr(signal, "SIGHUP", None)
+        handled = HANDLED_SIGNALS if number is None else (*HANDLED_SIGNALS, number)
+        before = {each: signal.getsignal(each) for each in handled}
+        with super().capture_signals():
+            for each, handler in before.items():
+                signal.signal(each, signal.SIG_IGN if handler is signal.SIG_IGN else self.handle_exit)
+            try:
+                yield
+            finally:
+                if number is not None:
+                    signal.signal(number, before[number])
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """No new connections; replies under way finish or are ended."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
@@ -41,7 +42,7 @@ async def read_body(request: Request, kind: type[B]) -> B:
     except TimeoutError:
         raise ApiError(408, f"the body took more than {BODY_SECONDS:g} seconds") from None
     try:
-        value = json.loads(content, parse_constant=_refuse_constant)
+        value = json.loads(content, parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise invalid(f"the body is not valid JSON: {_reason(error)}") from None
     try:
@@ -54,6 +55,13 @@ def _refuse_constant(word: str) -> NoReturn:
     raise ValueError(f"{word} is not a JSON number")
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text[:40]} is too large a number")
+    return value
+
+
 def _reason(error: Exception) -> str:
     return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
 
@@ -63,11 +71,17 @@ def _of_validation(error: Exception, value: Any) -> ApiError:
     if not isinstance(error, ValidationError):
         return invalid(f"the body cannot be used: {_reason(error)}")
     problems = error.errors(include_url=False, include_context=False, include_input=False)
-    first = max(problems, key=lambda each: (each["type"] != "extra_forbidden", len(each["loc"])))
+    first = max(problems, key=_telling)
     param = _param(first["loc"], value)
     words = {"extra_forbidden": "there is no such parameter", "missing": "it is missing"}
     what = words.get(first["type"], first["msg"].removeprefix("Value error, "))
     return invalid(f"{param}: {what}" if param else what, param or None)
+
+
+def _telling(problem: Any) -> tuple[bool, int, bool, bool]:
+    """How much a problem says of what is wrong, where pydantic tried several alternatives."""
+    kind = problem["type"]
+    return kind != "extra_forbidden", len(problem["loc"]), kind == "literal_error", not kind.endswith("_type")
 
 
 def _param(place: Sequence[int | str], value: Any) -> str:
@@ -123,9 +137,9 @@ async def _end(*tasks: asyncio.Future[Any]) -> None:
 
 
 class EventStream(Response):
-    """Server-sent events, one a document; `[DONE]` ends them. An error becomes the last event.
+    """Server-sent events, one a document. Those that have a `type` are named by it; else `[DONE]` ends them.
 
-    When the client goes away, it is noticed however quiet the stream is.
+    An error becomes the last event. When the client goes away, it is noticed however quiet the stream is.
     """
 
     def __init__(self, documents: AsyncIterator[Mapping[str, Any]], on_close: Callable[[], None]) -> None:
@@ -165,8 +179,12 @@ class EventStream(Response):
 
 async def _events(documents: AsyncIterator[Mapping[str, Any]]) -> AsyncIterator[bytes]:
     try:
+        named = False
         async for document in documents:
-            yield b"data: " + to_json(document) + b"\n\n"
-        yield b"data: [DONE]\n\n"
+            named = "type" in document
+            name = f"event: {document['type']}\n".encode() if named else b""
+            yield name + b"data: " + to_json(document) + b"\n\n"
+        if not named:
+            yield b"data: [DONE]\n\n"
     except ApiError as error:
         yield b"data: " + to_json(error.body) + b"\n\n"

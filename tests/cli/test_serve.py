@@ -110,7 +110,7 @@ def process(runs_dir: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
             found.kill()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_within_seconds_although_a_reply_goes_on(
     process: tuple[subprocess.Popen[str], int], number: int
 ) -> None:

@@ -193,3 +193,25 @@ def test_a_device_that_is_not_here_is_refused() -> None:
         choose_device(absent)
     assert choose_device("cpu").type == "cpu"
     assert choose_device().type in ("cpu", "cuda", "mps")
+
+
+def test_rows_of_different_length_in_one_pass_are_those_of_single_calls(model: Transformer) -> None:
+    rows = [some_ids(n, seed=n) for n in (3, 1, 1, 7, 1, 4)]
+    slots = [5, 1, 2, 0, 4, 3]
+    together, alone = (TorchEngine(model, slots=6, max_len=40, prefill_chunk=5) for _ in range(2))
+    for engine in (together, alone):
+        for slot in range(1, 6):
+            engine.prefill(slot, some_ids(2 * slot, seed=slot + 20))
+    expected = [alone.prefill(slot, row) for slot, row in zip(slots, rows, strict=True)]
+    np.testing.assert_allclose(together.extend(slots, rows), np.stack(expected), **CLOSE)
+    assert [together.length(slot) for slot in range(6)] == [alone.length(slot) for slot in range(6)]
+    after = together.decode(range(6), [7] * 6)
+    np.testing.assert_allclose(after, alone.decode(range(6), [7] * 6), **CLOSE)
+
+
+def test_a_row_that_does_not_fit_leaves_all_as_they_were() -> None:
+    engine = TorchEngine(make_model(), slots=2, max_len=8)
+    engine.prefill(0, [1, 2])
+    with pytest.raises(PromptTooLong):
+        engine.extend([0, 1], [[3], [1] * 9])
+    assert (engine.length(0), engine.length(1)) == (2, 0)

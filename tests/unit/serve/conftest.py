@@ -15,7 +15,7 @@ import numpy as np
 import openai
 import pytest
 
-from mmcli.generate.engine import Engine, check_copy, check_decode, check_prefill, check_truncate
+from mmcli.generate.engine import Engine, check_copy, check_decode, check_prefill, check_truncate, extend_in_turn
 from mmcli.generate.torch_engine import TorchEngine
 from mmcli.model.config import ModelConfig
 from mmcli.model.transformer import Transformer
@@ -30,6 +30,8 @@ MAX_LEN = 600
 
 class Written:
     """An engine that writes `reply` after every prompt of a chat, `seconds` a token."""
+
+    extend = extend_in_turn
 
     def __init__(self, tokenizer: Tokenizer, *, slots: int = 2) -> None:
         self.vocab_size, self.max_len, self.slots = tokenizer.vocab_size, MAX_LEN, slots

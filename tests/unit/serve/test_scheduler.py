@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from mmcli.model.config import ModelConfig
 from mmcli.model.transformer import Transformer
 from mmcli.serve.metrics import BOUNDS, Histogram, ModelMetrics, Requests, exposition
 from mmcli.serve.reader import ChatReader, TextReader
-from mmcli.serve.scheduler import CHUNK, Finished, Job, Scheduler
+from mmcli.serve.scheduler import FIRST_BUDGET, MOST_BUDGET, STEP_SECONDS, Finished, Job, ReadBudget, Scheduler
 from mmcli.serve.slots import Slots
 from mmcli.serve.stops import StopStrings
 from mmcli.text.tokenizer import Tokenizer
@@ -27,45 +26,69 @@ GREEDY = SamplingConfig(temperature=0, repetition_penalty=1)
 
 
 class Logged(TorchEngine):
-    """A torch engine that keeps its calls: ("prefill", tokens) and ("decode", slots)."""
+    """A torch engine that keeps its passes: of each the number of ids for each slot."""
 
     def __init__(self, vocab_size: int, slots: int) -> None:
         config = ModelConfig(dim=32, n_layers=1, n_heads=2, vocab_size=vocab_size, max_seq_len=2000)
         super().__init__(Transformer(config, seed=1), slots=slots)
-        self.calls: list[tuple[str, int]] = []
+        self.passes: list[list[int]] = []
 
-    def prefill(self, slot: int, ids: Sequence[int]) -> np.ndarray:
-        self.calls.append(("prefill", len(ids)))
-        return super().prefill(slot, ids)
-
-    def decode(self, slots: Sequence[int], ids: Sequence[int]) -> np.ndarray:
-        self.calls.append(("decode", len(slots)))
-        return super().decode(slots, ids)
+    def extend(self, slots: Sequence[int], ids: Sequence[Sequence[int]]) -> np.ndarray:
+        self.passes.append([len(row) for row in ids])
+        return super().extend(slots, ids)
 
 
 def sequence(ids: Sequence[int], count: int = 5) -> TokenSequence:
     return TokenSequence(ids, GREEDY, max_new_tokens=count, max_len=2000)
 
 
-def test_a_long_prompt_is_read_between_the_tokens_of_others(tokenizer: Tokenizer) -> None:
+def jobs_of(tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], count: int) -> list[Job]:
+    return [Job(sequence(ids, count), TextReader(tokenizer), lambda event: None) for ids in prompts]
+
+
+def test_a_long_prompt_is_read_between_the_tokens_of_others(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ReadBudget, "learn", lambda *args: None)
     engine = Logged(tokenizer.vocab_size, 2)
     scheduler = Scheduler(engine, queue=8, metrics=ModelMetrics())
     events: queue.Queue[Any] = queue.Queue()
-    long = [5] * (6 * CHUNK)
     short = Job(sequence([7, 8], 1900), TextReader(tokenizer), events.put)
     scheduler.submit([short])
-    while ("decode", 1) not in engine.calls:
+    while [1] not in engine.passes:
         time.sleep(0.001)
-    late = Job(sequence(long, 3), TextReader(tokenizer), lambda event: events.put((event,)))
+    late = Job(sequence([5] * (6 * FIRST_BUDGET), 3), TextReader(tokenizer), lambda event: events.put((event,)))
     scheduler.submit([late])
     while not (isinstance(event := events.get(timeout=5), tuple) and isinstance(event[0], Finished)):
         pass
     scheduler.cancel([short])
     scheduler.drain(1)
-    reads = [at for at, call in enumerate(engine.calls) if call == ("prefill", CHUNK)]
-    assert len(reads) == 6
-    between = [engine.calls[one + 1 : other] for one, other in pairwise(reads)]
-    assert between == [[("decode", 1)]] * 5
+    assert [each for each in engine.passes if len(each) == 2] == [[1, FIRST_BUDGET]] * 6 + [[1, 1]] * 2
+
+
+def test_prompts_share_a_pass_and_a_long_one_lets_the_others_by(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ReadBudget, "learn", lambda *args: None)
+    engine = Logged(tokenizer.vocab_size, 3)
+    scheduler = Scheduler(engine, queue=8, metrics=ModelMetrics())
+    long, some = [5] * (2 * FIRST_BUDGET + 10), FIRST_BUDGET // 2
+    scheduler.submit(jobs_of(tokenizer, [long, [6] * some, [7] * some], 2))
+    scheduler.drain(5)
+    assert engine.passes[:3] == [[FIRST_BUDGET], [some, some], [1, 1, FIRST_BUDGET]]
+
+
+def test_the_budget_follows_the_speed_of_the_machine() -> None:
+    budget = ReadBudget()
+    budget.learn(5, 10.0)  # a step of little but other replies' tokens says nothing
+    assert budget.tokens == FIRST_BUDGET
+    budget.learn(100, STEP_SECONDS / 10)
+    assert budget.tokens == 1000
+    for _ in range(50):
+        budget.learn(100, STEP_SECONDS * 2)
+    assert 50 <= budget.tokens < 60
+    budget.learn(10_000, 0.001)
+    assert budget.tokens == MOST_BUDGET
 
 
 def test_the_slot_with_the_longest_common_beginning_is_taken(tokenizer: Tokenizer) -> None:
@@ -106,7 +129,7 @@ def test_the_prompt_of_twins_is_read_once(tokenizer: Tokenizer) -> None:
     twins = [Job(sequence(prompt, 4), TextReader(tokenizer), events.put, twin=first) for _ in range(3)]
     scheduler.submit([first, *twins])
     scheduler.drain(5)
-    assert [call for call in engine.calls if call[0] == "prefill"] == [("prefill", 60)]
+    assert [each for each in engine.passes if max(each) > 1] == [[60]]
     assert {tuple(job.sequence.new_ids) for job in (first, *twins)} == {tuple(first.sequence.new_ids)}
 
 
