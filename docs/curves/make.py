@@ -1,9 +1,9 @@
 """The reference curves that `mmcli runs plot --reference` draws: real trainings of presets on the built-in corpus.
 
-    python docs/curves/make.py [PRESET ...]     # by default all; the large ones take a while on a CPU
+    python docs/curves/make.py [PRESET ...]     # by default all; base and moe want a GPU
 
-Each training begins as `mmcli pretrain --preset PRESET` does, and is ended, saved, after so many steps. Kept
-are means over stretches of steps, below a line that says what made them.
+Each training begins as `mmcli pretrain --preset PRESET` does, and is ended, saved, after so many steps. Kept are
+means over stretches of steps, below a line that says what made them.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ OFTEN = {"data.val_tokens": 4096, "train.eval_every": 5}
 RECIPES = {
     "tiny": Recipe(),
     "small": Recipe(25, {**OFTEN, "train.epochs": 5.0}),
-    "base": Recipe(21, {**OFTEN, "train.batch_size": 2, "train.compile": "off"}),
-    "moe": Recipe(21, {**OFTEN, "train.batch_size": 2, "train.compile": "off"}),
+    "base": Recipe(25, {**OFTEN, "train.epochs": 5.0}),
+    "moe": Recipe(25, {**OFTEN, "train.epochs": 5.0}),
 }
 
 
