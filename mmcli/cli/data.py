@@ -274,6 +274,7 @@ def _as_json(found: DataCheck, stage: str, quarantine: Path | None) -> dict[str,
         "lengths": _percentiles(found),
         "mixture": found.mixture
         and [{"name": name, "tokens": count, "epoch_tokens": used} for name, used, count in found.mixture],
+        "course": found.course and [{"start": start, "end": end} for start, end in found.course],
         "histogram": [{"from": low, "to": high, "sequences": count} for low, high, count in found.histogram()],
         "rejections": [{"file": each.file, "line": each.line, "reason": each.reason} for each in found.rejections],
         "quarantine": None if quarantine is None else str(quarantine),
@@ -307,7 +308,7 @@ def _print_check(found: DataCheck, stage: str, quarantine: Path | None) -> None:
             from mmcli.data.pack.selection import describe_mixture
 
             names, taken, tokens = zip(*found.mixture, strict=True)
-            detail(describe_mixture(names, taken, tokens))
+            detail(describe_mixture(names, taken, tokens, found.course))
         print_histogram(found.histogram())
     if tally.rejected:
         heading("rejected")

@@ -37,6 +37,7 @@ class DataCheck:
         text_bytes: UTF-8 bytes of the text behind the tokens.
         duplicates: kept records with exactly the tokens of an earlier one; without a tokenizer, its texts.
         mixture: (name, tokens that an epoch takes, tokens) of each source; None: there are no weights.
+        course: (share at the first step, share at the last) of each source; None: no share changes.
         unusable: why a training refuses this data as a whole; None: it does not.
     """
 
@@ -49,6 +50,7 @@ class DataCheck:
     text_bytes: int
     duplicates: int
     mixture: list[tuple[str, int, int]] | None
+    course: tuple[tuple[float, float], ...] | None
     unusable: UserError | None
 
     @property
@@ -119,6 +121,7 @@ def check_data(
         text_bytes=text_bytes,
         duplicates=len(hashes) - len(np.unique(np.array(hashes, dtype=np.uint64))),
         mixture=mixture,
+        course=sources.course,
         unusable=unusable,
     )
 

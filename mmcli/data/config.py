@@ -13,7 +13,7 @@ class DataConfig:
 
     sources: tuple[str, ...] = option(
         ("demo",),
-        "files, folders, globs, hf:OWNER/NAME or demo (built in), with :WEIGHT for a mixture; repeatable",
+        "files, folders, globs, hf:OWNER/NAME or demo (built in), with :WEIGHT or :START..END; repeatable",
         flag="--data",
     )
     columns: tuple[str, ...] | None = option(None, "rename columns, such as text=body; repeatable", flag="--columns")

@@ -8,7 +8,7 @@ from typing import Any
 
 from mmcli.errors import UserError, did_you_mean
 from mmcli.inputs import flat
-from mmcli.report.curves import Axis, curve, is_number, last_values, metric_names, read_lines, smoothed
+from mmcli.report.curves import Axis, Curve, curve, is_number, last_values, metric_names, read_lines, smoothed
 from mmcli.report.scale import Chart
 from mmcli.run import Run
 from mmcli.stage import Metric
@@ -36,16 +36,19 @@ def parent_name(run: Run) -> str | None:
     return parent.name if parent is not None else run.info().get("parent")
 
 
-def plot_runs(runs: Sequence[Run], metric: str | None = None, axis: Axis = "steps") -> Chart:
+def plot_runs(
+    runs: Sequence[Run], metric: str | None = None, axis: Axis = "steps", *, below: Sequence[Curve] = ()
+) -> Chart:
     """The chart of some runs: of each the smoothed headline, and its held-out values as points.
 
     Args:
         metric: a key of metrics.jsonl to draw instead.
+        below: curves that are drawn first, the runs' own over them.
 
     Raises:
         UserError: a run has no such values.
     """
-    curves = []
+    curves = [replace(each, series=len(runs) + number) for number, each in enumerate(below)]
     format_spec = ""
     for number, run in enumerate(runs):
         lines = read_lines(run.metrics)

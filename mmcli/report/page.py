@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from html import escape
 from pathlib import Path
@@ -21,6 +22,7 @@ from mmcli.report.curves import curve, is_number, last_values, metric_names, rea
 from mmcli.report.evaluations import describe_evaluation, read_evaluations
 from mmcli.report.lineage import lineage
 from mmcli.report.overview import shown_metrics
+from mmcli.report.reference import plot_with_reference, reference_names
 from mmcli.report.scale import Chart
 from mmcli.report.style import CSS
 from mmcli.report.svg import OF_PAGE, svg
@@ -125,6 +127,10 @@ def _curves(run: Run, lines: Sequence[Mapping[str, Any]]) -> str:
             drawn.append(replace(curve(lines, held, label="held-out"), series=1, dots=True))
         spec = metric.format if metric.format.endswith("%") else ""
         charts.append(Chart(tuple(drawn), title=metric.title, format=spec))
+    if run.stage == "pretrain" and run.info().get("preset") in reference_names():
+        with suppress(UserError):  # nothing that could be compared
+            beside, _ = plot_with_reference(run)
+            charts.append(replace(beside, title="beside the reference of its preset"))
     for name, title in OTHERS.items():
         if name in names:
             charts.append(Chart((curve(lines, name, label=""),), title=title))

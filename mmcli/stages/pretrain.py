@@ -33,7 +33,7 @@ def run(config: PretrainConfig, context: StageContext) -> dict[str, Any]:
     """Train on plain text, or a mixture; the totals of the run."""
     make_deterministic()
     accelerator = choose_accelerator(config.train.device, config.train.precision, context, width=config.model.dim)
-    data = open_data("text", config.data, mixed=True)  # refuse what is not there before anything is made
+    data = open_data("text", config.data, mixed=True, course=True)  # refuse what is not there before anything is made
     start = prepare_start(config.model, data, config.train, context, accelerator.device)
     options: dict[str, Any] = {}
     if data.train.kind == "mixed":  # as sft encodes a mixture, so that both take one cache

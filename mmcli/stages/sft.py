@@ -18,7 +18,7 @@ def run(config: SftConfig, context: StageContext) -> dict[str, Any]:
     """Train on conversations; the totals of the run."""
     make_deterministic()
     accelerator = choose_accelerator(config.train.device, config.train.precision, context)
-    data = open_data("chat", config.data, mixed=True)  # refuse what is not there before anything is made
+    data = open_data("chat", config.data, mixed=True, course=True)  # refuse what is not there before anything is made
     start = prepare_start(None, data, config.train, context, accelerator.device)
     options: dict[str, Any] = {"train_on": config.train_on, "train_reasoning": config.train_reasoning}
     if data.train.kind == "mixed":

@@ -13,8 +13,9 @@ from torch import nn
 from mmcli.data.encode.cache import TOKEN_CACHES, TokenCache
 from mmcli.data.encode.prompts import mismatch_of_records
 from mmcli.data.pack.batches import Batches, evaluation_batches
-from mmcli.data.pack.packing import Rows, pack_cache, trainable
-from mmcli.data.pack.selection import Selection, split_documents
+from mmcli.data.pack.packing import Rows, RowSet, pack_cache, trainable
+from mmcli.data.pack.selection import Selection, shard_count, split_documents
+from mmcli.data.pack.shards import ShardedRows, choose_documents
 from mmcli.data.sources.sources import OpenedData, Sources
 from mmcli.evaluation.loss import model_losses, sum_losses
 from mmcli.inputs import pin_inputs
@@ -38,7 +39,7 @@ class TokenRows:
     """Packed rows to train on, and those held out."""
 
     cache: TokenCache
-    train: Rows
+    train: RowSet
     val_cache: TokenCache
     val: Rows | None  # None: there is too little data to hold anything out
 
@@ -77,6 +78,16 @@ def open_cache(
     return cache
 
 
+def open_caches(
+    data: OpenedData, tokenizer: Tokenizer, context: StageContext, part: str = "", **options: Any
+) -> tuple[TokenCache, TokenCache]:
+    """The token caches of what is trained on and of what is held out, which is the same one without `--val`."""
+    cache = open_cache(data.train, tokenizer, context, part=part, **options)
+    if data.val is None:
+        return cache, cache
+    return cache, open_cache(data.val, tokenizer, context, part=f"{part}val", **options)
+
+
 def open_split(
     data: OpenedData,
     seed: int,
@@ -95,20 +106,30 @@ def open_split(
     Raises:
         UserError: the data cannot be used (see `open_cache`).
     """
-    cache = open_cache(data.train, tokenizer, context, part=part, **options)
-    if data.val is not None:
-        val_cache = open_cache(data.val, tokenizer, context, part=f"{part}val", **options)
-        kept, held = Selection.whole(cache).mixed(cache, seed), Selection.whole(val_cache).mixed(val_cache, seed)
-    else:
-        val_cache, config = cache, data.config
-        kept, held = split_documents(
-            cache, config.val_fraction, seed, max_tokens=config.val_tokens, usable_R=usable(cache)
-        )
-        if not len(held) and config.val_fraction > 0:
-            context.report.note("nothing is held out for validation: there are too few usable records")
-    if line := kept.describe_mixture(cache):
-        context.report.note(line)
+    cache, val_cache = open_caches(data, tokenizer, context, part, **options)
+    kept, held = _split(data, seed, cache, val_cache, usable)
+    _tell_split(data, held, kept.describe_mixture(cache), context)
     return cache, kept, val_cache, held
+
+
+def _split(
+    data: OpenedData,
+    seed: int,
+    cache: TokenCache,
+    val_cache: TokenCache,
+    usable: Callable[[TokenCache], np.ndarray],
+) -> tuple[Selection, Selection]:
+    if data.val is not None:
+        return Selection.whole(cache).mixed(cache, seed), Selection.whole(val_cache).mixed(val_cache, seed)
+    config = data.config
+    return split_documents(cache, config.val_fraction, seed, max_tokens=config.val_tokens, usable_R=usable(cache))
+
+
+def _tell_split(data: OpenedData, held: Selection, mixture: str | None, context: StageContext) -> None:
+    if not len(held) and data.val is None and data.config.val_fraction > 0:
+        context.report.note("nothing is held out for validation: there are too few usable records")
+    if mixture is not None:
+        context.report.note(mixture)
 
 
 def open_rows(
@@ -125,15 +146,25 @@ def open_rows(
     Raises:
         UserError: the data cannot be used (see `open_cache`), or nothing is left to train on.
     """
-    seq_len = data.config.seq_len
+    config, seq_len, seed = data.config, data.config.seq_len, train.seed
+    cache, val_cache = open_caches(data, tokenizer, context, part, **options)
+    rows: RowSet
 
     def usable(cache: TokenCache) -> np.ndarray:
         usable_RS = trainable(cache, Selection.whole(cache), seq_len).reshape(-1, cache.sequences_per_record)
         return np.asarray(usable_RS.all(axis=1))
 
-    cache, kept, val_cache, held = open_split(data, train.seed, tokenizer, context, part, usable=usable, **options)
-    rows = pack_cache(cache, seq_len, selection=kept, seed=train.seed)
-    val = pack_cache(val_cache, seq_len, selection=held, seed=train.seed) if len(held) else None
+    if (shards := shard_count(cache)) > 1:
+        fraction = config.val_fraction if data.val is None else 0.0
+        choice, held = choose_documents(cache, fraction, seed, max_tokens=config.val_tokens, seq_len=seq_len)
+        held = held if data.val is None else Selection.whole(val_cache).mixed(val_cache, seed)
+        rows = ShardedRows(cache, choice, seq_len, seed=seed, shards=shards, report=context.report)
+        _tell_split(data, held, rows.describe_mixture(), context)
+    else:
+        kept, held = _split(data, seed, cache, val_cache, usable)
+        _tell_split(data, held, kept.describe_mixture(cache), context)
+        rows = pack_cache(cache, seq_len, selection=kept, seed=seed)
+    val = pack_cache(val_cache, seq_len, selection=held, seed=seed) if len(held) else None
     context.report.note(rows.describe() + (f"; held out: {held.tokens:,} tokens" if val else ""))
     tally = cache.tally
     context.run.update(
@@ -197,10 +228,11 @@ def token_task(
         halve=micro_batch.halve,
         describe=describe,
         sample=sample,
+        planned=batches.plan,
     )
 
 
-def name_records(cache: TokenCache, rows: Rows, which: np.ndarray) -> str:
+def name_records(cache: TokenCache, rows: RowSet, which: np.ndarray) -> str:
     """The records in the rows `which`, in words: their numbers among those kept, from 1, in the order of the data."""
     documents = {document for row in which.tolist() for document, _, _ in rows.pieces(row)}
     records = sorted({document // cache.sequences_per_record + 1 for document in documents})

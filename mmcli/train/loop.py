@@ -109,6 +109,9 @@ class _Training:
             self.peak_flops = sum(self.ranks.gather(measure_peak_flops(self.task.accelerator)))
             plan = make_plan(self.task, self.config, self.context, self._probe)
             self._use(compiled=plan.compile)
+            if self.task.planned is not None:
+                self.task.planned(plan.steps)
+                self.feed.forget()
             if (trial := self.context.trial) is not None:
                 return self._try(plan, trial)
             with StopSignals(self.report.note if self.ranks.is_writer else None) as stop:

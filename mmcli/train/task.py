@@ -93,6 +93,7 @@ class Task:
             it is a single one. Without it, a step that does not fit into memory ends the training.
         describe: what the micro-batches with these numbers hold in a step, in words: the records to look at.
         sample: (prompt, continuation) of texts to show, given the model and the number of updates done.
+        planned: told the number of steps of the whole training before the first step; batches may depend on it.
         prepared_seconds: what it took to make the weights that a new training begins with; a part of a budget.
 
     Raises:
@@ -113,6 +114,7 @@ class Task:
     halve: Callable[[], int | None] | None = None
     describe: Callable[[int, Sequence[int]], str] | None = None
     sample: Callable[[nn.Module, int], list[tuple[str, str]]] | None = None
+    planned: Callable[[int], None] | None = None
     prepared_seconds: float = 0.0
 
     def __post_init__(self) -> None:

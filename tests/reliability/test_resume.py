@@ -47,12 +47,13 @@ def finish(process: subprocess.Popen[str], code: int = 0) -> str:
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "text.txt"
     path.write_text(TEXT, encoding="utf-8")
+    path.with_name("other.txt").write_text(TEXT.replace("house", "barn"), encoding="utf-8")
     return path
 
 
 EXTRA = {
     "dense with dropout": ["--set", "model.dropout=0.1", "--epochs", "3"],
-    "experts": ["--set", "model.use_moe=true", "--set", "model.dropout=0.1"],
+    "experts, shares that change": ["--set", "model.use_moe=true", "--set", "model.dropout=0.1"],
     "muon": ["--optimizer", "muon", "--set", "model.use_moe=true", "--set", "model.dropout=0.1"],
     "compiled": ["--compile", "on", "--set", "model.dropout=0.1"],
 }
@@ -66,7 +67,10 @@ def whole(
 ) -> tuple[Path, list[str]]:
     """The run folder of a training that was never stopped, and its command line."""
     runs = tmp_path_factory.mktemp("whole")
-    argv = ["pretrain", "--data", str(text), *SHAPE, *OFTEN, *EXTRA[request.param]]
+    data = ["--data", str(text)]
+    if "shares" in request.param:
+        data = ["--data", f"{text}:0.9..0.1", "--data", f"{text.with_name('other.txt')}:0.1..0.9"]
+    argv = ["pretrain", *data, *SHAPE, *OFTEN, *EXTRA[request.param]]
     finish(mmcli(*argv, runs=runs))
     return runs / "0001-pretrain-tiny", argv
 

@@ -58,6 +58,8 @@ INNER = {
         "terminal",
         "evaluations",
         "overview",
+        "references",
+        "reference",
         "lineage",
         "style",
         "page",

@@ -20,7 +20,16 @@ def plot(
     metric: Annotated[
         str | None, typer.Option(metavar="NAME", help="Value to plot, such as lr; default: loss and held-out loss.")
     ] = None,
-    x: Annotated[str, typer.Option("--x", metavar="steps|tokens|time", help="Horizontal axis.")] = "steps",
+    x: Annotated[
+        str | None,
+        typer.Option(
+            "--x", metavar="steps|tokens|time", help="Horizontal axis; default: steps, with --reference tokens."
+        ),
+    ] = None,
+    reference: Annotated[
+        bool,
+        typer.Option("--reference", help="Also draw how its preset learned the built-in corpus: is the loss normal?"),
+    ] = False,
     width: Annotated[int | None, typer.Option(min=30, help="Columns; default: those of the terminal.")] = None,
     svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Write an SVG file instead.")] = None,
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a PNG file instead (matplotlib).")] = None,
@@ -29,23 +38,34 @@ def plot(
 ) -> None:
     """Plot the loss of runs in the terminal: smoothed lines, and held-out values as points.
 
-    Example: mmcli runs plot 3 7 --x time
+    Example: mmcli runs plot 3 7 --x time; mmcli runs plot latest --reference
     """
     from mmcli.cli.chart import print_chart
-    from mmcli.cli.console import err, print_json
+    from mmcli.cli.console import err, out, print_json
     from mmcli.errors import UserError, did_you_mean
     from mmcli.find import find_run
     from mmcli.report.curves import AXES
     from mmcli.report.overview import plot_runs
+    from mmcli.report.reference import plot_with_reference
 
-    if x not in AXES:
+    if x is not None and x not in AXES:
         raise UserError(f'--x "{x}" is not one of {", ".join(AXES)}', did_you_mean(x, list(AXES)))
-    chart = plot_runs([find_run(ref, runs_dir) for ref in dict.fromkeys(runs)], metric, x)  # type: ignore[arg-type]
+    found = [find_run(ref, runs_dir) for ref in dict.fromkeys(runs)]
+    notes: tuple[str, ...] = ()
+    if not reference:
+        chart = plot_runs(found, metric, x or "steps")  # type: ignore[arg-type]
+    elif len(found) == 1:
+        chart, notes = plot_with_reference(found[0], metric, x or "tokens")  # type: ignore[arg-type]
+    else:
+        raise UserError(f"--reference compares one run, not {len(found)}", f"name one: {found[0].number} --reference")
+    in_terminal = not json and svg is None and png is None
     if json:
         print_json([{"curve": each.label, "x": each.x, "y": each.y} for each in chart.curves])
-        return
-    if svg is None and png is None:
+    elif in_terminal:
         print_chart(chart, width)
+    for note in notes:
+        (out() if in_terminal else err()).print(note, markup=False)
+    if json or in_terminal:
         return
     for path, content in _pictures(chart, svg, png):
         try:

@@ -51,6 +51,7 @@ REJECTED = "rejected.jsonl"
 TOKEN_CACHES = ".cache/tokens"  # the caches of a runs folder; safe to delete
 HASHES_OF_FILES = "files.json"  # beside the caches
 BUFFER = 2**20  # bytes
+OFFSETS_AT_ONCE = 2**18
 
 
 class DamagedCacheError(Exception):
@@ -70,6 +71,7 @@ class TokenCache:
         tally: how many records were kept and rejected when the cache was made.
         sequences_by_source: [N] int64, sequences of each source (each `--data`), in order.
         mixture: (name, share of the tokens) of each source, where weights were given. Not part of the key.
+        course: (share at the first step, share at the last) of each source, where shares change. Neither.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -92,6 +94,7 @@ class TokenCache:
         self.tally = Tally(**meta["tally"])
         self.sequences_by_source: np.ndarray = np.array(meta["parts"], dtype=np.int64)
         self.mixture: tuple[tuple[str, float], ...] | None = None
+        self.course: tuple[tuple[float, float], ...] | None = None
         self._ids = np.memmap(folder / TOKENS, dtype=meta["dtype"], mode="r")
         self._trained = np.memmap(folder / TRAINED, dtype=np.uint8, mode="r") if self.masked else None
         self._offsets = np.memmap(folder / OFFSETS, dtype=np.int64, mode="r")
@@ -99,7 +102,7 @@ class TokenCache:
         labelled = LABELS in meta["sizes"]
         self.labels: np.ndarray | None = np.fromfile(folder / LABELS, dtype=np.float32) if labelled else None
         offsets = self._offsets
-        if offsets[0] != 0 or offsets[-1] != self.tokens or (offsets[1:] < offsets[:-1]).any():
+        if offsets[0] != 0 or offsets[-1] != self.tokens or not _ascending(offsets):
             raise DamagedCacheError(f"{folder / OFFSETS} does not cut {self.tokens:,} tokens into sequences")
 
     def __len__(self) -> int:
@@ -113,6 +116,10 @@ class TokenCache:
     def lengths_of(self, which_M: np.ndarray) -> np.ndarray:
         """[M] int64, tokens of these sequences."""
         return np.asarray(self._offsets[which_M + 1] - self._offsets[which_M])
+
+    def tokens_between(self, first: int, last: int) -> int:
+        """Tokens of sequences `first` to `last - 1`."""
+        return int(self._offsets[last] - self._offsets[first])
 
     def ids(self, i: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Tokens `start` to `stop` of sequence `i`, as stored (uint16 or uint32)."""
@@ -188,8 +195,15 @@ class TokenCache:
         _copy_rejected(place, quarantine)
         if sources.strict and cache.tally.rejected:
             raise refused_by_strict(cache.tally.first[0])
-        cache.mixture = sources.mixture
+        cache.mixture, cache.course = sources.mixture, sources.course
         return cache
+
+
+def _ascending(offsets: np.ndarray) -> bool:
+    """True if no offset is below the one before it; looked at in parts, so that memory stays flat."""
+    starts = range(0, len(offsets) - 1, OFFSETS_AT_ONCE)
+    parts = (np.asarray(offsets[first : first + OFFSETS_AT_ONCE + 1]) for first in starts)
+    return all(bool((part[1:] >= part[:-1]).all()) for part in parts)
 
 
 def is_outdated(folder: Path) -> bool:

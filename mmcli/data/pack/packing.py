@@ -24,8 +24,55 @@ WINDOW = 16_384  # documents in the pool
 MIN_PIECE = 16  # pairs; with fewer, a piece has next to no context
 
 
+class RowSet:
+    """Rows of T pairs, all at once (`Rows`) or a shard of a large cache at a time.
+
+    Attributes:
+        seq_len: T.
+        tokens: pairs in all rows, padding left out.
+        dropped: documents left out, with less than one pair, or with nothing to train on before the cut.
+        truncated: documents cut at T, and `truncated_tokens`, what they lost.
+    """
+
+    seq_len: int
+    dropped: int
+    truncated: int
+    truncated_tokens: int
+
+    @property
+    def tokens(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def shard_rows(self) -> tuple[tuple[int, ...], ...]:
+        """Rows of each shard, in order: of each source one after the other, or one number where a row may have
+        several sources."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def pieces(self, row: int) -> list[tuple[int, int, int]]:
+        """(document, start, length) of each piece of a row."""
+        raise NotImplementedError
+
+    @property
+    def utilisation(self) -> float:
+        """Share of all places in rows that hold a pair, 0 to 1."""
+        return self.tokens / (len(self) * self.seq_len) if len(self) else 0.0
+
+    def describe(self) -> str:
+        """One line for the person."""
+        parts = [f"{len(self):,} rows of {self.seq_len:,} tokens, {self.utilisation:.2%} full"]
+        if self.truncated:
+            parts.append(f"{self.truncated:,} longer ones cut at their end ({self.truncated_tokens:,} tokens lost)")
+        if self.dropped:
+            parts.append(f"{self.dropped:,} dropped with nothing to train on")
+        return ", ".join(parts)
+
+
 @dataclass(frozen=True)
-class Rows:
+class Rows(RowSet):
     """R rows of T pairs: row r is made of pieces `row_offsets[r]` to `row_offsets[r + 1]`.
 
     Attributes:
@@ -33,9 +80,7 @@ class Rows:
         piece_start: [P] int64, its first input token; labels begin one later.
         piece_len: [P] int64, pairs.
         row_offsets: [R + 1] int64.
-        seq_len: T.
-        dropped: documents left out, with less than one pair, or with nothing to train on before the cut.
-        truncated: documents cut at T, and `truncated_tokens`, what they lost.
+        by_source: rows of each source, one after the other; empty where a row may have several sources.
     """
 
     piece_doc: np.ndarray
@@ -46,34 +91,23 @@ class Rows:
     dropped: int = 0
     truncated: int = 0
     truncated_tokens: int = 0
+    by_source: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.row_offsets) - 1
 
     @property
     def tokens(self) -> int:
-        """Pairs in all rows, padding left out."""
         return int(self.piece_len.sum())
 
     @property
-    def utilisation(self) -> float:
-        """Share of all places in rows that hold a pair, 0 to 1."""
-        return self.tokens / (len(self) * self.seq_len) if len(self) else 0.0
+    def shard_rows(self) -> tuple[tuple[int, ...], ...]:
+        return (self.by_source or (len(self),),)
 
     def pieces(self, row: int) -> list[tuple[int, int, int]]:
-        """(document, start, length) of each piece of a row."""
         part = slice(int(self.row_offsets[row]), int(self.row_offsets[row + 1]))
         columns = (self.piece_doc[part], self.piece_start[part], self.piece_len[part])
         return list(zip(*(column.tolist() for column in columns), strict=True))
-
-    def describe(self) -> str:
-        """One line for the person."""
-        parts = [f"{len(self):,} rows of {self.seq_len:,} tokens, {self.utilisation:.2%} full"]
-        if self.truncated:
-            parts.append(f"{self.truncated:,} longer ones cut at their end ({self.truncated_tokens:,} tokens lost)")
-        if self.dropped:
-            parts.append(f"{self.dropped:,} dropped with nothing to train on")
-        return ", ".join(parts)
 
 
 def pack_cache(
@@ -90,26 +124,51 @@ def pack_cache(
     Args:
         split: by default True for text, False for conversations (they are kept whole, the end of those longer than a
             row is cut off, and those with nothing left to train on are dropped). A row has either text or
-            conversations.
+            conversations, and one source alone where shares change over the training.
 
     Raises:
         UserError: nothing is left to train on.
     """
-    selection = selection or Selection.whole(cache)
-    is_split_N = cache.cuttable(selection.documents) if split is None else np.full(len(selection), split)
-    parts = []
-    for split in (True, False):
-        if (is_split_N == split).any():
-            keep = is_split_N == split
-            keep &= True if split else trainable(cache, selection, seq_len)
-            part = pack_rows(np.where(keep, selection.lengths, 0), seq_len, split=split, seed=seed, window=window)
-            parts.append(replace(part, dropped=part.dropped - int((is_split_N != split).sum())))
-    rows = _joined(parts, seq_len)
+    rows = pack_selection(cache, seq_len, selection or Selection.whole(cache), split=split, seed=seed, window=window)
     if not len(rows):
-        raise UserError(
-            f"nothing is left to train on at seq-len {seq_len:,}: {rows.dropped:,} documents dropped",
-            "give a longer --seq-len, or other data",
-        )
+        raise nothing_left(seq_len, rows.dropped)
+    return rows
+
+
+def nothing_left(seq_len: int, dropped: int) -> UserError:
+    """The refusal of data that has no row."""
+    return UserError(
+        f"nothing is left to train on at seq-len {seq_len:,}: {dropped:,} documents dropped",
+        "give a longer --seq-len, or other data",
+    )
+
+
+def pack_selection(
+    cache: TokenCache,
+    seq_len: int,
+    selection: Selection,
+    *,
+    split: bool | None = None,
+    seed: int = 0,
+    window: int = WINDOW,
+) -> Rows:
+    """`pack_cache`, also where that gives no row."""
+    is_split_N = cache.cuttable(selection.documents) if split is None else np.full(len(selection), split)
+    of_source = [np.arange(len(selection))] if cache.course is None else selection.by_source(cache)
+    parts: list[Rows] = []
+    by_source: list[int] = []
+    for inside in of_source:
+        before = sum(len(part) for part in parts)
+        is_inside_N = np.zeros(len(selection), dtype=bool)
+        is_inside_N[inside] = True
+        for split in (True, False):
+            among_N = is_inside_N & (is_split_N == split)
+            if among_N.any():
+                keep = among_N if split else among_N & trainable(cache, selection, seq_len)
+                part = pack_rows(np.where(keep, selection.lengths, 0), seq_len, split=split, seed=seed, window=window)
+                parts.append(replace(part, dropped=part.dropped - int((~among_N).sum())))
+        by_source.append(sum(len(part) for part in parts) - before)
+    rows = _joined(parts, seq_len)
     return Rows(
         selection.documents[rows.piece_doc],
         selection.starts[rows.piece_doc] + rows.piece_start,
@@ -119,6 +178,7 @@ def pack_cache(
         rows.dropped,
         rows.truncated,
         rows.truncated_tokens,
+        () if cache.course is None else tuple(by_source),
     )
 
 

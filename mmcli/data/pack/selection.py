@@ -2,6 +2,7 @@
 
 The weights of `--data a.jsonl:0.7 --data b.parquet:0.3` are shares of the tokens of an epoch. No source is repeated: an
 epoch has all of the source that is scarcest for its share, and of the others as many tokens as their shares then allow.
+A share that changes over the training counts with its mean; `course.py` orders the rows.
 Which records those are, a hash of their content and the seed decides. See docs/decisions/005-mixtures.md.
 """
 
@@ -14,8 +15,10 @@ import numpy as np
 
 from mmcli.data.encode.cache import TokenCache
 from mmcli.data.sources.hub import COMMIT
+from mmcli.data.sources.sources import describe_change
 from mmcli.errors import UserError
 
+SHARD = 2**20  # documents; a cache of more is used a part at a time (see `shards.py`)
 FEW = 8  # distinct documents; with fewer, the end of the longest one is held out instead of whole documents
 MAX_HELD_OUT = 2**22  # tokens: more does not make a validation loss any sharper
 
@@ -36,9 +39,9 @@ class Selection:
 
     def source_tokens(self, cache: TokenCache) -> list[int]:
         """Tokens of each source of the cache in this selection."""
-        return [int(self.lengths[inside].sum()) for inside in self._by_source(cache)]
+        return [int(self.lengths[inside].sum()) for inside in self.by_source(cache)]
 
-    def _by_source(self, cache: TokenCache) -> list[np.ndarray]:
+    def by_source(self, cache: TokenCache) -> list[np.ndarray]:
         """For each source, where in this selection its spans are."""
         source_N = np.searchsorted(np.cumsum(cache.sequences_by_source), self.documents, side="right")
         return [np.flatnonzero(source_N == source) for source in range(len(cache.sequences_by_source))]
@@ -56,7 +59,7 @@ class Selection:
         each = cache.sequences_per_record
         stops = self.stops.copy()
         targets = token_targets(self.source_tokens(cache), cache.mixture)
-        for inside, target in zip(self._by_source(cache), targets, strict=True):
+        for inside, target in zip(self.by_source(cache), targets, strict=True):
             cut = bool(cache.cuttable(self.documents[inside]).all())
             lengths_R = self.lengths[inside].reshape(-1, each).sum(axis=1)
             hashes_R = scatter(np.asarray(cache.hashes)[self.documents[inside[::each]]], seed)
@@ -71,7 +74,8 @@ class Selection:
         if cache.mixture is None:
             return None
         names = [name for name, _ in cache.mixture]
-        return describe_mixture(names, self.source_tokens(cache), Selection.whole(cache).source_tokens(cache))
+        tokens = Selection.whole(cache).source_tokens(cache)
+        return describe_mixture(names, self.source_tokens(cache), tokens, cache.course)
 
     def __len__(self) -> int:
         return len(self.documents)
@@ -84,6 +88,11 @@ class Selection:
     @property
     def tokens(self) -> int:
         return int(self.lengths.sum())
+
+
+def shard_count(cache: TokenCache) -> int:
+    """Shards of a cache: 1 for a small one, and for one of pairs."""
+    return -(-len(cache) // SHARD) if cache.sequences_per_record == 1 else 1
 
 
 def split_documents(
@@ -173,12 +182,19 @@ def token_targets(tokens: Sequence[int], mixture: Sequence[tuple[str, float]]) -
     return [min(count, round(epoch * share)) for count, (_, share) in zip(tokens, mixture, strict=True)]
 
 
-def describe_mixture(names: Sequence[str], taken: Sequence[int], tokens: Sequence[int]) -> str:
-    """One line for the person: how much of each source an epoch uses, and its actual share; commits are shortened."""
+def describe_mixture(
+    names: Sequence[str],
+    taken: Sequence[int],
+    tokens: Sequence[int],
+    course: Sequence[tuple[float, float]] | None = None,
+) -> str:
+    """One line for the person: how much of each source an epoch uses, its actual share, and how that changes over the
+    training; commits are shortened."""
     short = (COMMIT.sub(lambda commit: commit[0][:7], name) for name in names)
+    changes = course or [(0.0, 0.0)] * len(names)
     each = (
-        f"{name} {used:,} of {count:,} tokens ({used / max(1, sum(taken)):.1%})"
-        for name, used, count in zip(short, taken, tokens, strict=True)
+        f"{name} {used:,} of {count:,} tokens ({used / max(1, sum(taken)):.1%}{describe_change(change)})"
+        for name, used, count, change in zip(short, taken, tokens, changes, strict=True)
     )
     return "tokens per epoch: " + ", ".join(each)
 

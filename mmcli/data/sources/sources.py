@@ -31,7 +31,19 @@ DEMO_KINDS = ("text", "chat", "preference")
 MIXED = {"text": "chat", "chat": "text"}  # the kind of a stage, and what may be mixed with it
 PEEK = 20  # records of a file that tell its kind
 READING = 2  # version of the rules by which files become records; part of the fingerprint
-WEIGHTED = re.compile(r"(.+):([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)")
+NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?"
+WEIGHTED = re.compile(rf"(.+):({NUMBER})(?:\.\.({NUMBER}))?")
+
+
+@dataclass(frozen=True)
+class Weight:
+    """The weight of a source in a mixture: at the first step of a training and, on a line from there, at the last."""
+
+    start: float
+    end: float
+
+    def __str__(self) -> str:
+        return f"{self.start}" if self.start == self.end else f"{self.start}..{self.end}"
 
 
 @dataclass(frozen=True)
@@ -39,7 +51,7 @@ class Source:
     """One argument of `--data`: the built-in corpus, a data set of the hub, or files in order."""
 
     name: str
-    weight: float | None = None
+    weight: Weight | None = None
     demo: bool = False
     kind: str | None = None  # of the built-in corpus; None: that of the data
     topic: str | None = None  # of the built-in corpus's conversations; None: all
@@ -79,11 +91,27 @@ class Sources:
 
     @property
     def mixture(self) -> tuple[tuple[str, float], ...] | None:
-        """(name, share of the tokens) of each source, the shares adding up to 1; None: no weights were given."""
-        weights = [source.weight or 0.0 for source in self.members]
-        if self.members[0].weight is None:
+        """(name, share of the tokens) of each source, the shares adding up to 1; None: no weights were given.
+
+        A share that changes counts with its mean over the training.
+        """
+        shares = self._shares()
+        if shares is None:
             return None
-        return tuple((each.name, weight / sum(weights)) for each, weight in zip(self.members, weights, strict=True))
+        return tuple((each.name, (a + b) / 2) for each, (a, b) in zip(self.members, shares, strict=True))
+
+    @property
+    def course(self) -> tuple[tuple[float, float], ...] | None:
+        """(share at the first step, share at the last) of each source; None where no share changes."""
+        shares = self._shares()
+        return shares if shares is not None and any(start != end for start, end in shares) else None
+
+    def _shares(self) -> tuple[tuple[float, float], ...] | None:
+        weights = [source.weight for source in self.members if source.weight is not None]
+        if not weights:
+            return None
+        starts, ends = sum(each.start for each in weights), sum(each.end for each in weights)
+        return tuple((each.start / starts, each.end / ends) for each in weights)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -130,8 +158,10 @@ class Sources:
 
     def _describe_read(self) -> str:
         if self.mixture is not None:
+            changes = self.course or [(0.0, 0.0)] * len(self.members)
             return ", ".join(
-                f"{each.describe()}: {share:.1%}" for each, (_, share) in zip(self.members, self.mixture, strict=True)
+                f"{each.describe()}: {share:.1%}{describe_change(change)}"
+                for each, (_, share), change in zip(self.members, self.mixture, changes, strict=True)
             )
         if len(self.files) > 3:
             others = [each.describe() for each in self.members if not each.files]
@@ -180,6 +210,17 @@ class Sources:
             name, _ = self.mixture[0]
             raise UserError(f"{name} has a weight, but {where} takes all of the data", f"give it as {name}")
 
+    def refuse_course(self, where: str) -> None:
+        """Refuse weights that change where there is no order of steps to change them over.
+
+        Raises:
+            UserError: a weight changes.
+        """
+        if self.course is not None:
+            source = next(each for each in self.members if each.weight and each.weight.start != each.weight.end)
+            what = f"{source.name} has the weight {source.weight}, and in {where} no weight can change"
+            raise UserError(what, "give one number, or use mmcli pretrain or mmcli sft")
+
 
 @dataclass(frozen=True)
 class OpenedData:
@@ -190,22 +231,27 @@ class OpenedData:
     val: Sources | None
 
 
-def open_data(kind: str, data: DataConfig, *, mixed: bool = False) -> OpenedData:
+def open_data(kind: str, data: DataConfig, *, mixed: bool = False, course: bool = False) -> OpenedData:
     """The sources that a stage's data names; this looks at the files' beginnings and reads no further.
 
     Args:
         mixed: see `open_sources`; the validation data of a mixture may be of either kind.
+        course: weights may change over the training: the stage tells its `Batches` the number of steps.
 
     Raises:
-        UserError: nothing there, or data of another kind.
+        UserError: nothing there, data of another kind, or a weight that changes where none may.
     """
     strict, columns = data.strict, data.columns or ()
     train = open_sources(data.sources, kind=kind, strict=strict, columns=columns, mixed=mixed)
+    if not course:
+        train.refuse_course("this stage")
     if data.val is None:
         return OpenedData(data, train, None)
     if train.kind == kind:
-        return OpenedData(data, train, open_sources(data.val, kind=kind, strict=strict, columns=columns))
-    val = _opened(data.val, columns, kind=train.kind, demo=kind, strict=strict)
+        val = open_sources(data.val, kind=kind, strict=strict, columns=columns)
+    else:
+        val = _opened(data.val, columns, kind=train.kind, demo=kind, strict=strict)
+    val.refuse_course("--val")
     return OpenedData(data, train, val)
 
 
@@ -222,8 +268,9 @@ def open_sources(
 
     Args:
         data: each `demo`, a file, a folder, a glob or `hf:OWNER/NAME[@REVISION][:CONFIG][:SPLIT]`, and `:WEIGHT` after
-            all of them or none. (`./demo` is a file or folder of that name.) `demo:chat` is the built-in corpus's
-            conversations where `demo` would be its text, `demo:arithmetic` those about one topic.
+            all of them or none, `:START..END` for one that changes. (`./demo` is a file or folder of that name.)
+            `demo:chat` is the built-in corpus's conversations where `demo` would be its text, `demo:arithmetic` those
+            about one topic.
         kind: the record kind that the stage needs; `demo` has all built-in kinds, a file has one.
         strict: refuse the data at its first unusable record.
         seed: of the built-in corpus.
@@ -347,6 +394,9 @@ def find_sources(data: Sequence[str], columns: Sequence[str]) -> Sources:
     without = [source.name for source in members if source.weight is None]
     if 0 < len(without) < len(members):
         raise UserError(f"{without[0]} has no weight, and others have", f"give {without[0]}:WEIGHT, or no weights")
+    for when in ("start", "end"):
+        if not without and not any(getattr(each.weight, when) for each in members):
+            raise UserError(f"at the {when} every weight is 0", "give one of the sources a weight above 0 there")
     return Sources(members, columns=parse_columns(columns) if columns else ())
 
 
@@ -375,22 +425,24 @@ def _part_of_demo(name: str) -> tuple[str, str | None] | None:
     return ("chat", match[1]) if demo.is_topic(match[1]) else None
 
 
-def split_weight(name: str) -> tuple[str, float | None]:
-    """(what is named, its weight) of `PATH:WEIGHT`; a path that exists as it stands has no weight.
+def split_weight(name: str) -> tuple[str, Weight | None]:
+    """(what is named, its weight) of `PATH:WEIGHT` or `PATH:START..END`; a path that exists as it stands has no weight.
 
     Raises:
-        UserError: the weight is not above 0.
+        UserError: the weight is not above 0, or not at either end.
     """
     match = WEIGHTED.fullmatch(name)
     if match is None or Path(name).expanduser().exists():
         return name, None
-    path, weight = match[1], float(match[2])
+    path, start = match[1], float(match[2])
+    end = start if match[3] is None else float(match[3])
     built_in = path == DEMO or _part_of_demo(path) is not None
     if not (built_in or path.startswith(PREFIX) or glob.has_magic(path) or Path(path).expanduser().exists()):
         return name, None
-    if not 0 < weight < float("inf"):
-        raise UserError(f"{name}: the weight {match[2]} is not above 0", "give a share such as 0.3, or leave it out")
-    return path, weight
+    if not (0 <= start < float("inf") and 0 <= end < float("inf") and start + end > 0):
+        written = name.removeprefix(f"{path}:")
+        raise UserError(f"{name}: the weight {written} is not above 0", "give a share such as 0.3, or leave it out")
+    return path, Weight(start, end)
 
 
 def is_hub(name: str) -> bool:
@@ -436,6 +488,12 @@ def _refusal(name: str, kind: str, needed: str) -> UserError:
     other, label = find_kind(kind), find_kind(needed).label
     what = f"{name} holds {other.label}, and this stage needs {label}"
     return UserError(what, f"train on it with `mmcli {other.stage}`, or give --data a file of {label}")
+
+
+def describe_change(share: tuple[float, float]) -> str:
+    """A share at the first step and at the last, in words; empty where it stays as it is."""
+    start, end = share
+    return "" if start == end else f", from {start:.1%} to {end:.1%}"
 
 
 def describe_files(files: Sequence[DataFile]) -> str:

@@ -13,7 +13,7 @@ from mmcli.data.check import check_data
 from mmcli.data.encode.cache import TokenCache
 from mmcli.data.pack.packing import pack_cache
 from mmcli.data.pack.selection import Selection, split_documents, take_tokens, token_targets
-from mmcli.data.sources.sources import open_sources, split_weight
+from mmcli.data.sources.sources import Weight, open_sources, split_weight
 from mmcli.errors import UserError
 from mmcli.text.tokenizer import Tokenizer
 
@@ -123,7 +123,7 @@ def test_what_has_a_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).write_text("text")
     weighted = ["a.txt:0.5", "folder:2", "demo:1e-1", "*.txt:.5", "hf:o/n:config:train:0.3", "a.txt:1."]
-    assert [split_weight(name)[1] for name in weighted] == [0.5, 2, 0.1, 0.5, 0.3, 1]
+    assert [split_weight(name)[1] for name in weighted] == [Weight(x, x) for x in (0.5, 2, 0.1, 0.5, 0.3, 1)]
     assert split_weight("hf:o/n:config:train:0.3")[0] == "hf:o/n:config:train"
     plain = ["odd.txt:0.5", "none.txt:0.5", "hf:o/n:config", r"C:\a.txt", "a.txt:x", "a.txt:nan", "demo"]
     assert [split_weight(name) for name in plain] == [(name, None) for name in plain]
