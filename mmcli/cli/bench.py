@@ -66,7 +66,7 @@ def compare(
     torch, the ONNX exports, and GGUF files in llama.cpp where xllamacpp is installed; each in a process of its own,
     one after the other. The perplexity is that of built-in documents.
 
-    Example: mmcli bench latest --export
+    Example: mmcli bench compare latest --export
     """
     import tempfile
 
