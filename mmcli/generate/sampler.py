@@ -209,6 +209,9 @@ def _keep(
 ) -> tuple[np.ndarray | None, np.ndarray]:
     """(ids_SC, scores_SC) without what is not kept: at a score of -inf, in place, or cut where that pays."""
     n_rows, width = kept_SC.shape
+    if n_rows == 1:
+        places = kept_SC[0].nonzero()[0]
+        return (places if ids_SC is None else ids_SC[0].take(places))[None], scores_SC[0].take(places)[None]
     if np.count_nonzero(kept_SC) > FEW * kept_SC.size:
         np.copyto(scores_SC, -np.inf, where=~kept_SC)
         return ids_SC, scores_SC
