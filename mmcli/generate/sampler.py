@@ -3,7 +3,7 @@
 Order of operations, the one of Hugging Face transformers:
 repetition penalty -> temperature -> top-k -> top-p -> min-p -> draw.
 
-Shapes: S sequences, V vocabulary, C candidates left by top-k.
+Shapes: S sequences, V vocabulary, C candidates left by top-k, N blocks of B of them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -19,7 +20,13 @@ from mmcli.errors import MmcliError, UserError
 # Without top-k, the nucleus is looked for among this many tokens before all of them are sorted.
 NUCLEUS_GUESS = 256
 LOWEST = np.finfo(np.float32).min
-WORD = 2**64 - 1
+IN_CACHE = 2**16  # scores that are worked on at a time: several passes over more would each come from the memory
+BLOCK = 64  # candidates whose weights are summed at once
+# Of the sum of all weights, what a cumulated float32 weight and the draw may be off, together: numpy's exp by less than
+# 3 units in the last place, a block's sum by less than 10 roundings (2e-6); twice that.
+SURE = 2.0**-18
+FEW = 0.2  # share of candidates up to which it pays to line up those that are kept
+STREAM = 64  # positions whose random numbers are made at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +123,10 @@ def distribution(
     scores_1V = _penalized(logits_1V, [seen_ids], config.repetition_penalty)
     if config.temperature == 0:
         return scores_1V.argmax(axis=1), np.ones(1)
-    ids_1C, weights_1C = _weights(scores_1V, config)
-    kept = weights_1C[0] > 0
-    return ids_1C[0, kept], weights_1C[0, kept] / weights_1C.sum()
+    ids_1C, scores_1C = _candidates(scores_1V, config)
+    weights_C = np.exp(scores_1C[0].astype(np.float64))
+    places = weights_C.nonzero()[0]
+    return places if ids_1C is None else ids_1C[0, places], weights_C[places] / weights_C.sum()
 
 
 def _refuse_non_finite(logits_SV: np.ndarray, positions: Sequence[int]) -> None:
@@ -140,25 +148,18 @@ def _sample_alike(
 ) -> np.ndarray:
     """`sample` for configs that differ in no more than the seed."""
     config = configs[0]
-    if len(configs) > 1 and config.temperature > 0 and not 0 < config.top_k < logits_SV.shape[1]:
-        # Thousands of candidates in each row: to line them up takes longer than to draw one by one.
-        drawn = [
-            _sample_alike(logits_SV[row : row + 1], configs[row : row + 1], seen_ids[row : row + 1], [position])
-            for row, position in enumerate(positions)
-        ]
-        return np.concatenate(drawn)
-    scores_SV = _penalized(logits_SV, seen_ids, config.repetition_penalty)
-    if config.temperature == 0:
-        return scores_SV.argmax(axis=1)
-    ids_SC, weights_SC = _weights(scores_SV, config)
-    # The cumulated weights run by id, not by rank, so tiny differences between backends that swap two ranks do not
-    # move everything behind them. A running sum is the same for any padding behind it, which a pairwise one is not.
-    cumulated_SC = weights_SC.cumsum(axis=1)
-    total_S = cumulated_SC[:, -1]
-    uniform_S = [uniform(each.seed, position) for each, position in zip(configs, positions, strict=True)]
-    drawn_S = np.minimum(uniform_S * total_S, np.nextafter(total_S, 0))
-    place_S = (cumulated_SC > drawn_S[:, None]).argmax(axis=1)
-    ids_S: np.ndarray = ids_SC[np.arange(len(configs)), place_S]
+    ids_S = np.empty(len(configs), dtype=np.int64)
+    n_rows = max(1, IN_CACHE // logits_SV.shape[1])
+    for first in range(0, len(configs), n_rows):
+        rows = slice(first, first + n_rows)
+        scores_SV = _penalized(logits_SV[rows], seen_ids[rows], config.repetition_penalty)
+        if config.temperature == 0:
+            ids_S[rows] = scores_SV.argmax(axis=1)
+            continue
+        ids_SC, scores_SC = _candidates(scores_SV, config)
+        uniform_S = np.array([uniform(each.seed, n) for each, n in zip(configs[rows], positions[rows], strict=True)])
+        places_S = _draw(scores_SC, uniform_S)
+        ids_S[rows] = places_S if ids_SC is None else ids_SC[np.arange(len(places_S)), places_S]
     return ids_S
 
 
@@ -171,22 +172,25 @@ def _penalized(logits_SV: np.ndarray, seen_ids: Sequence[Sequence[int] | np.ndar
     if penalty == 1:
         return scores_SV
     scores_SV = np.array(scores_SV)
-    for scores_V, seen in zip(scores_SV, seen_ids, strict=True):
-        ids = np.asarray(seen, dtype=np.int64)
-        values = scores_V[ids]
-        scores_V[ids] = np.where(values > 0, values / penalty, values * penalty)
+    rows = np.repeat(np.arange(len(seen_ids)), [len(seen) for seen in seen_ids])
+    ids = np.concatenate([np.asarray(seen, dtype=np.int64) for seen in seen_ids])
+    values = scores_SV[rows, ids]
+    scores_SV[rows, ids] = np.where(values > 0, values / penalty, values * penalty)
     return scores_SV
 
 
-def _weights(scores_SV: np.ndarray, config: SamplingConfig) -> tuple[np.ndarray, np.ndarray]:
-    """(ids_SC, weights_SC): of each row the candidates, ascending, and their weights (float64, the largest 1).
+def _candidates(scores_SV: np.ndarray, config: SamplingConfig) -> tuple[np.ndarray | None, np.ndarray]:
+    """(ids_SC, scores_SC): of each row the candidates, ascending, and the logarithm of their weights, the largest 0.
 
-    What cannot be drawn has weight 0: dropped candidates, and the padding at the end of rows that have fewer.
+    What cannot be drawn has -inf: dropped candidates, and the padding at the end of rows that have fewer. `ids_SC` is
+    None where every place is its own id.
     """
     # The largest score becomes 0 first, so a very small temperature drives the others to -inf: greedy, not NaN.
     with np.errstate(over="ignore"):
-        scores_SC = (scores_SV - scores_SV.max(axis=1, keepdims=True)) / np.float32(max(config.temperature, 1e-30))
-    ids_SC: np.ndarray | None = None  # each place is its own id
+        scores_SC = scores_SV - scores_SV.max(axis=1, keepdims=True)
+        if config.temperature != 1:
+            scores_SC /= np.float32(max(config.temperature, 1e-30))
+    ids_SC: np.ndarray | None = None
     is_limited = 0 < config.top_k < scores_SC.shape[1]
     if is_limited:
         kth_S1 = np.partition(scores_SC, -config.top_k, axis=1)[:, -config.top_k, None]
@@ -197,46 +201,80 @@ def _weights(scores_SV: np.ndarray, config: SamplingConfig) -> tuple[np.ndarray,
     if config.min_p > 0:
         # min-p (Nguyen et al. 2024): p >= min_p * p_max, and the largest score is 0.
         ids_SC, scores_SC = _keep(ids_SC, scores_SC, scores_SC >= math.log(config.min_p))
-    if ids_SC is None:
-        ids_SC = np.broadcast_to(np.arange(scores_SC.shape[1]), scores_SC.shape)
-    return ids_SC, np.exp(scores_SC.astype(np.float64))
+    return ids_SC, scores_SC
 
 
 def _keep(
     ids_SC: np.ndarray | None, scores_SC: np.ndarray, kept_SC: np.ndarray
 ) -> tuple[np.ndarray | None, np.ndarray]:
-    """(ids_SC, scores_SC) without what is not kept.
-
-    One row is cut. Of several, the first cut pads those that keep fewer, at score -inf; later ones only lower scores.
-    """
+    """(ids_SC, scores_SC) without what is not kept: at a score of -inf, in place, or cut where that pays."""
     n_rows, width = kept_SC.shape
     if n_rows == 1:
         places = kept_SC[0].nonzero()[0]
         return (places if ids_SC is None else ids_SC[0].take(places))[None], scores_SC[0].take(places)[None]
-    if ids_SC is not None:
-        return ids_SC, np.where(kept_SC, scores_SC, np.float32(-np.inf))
-    rows, ids = np.divmod(np.flatnonzero(kept_SC), width)
+    if np.count_nonzero(kept_SC) > FEW * kept_SC.size:
+        np.copyto(scores_SC, -np.inf, where=~kept_SC)
+        return ids_SC, scores_SC
+    rows, columns = np.divmod(np.flatnonzero(kept_SC), width)
     counts_S = np.bincount(rows, minlength=n_rows)
     places = np.arange(len(rows)) - (np.cumsum(counts_S) - counts_S)[rows]
     cut_ids_SC = np.zeros((n_rows, counts_S.max()), dtype=np.int64)
     cut_scores_SC = np.full(cut_ids_SC.shape, -np.inf, dtype=np.float32)
-    cut_ids_SC[rows, places] = ids
-    cut_scores_SC[rows, places] = scores_SC[rows, ids]
+    cut_ids_SC[rows, places] = columns if ids_SC is None else ids_SC[rows, columns]
+    cut_scores_SC[rows, places] = scores_SC[rows, columns]
     return cut_ids_SC, cut_scores_SC
+
+
+def _draw(scores_SC: np.ndarray, uniform_S: np.ndarray) -> np.ndarray:
+    """The place in each row at which the cumulated weights exp(scores_SC) pass the share `uniform_S` of their sum.
+
+    The weights that decide are float64, cumulated by id, not by rank, so tiny differences between backends that swap
+    two ranks do not move everything behind them. A running sum is the same for any padding behind it, which a pairwise
+    one is not.
+    """
+    if scores_SC.shape[1] <= 4 * BLOCK:
+        return _draw_exactly(scores_SC, uniform_S)
+    # float32 and sums of blocks are several times quicker, and decide wherever the draw is not within their error.
+    rows, width = np.arange(len(scores_SC)), scores_SC.shape[1]
+    weights_SC = np.exp(scores_SC)
+    if width % BLOCK:
+        weights_SC = np.pad(weights_SC, ((0, 0), (0, -width % BLOCK)))
+    weights_SNB = weights_SC.reshape(len(rows), -1, BLOCK)
+    cumulated_SN = weights_SNB.sum(axis=2).cumsum(axis=1, dtype=np.float64)
+    drawn_S1 = (uniform_S * cumulated_SN[:, -1])[:, None]
+    block_S = np.minimum((cumulated_SN <= drawn_S1).sum(axis=1), cumulated_SN.shape[1] - 1)
+    edges_SE = np.zeros((len(rows), BLOCK + 1))  # cumulated weights before the block and after each of its places
+    edges_SE[:, 0] = np.where(block_S > 0, cumulated_SN[rows, block_S - 1], 0)
+    edges_SE[:, 1:] = edges_SE[:, :1] + weights_SNB[rows, block_S].cumsum(axis=1, dtype=np.float64)
+    is_sure_S = (np.abs(edges_SE - drawn_S1) > SURE * cumulated_SN[:, -1:]).all(axis=1)
+    is_sure_S &= (edges_SE[:, 0] < drawn_S1[:, 0]) & (drawn_S1[:, 0] < edges_SE[:, -1])
+    places_S = block_S * BLOCK + (edges_SE[:, 1:] > drawn_S1).argmax(axis=1)
+    for row in np.flatnonzero(~is_sure_S):
+        places_S[row] = _draw_exactly(scores_SC[row : row + 1], uniform_S[row : row + 1])[0]
+    return places_S
+
+
+def _draw_exactly(scores_SC: np.ndarray, uniform_S: np.ndarray) -> np.ndarray:
+    cumulated_SC = np.exp(scores_SC.astype(np.float64)).cumsum(axis=1)
+    total_S = cumulated_SC[:, -1]
+    drawn_S = np.minimum(uniform_S * total_S, np.nextafter(total_S, 0))
+    places_S: np.ndarray = (cumulated_SC > drawn_S[:, None]).argmax(axis=1)
+    return places_S
 
 
 def uniform(seed: int, position: int) -> float:
     """A number in [0, 1) that depends on nothing but (seed, position): Philox 4x64-10 (Salmon et al. 2011).
 
-    It is numpy's `Philox(key=seed, counter=position)`, of which making one takes longer than the ten rounds.
+    It is the first of the four that numpy's `Philox(key=seed, counter=position)` draws.
     """
-    a, b, c, d = position + 1, 0, 0, 0  # numpy counts up before it draws
-    key_a, key_c = seed, 0
-    for _ in range(10):
-        product_a, product_c = a * 0xD2E7470EE14C6C93, c * 0xCA5A826395121157
-        a, b, c, d = (product_c >> 64) ^ b ^ key_a, product_c & WORD, (product_a >> 64) ^ d ^ key_c, product_a & WORD
-        key_a, key_c = (key_a + 0x9E3779B97F4A7C15) & WORD, (key_c + 0xBB67AE8584CAA73B) & WORD
-    return (a >> 11) * 2.0**-53
+    return float(_uniforms(seed, position // STREAM)[position % STREAM])
+
+
+@lru_cache(maxsize=4096)
+def _uniforms(seed: int, part: int) -> np.ndarray:
+    """`uniform` of STREAM positions from `part` * STREAM on: the counter goes up by one with four numbers drawn."""
+    bits = np.random.Philox(key=seed, counter=part * STREAM).random_raw(4 * STREAM)[::4]
+    return (bits >> np.uint64(11)) * 2.0**-53
 
 
 def _top_p(scores_SC: np.ndarray, top_p: float, *, limited: bool) -> np.ndarray:

@@ -5,7 +5,7 @@ S sequences of a step, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -136,7 +136,8 @@ def run_sequences(
     """Write every sequence to its end, as many at a time as the engine has slots (continuous batching).
 
     A slot takes the next sequence as soon as its own has ended. Sequences are taken from the iterable only then, and
-    come out in the order in which they end, each with its key.
+    come out in the order in which they end, each with its key. When there are no more, those that are left move
+    together: an engine runs slots that lie side by side without copying what they hold.
 
     Raises:
         UserError, MmcliError: see `step`.
@@ -144,12 +145,14 @@ def run_sequences(
     waiting = iter(sequences)
     held: dict[int, TokenSequence] = {}
     keys: dict[int, Key] = {}
+    are_more = True
     while True:
         for slot in range(engine.slots):
             if slot in keys:
                 continue
             following = next(waiting, None)
             if following is None:
+                are_more = False
                 break
             keys[slot], sequence = following
             if slot in held and sequence.has_prompt_of(held[slot]):
@@ -160,6 +163,22 @@ def run_sequences(
         step(engine, held)
         for slot in [slot for slot in keys if held[slot].finish_reason is not None]:
             yield keys.pop(slot), held[slot]
+        if not are_more:
+            place_of = _move_together(engine, keys)
+            held = {place: held[slot] for slot, place in place_of.items()}
+            keys = {place: keys[slot] for slot, place in place_of.items()}
+
+
+def _move_together(engine: Engine, slots: Collection[int]) -> dict[int, int]:
+    """Bring what `slots` hold into the first slots of the engine; returns slot -> its new one, these ascending."""
+    first = range(len(slots))
+    slot_at = {slot: slot for slot in slots if slot in first}
+    outside = iter(slot for slot in slots if slot not in first)
+    for place in first:
+        if place not in slot_at:
+            slot_at[place] = next(outside)
+            engine.copy(slot_at[place], place)
+    return {slot_at[place]: place for place in first}
 
 
 def _read_prompt(engine: Engine, slot: int, held: Mapping[int, TokenSequence]) -> np.ndarray:

@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -126,10 +127,24 @@ class CacheView:
             start = int(self.starts[0])
             buffer_SKMd[first, :, start : self.end] = new_BTKd[0].transpose(0, 1)
         else:
-            slots_B1 = torch.tensor(self.slots, device=buffer_SKMd.device)[:, None]
-            buffer_SKMd[slots_B1, :, self.positions_BT] = new_BTKd.to(buffer_SKMd.dtype)
+            new_Nd = new_BTKd.flatten(0, 2).to(buffer_SKMd.dtype)
+            buffer_SKMd.view(-1, buffer_SKMd.shape[3]).index_copy_(0, self._places_N, new_Nd)
+        held_SKJd = buffer_SKMd[:, :, : self.end]
         if self.slots == tuple(range(first, first + count)):
-            held = buffer_SKMd[first : first + count, :, : self.end]  # neighbours: no copy
+            held = held_SKJd[first : first + count]  # neighbours: no copy
         else:
-            held = buffer_SKMd[list(self.slots), :, : self.end]
+            held = held_SKJd.index_select(0, self._slots_B)
         return held.transpose(1, 2).to(new_BTKd.dtype)
+
+    @cached_property
+    def _slots_B(self) -> Tensor:
+        return torch.tensor(self.slots, device=self.positions_BT.device)
+
+    @cached_property
+    def _places_N(self) -> Tensor:
+        """[B * T * K] int64, where the new tokens lie in a buffer whose slots, heads and tokens are one dimension."""
+        _, n_heads, max_len, _ = self.cache.keys[0].shape
+        head_K = torch.arange(n_heads, device=self.positions_BT.device)
+        slots_B11 = self._slots_B[:, None, None]
+        places_BTK = (slots_B11 * n_heads + head_K) * max_len + self.positions_BT[:, :, None]
+        return places_BTK.flatten()

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from mmcli.errors import MmcliError, UserError
-from mmcli.generate.sampler import SamplingConfig, distribution, sample, uniform
+from mmcli.generate.sampler import BLOCK, SamplingConfig, _draw, distribution, sample, uniform
 
 OFF = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
 
@@ -188,6 +188,23 @@ def test_the_numbers_stay_those_of_earlier_versions() -> None:
     logits = random_logits(4)
     drawn = [draw(SamplingConfig(seed=3, temperature=1.0), logits, [5, 9], position) for position in range(12)]
     assert drawn == [5652, 4641, 2620, 5652, 5645, 4831, 2620, 2828, 2828, 4556, 3339, 2395]
+
+
+@pytest.mark.parametrize("spread", [0.01, 1.0, 6.0])
+@pytest.mark.parametrize("vocab", [4 * BLOCK + 1, 6400, 6401])
+def test_draws_that_float32_cannot_tell_apart_are_those_of_float64(vocab: int, spread: float) -> None:
+    """Draws a hair before, at and after the cumulated weight of an id, and anywhere."""
+    scores_SV = np.stack([random_logits(seed, vocab, spread) for seed in range(8)])
+    scores_SV -= scores_SV.max(axis=1, keepdims=True)
+    scores_SV[3, ::2] = scores_SV[4, 1:] = -np.inf
+    cumulated_SV = np.exp(scores_SV.astype(np.float64)).cumsum(axis=1)
+    places = np.random.default_rng(1).integers(0, vocab, (8, 12))
+    for near in (-1e-6, -1e-9, -1e-12, 0.0, 1e-12, 1e-9, 1e-6, None):
+        for n, place_S in enumerate(places.T):
+            share_S = cumulated_SV[np.arange(8), place_S] / cumulated_SV[:, -1]
+            share_S = np.random.default_rng(n).random(8) if near is None else np.clip(share_S + near, 0, 1 - 2**-53)
+            drawn_S1 = np.minimum(share_S * cumulated_SV[:, -1], np.nextafter(cumulated_SV[:, -1], 0))[:, None]
+            assert _draw(scores_SV, share_S).tolist() == (cumulated_SV > drawn_S1).argmax(axis=1).tolist()
 
 
 def test_a_row_that_is_not_finite_is_named() -> None:

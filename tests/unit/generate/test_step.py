@@ -34,6 +34,7 @@ class Counting(TorchEngine):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.calls: list[tuple[str, int]] = []
+        self.decoded: list[list[int]] = []  # the slots of each decode
         self.fail_in: int | None = None  # decode calls before a Ctrl-C after the work is done
 
     def prefill(self, slot: int, ids: Sequence[int]) -> np.ndarray:
@@ -42,6 +43,7 @@ class Counting(TorchEngine):
 
     def decode(self, slots: Sequence[int], ids: Sequence[int]) -> np.ndarray:
         self.calls.append(("decode", len(slots)))
+        self.decoded.append(list(slots))
         logits_SV = super().decode(slots, ids)
         if self.fail_in is not None:
             self.fail_in -= 1
@@ -167,6 +169,21 @@ def test_sequences_are_taken_only_as_slots_become_free() -> None:
         assert len(taken) <= len(ended) + 1
         assert sequence.tokens == 3 + number
     assert sorted(ended) == taken == list(range(6))
+
+
+def test_sequences_that_are_left_move_together() -> None:
+    lengths = [30, 4, 9, 25, 6, 14, 3, 40, 12]
+    one = engine(6)
+    sequences = [
+        (number, TokenSequence(prompt, SAMPLINGS["sampled"], max_new_tokens=lengths[number], max_len=64))
+        for number, prompt in enumerate(prompts(9))
+    ]
+    for number, sequence in run_sequences(one, iter(sequences)):
+        expected = generate(engine(), 0, prompts(9)[number], SAMPLINGS["sampled"], max_new_tokens=lengths[number])
+        assert sequence.new_ids == list(expected)
+    left = [slots for slots in one.decoded if len(slots) < 5]
+    assert left == [list(range(len(slots))) for slots in left]
+    assert {len(slots) for slots in left} == {1, 2, 3, 4}
 
 
 def test_prompts_that_fill_the_context_come_back_empty() -> None:
