@@ -17,6 +17,7 @@ from mmcli.errors import MmcliError, UserError
 if TYPE_CHECKING:
     from mmcli.generate.engine import Engine
     from mmcli.generate.onnx_engine import OnnxEngine
+    from mmcli.generate.onnx_growing import GrowingOnnxEngine
     from mmcli.model.transformer import Transformer
     from mmcli.run import ModelRef
 
@@ -207,7 +208,7 @@ class Opened:
     threads: int | None  # None: the backend chose
     engine: Engine
     load_seconds: float
-    profiled: Callable[[Path], OnnxEngine]  # opens it once more; see `profile_decode`
+    profiled: Callable[[Path], OnnxEngine | GrowingOnnxEngine]  # opens it once more; see `profile_decode`
 
 
 def _open(
@@ -236,17 +237,17 @@ def _open(
         folder = find_export(found)
         if folder is None:
             raise UserError(f"{found.label} has no ONNX export of its weights", f"make it: mmcli export onnx {model}")
-        from mmcli.generate.onnx_engine import OnnxEngine
+        from mmcli.generate.onnx_growing import load_onnx_engine
         from mmcli.generate.onnx_threads import choose_threads
 
         source = ModelRef(folder, None)
-        threads = threads or choose_threads(folder, lambda n: OnnxEngine.load(folder, max_len=length, threads=n))
+        threads = threads or choose_threads(folder, lambda n: load_onnx_engine(folder, max_len=length, threads=n))
     engine, seconds = load_timed(lambda: load_engine(source, backend, device=device, threads=threads, max_len=length))
 
-    def profiled(prefix: Path) -> OnnxEngine:
-        from mmcli.generate.onnx_engine import OnnxEngine
+    def profiled(prefix: Path) -> OnnxEngine | GrowingOnnxEngine:
+        from mmcli.generate.onnx_growing import load_onnx_engine
 
-        return OnnxEngine.load(source.path, max_len=length, threads=threads, profile=prefix)
+        return load_onnx_engine(source.path, max_len=length, threads=threads, profile=prefix)
 
     return Opened(found.label, backend, threads, engine, seconds, profiled)
 

@@ -23,7 +23,8 @@ from mmcli.export.held_out import held_out_ids
 from mmcli.export.llama_cpp import LlamaCpp, can_run_gguf
 from mmcli.export.locate import Dtype, default_gguf_file, find_export, read_record
 from mmcli.generate.bench import Speed, bench_decode, load_timed, random_ids
-from mmcli.generate.onnx_engine import GRAPH_FILE, OnnxEngine
+from mmcli.generate.onnx_engine import GRAPH_FILE
+from mmcli.generate.onnx_growing import load_onnx_engine
 from mmcli.generate.profile import Operator, profile_decode
 from mmcli.model.formats.hf_config import read_model_config
 from mmcli.run import ModelRef
@@ -111,10 +112,6 @@ def _dtype_of(folder: Path) -> str:
     return str(proof.get("dtype", "?")) if isinstance(proof, dict) else "?"
 
 
-def _open_profiled(folder: Path, max_len: int, threads: int, profile: Path) -> OnnxEngine:
-    return OnnxEngine.load(folder, max_len=max_len, threads=threads, profile=profile)
-
-
 def export_missing(ref: ModelRef, found: Sequence[Contestant], place: Path, report: Reporter) -> list[Contestant]:
     """The contestants with exports added, made in the folder `place`; what is refused is left out, with a warning.
 
@@ -149,15 +146,16 @@ def export_missing(ref: ModelRef, found: Sequence[Contestant], place: Path, repo
         for kind in GGUF_PEERS:
             one = Contestant("llama.cpp", kind, place / f"{kind}.gguf")
             attempt(one, functools.partial(export_gguf, ref.path, one.path, dtype=kind))
-    order = ("torch", "onnx", "llama.cpp")
-    return sorted([*found, *made], key=lambda each: order.index(each.engine))
+    order = [("torch", "fp32"), *(("onnx", each) for each in get_args(Dtype))]
+    order += [("llama.cpp", each) for each in ("f32", "f16", "bf16", "q8_0", "q4_0")]
+    return sorted([*found, *made], key=lambda each: order.index((each.engine, each.dtype)))
 
 
 def measure_alone(contestant: Contestant, model: Path, work: Workload) -> Measured:
     """`measure` in a new process.
 
     Raises:
-        MmcliError: what `measure` raises, or the process was killed.
+        MmcliError: what `measure` raises, or the process ended without an answer.
     """
     context = multiprocessing.get_context("spawn")
     answer, say = context.Pipe(duplex=False)
@@ -167,8 +165,8 @@ def measure_alone(contestant: Contestant, model: Path, work: Workload) -> Measur
     try:
         found = answer.recv()
     except EOFError:
-        what = f"the process that ran {contestant.name} was killed"
-        raise MmcliError(what, "free some memory, or leave it out") from None
+        what = f"the process that ran {contestant.name} ended without an answer"
+        raise MmcliError(what, "see what it printed; if nothing, free some memory: it was killed") from None
     finally:
         process.terminate()
         process.join()
@@ -196,11 +194,11 @@ def measure(contestant: Contestant, model: Path, work: Workload) -> Measured:
         UserError, MmcliError: it cannot be opened or run.
     """
     config = read_model_config(model)
-    documents = held_out_ids(Tokenizer.load(model), config.max_seq_len)
+    documents = held_out_ids(Tokenizer.load(model), config.max_seq_len - 1)  # llama.cpp fills no context to its end
     longest = max(work.length, *(len(ids) - 1 for ids in documents))
     if contestant.engine == "llama.cpp":
         started = time.perf_counter()
-        llama = LlamaCpp(contestant.path, context=longest + 1, threads=work.threads)
+        llama = LlamaCpp(contestant.path, vocab_size=config.vocab_size, context=longest + 1, threads=work.threads)
         seconds = time.perf_counter() - started
         prompt = random_ids(config.vocab_size, work.prompt_tokens)
         speed = llama.speed(prompt, new_tokens=work.new_tokens, repeats=work.repeats, load_seconds=seconds)
@@ -214,5 +212,9 @@ def measure(contestant: Contestant, model: Path, work: Workload) -> Measured:
     perplexity = sum_losses(engine_losses(engine, documents)).perplexity
     if not work.profile:
         return Measured(contestant.size_bytes, perplexity, speed, [])
-    open_profiled = functools.partial(_open_profiled, contestant.path, longest, work.threads)
-    return Measured(contestant.size_bytes, perplexity, speed, profile_decode(engine, open_profiled, **sizes))
+    operators = profile_decode(
+        engine,
+        lambda prefix: load_onnx_engine(contestant.path, max_len=longest, threads=work.threads, profile=prefix),
+        **sizes,
+    )
+    return Measured(contestant.size_bytes, perplexity, speed, operators)

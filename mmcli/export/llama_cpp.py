@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def can_run_gguf() -> bool:
 class LlamaCpp:
     """llama.cpp over one GGUF file on the CPU, with its defaults and one sequence."""
 
-    def __init__(self, path: Path, *, context: int, threads: int) -> None:
+    def __init__(self, path: Path, *, vocab_size: int, context: int, threads: int) -> None:
         """Load the file, with room for `context` tokens.
 
         Raises:
@@ -38,6 +39,7 @@ class LlamaCpp:
             import xllamacpp
         except ImportError:
             raise UserError("llama.cpp needs the package xllamacpp", "install it: pip install xllamacpp") from None
+        self._vocab_size = vocab_size
         params = xllamacpp.CommonParams()
         params.model.path = str(path)
         params.n_ctx, params.n_parallel, params.n_gpu_layers, params.verbosity = context, 1, 0, -1
@@ -57,20 +59,42 @@ class LlamaCpp:
         rates = [max(1, each["predicted_n"] - 1) / each["predicted_ms"] * 1000 for each in found]
         return summarize(rates, [each["prompt_ms"] / 1000 for each in found], load_seconds)
 
-    def losses(self, documents: Iterable[Sequence[int]]) -> Iterator[TokenLosses]:
+    def losses(self, documents: Sequence[Sequence[int]]) -> Iterator[TokenLosses]:
         """The losses of every token of each document but its first, read one by one.
 
-        Each is made the only one that can be drawn; llama.cpp tells its probability from before that.
+        Each is made the only one that can be drawn; llama.cpp tells its probability from before that. Of a token that
+        ends inside a character it tells nothing: then another is drawn, and this one looked for among all.
         """
-        for ids in documents:
-            nats = []
+        unknown: list[tuple[int, int]] = []  # (document, place) of those
+        nats = [np.zeros(max(0, len(ids) - 1)) for ids in documents]
+        whole: int | None = None
+        for number, ids in enumerate(documents):
             for place in range(1, len(ids)):
-                forced = [[ids[place], FORCED]]
-                answer = self._complete(ids[:place], 1, logit_bias=forced, n_probs=1, cache_prompt=True)
-                drawn = answer["completion_probabilities"][0]
-                assert drawn["id"] == ids[place], f"{drawn['id']} was drawn, not {ids[place]}"
-                nats.append(-float(drawn["logprob"]))
-            yield TokenLosses(np.array(ids[1:], dtype=np.int64), np.array(nats, dtype=np.float64))
+                told = self._told(ids[:place], ids[place], 1)
+                if told is None:
+                    unknown.append((number, place))
+                else:
+                    nats[number][place - 1], whole = -float(told["logprob"]), ids[place]
+        for number, place in unknown:
+            ids = documents[number]
+            told = None if whole is None else self._told(ids[:place], whole, self._vocab_size)
+            found = [each for each in told["top_logprobs"] if each["id"] == ids[place]] if told is not None else []
+            if not found:
+                raise MmcliError(
+                    f"llama.cpp tells no probability of token {ids[place]}", "leave it out of the comparison"
+                )
+            nats[number][place - 1] = -float(found[0]["logprob"])
+        for ids, nats_N in zip(documents, nats, strict=True):
+            yield TokenLosses(np.array(ids[1:], dtype=np.int64), nats_N)
+
+    def _told(self, prompt: Sequence[int], forced: int, candidates: int) -> Any:
+        """What is told of the token that is drawn after the prompt, and of so many likely ones; None for nothing."""
+        options = {"logit_bias": [[forced, FORCED]], "n_probs": candidates, "cache_prompt": True}
+        told = self._complete(prompt, 1, **options).get("completion_probabilities")
+        if not told:
+            return None
+        assert told[0]["id"] == forced, f"{told[0]['id']} was drawn, not {forced}"
+        return told[0]
 
     def _complete(self, prompt: Sequence[int], new_tokens: int, **options: Any) -> Any:
         body = {"prompt": list(prompt), "n_predict": new_tokens, "temperature": 0.0, "samplers": ["top_k"], "top_k": 1}
@@ -78,5 +102,9 @@ class LlamaCpp:
             f"{self._server.listening_address}/completion", json.dumps({**body, **options}).encode()
         )
         asked.add_header("Content-Type", "application/json")
-        with urllib.request.urlopen(asked, timeout=TIMEOUT) as answer:
-            return json.load(answer)
+        try:
+            with urllib.request.urlopen(asked, timeout=TIMEOUT) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            said = error.read().decode("utf-8", "replace")
+            raise MmcliError(f"llama.cpp refuses a prompt of {len(prompt)} tokens: {said}", "leave it out") from None

@@ -73,30 +73,22 @@ class OnnxEngine:
 
     @classmethod
     def load(
-        cls,
-        folder: Path,
-        *,
-        slots: int = 1,
-        max_len: int | None = None,
-        threads: int | None = None,
-        profile: Path | None = None,
+        cls, folder: Path, *, slots: int = 1, max_len: int | None = None, threads: int | None = None
     ) -> OnnxEngine:
         """An engine over the export in `folder`.
 
         Args:
             threads: of ONNX Runtime; None: OMP_NUM_THREADS if that is set, else one for each core.
-            profile: start of the name of the file that `end_profile` leaves, which slows the engine; None: no profile.
 
         Raises:
             UserError: no export there, a damaged one, or one that ONNX Runtime does not take.
         """
         refuse_damaged(folder, remake="mmcli export onnx")
         config = read_model_config(folder)
-        session = open_session(folder / GRAPH_FILE, threads=threads, profile=profile)
-        return cls(session, config, slots=slots, max_len=max_len)
+        return cls(open_session(folder / GRAPH_FILE, threads=threads), config, slots=slots, max_len=max_len)
 
     def end_profile(self) -> Path:
-        """The file with ONNX Runtime's profile of all runs so far; the engine was loaded with `profile`."""
+        """The file with ONNX Runtime's profile of all runs so far; its session was opened with `profile`."""
         return Path(self._session.end_profiling())
 
     def prefill(self, slot: int, ids: Sequence[int]) -> np.ndarray:

@@ -55,6 +55,10 @@ class GrowingOnnxEngine:
         self._presents = [f"present.{kind}" for kind in kinds]
         self._lengths = [0] * slots
 
+    def end_profile(self) -> Path:
+        """The file with ONNX Runtime's profile of all runs so far; see `load_onnx_engine`."""
+        return Path(self._session.end_profiling())
+
     def prefill(self, slot: int, ids: Sequence[int]) -> np.ndarray:
         """See `Engine.prefill`; long prompts run in chunks, an interrupt keeps the finished ones."""
         check_prefill(self, slot, ids)
@@ -124,14 +128,16 @@ def load_onnx_engine(
     slots: int = 1,
     max_len: int | None = None,
     threads: int | None = None,
+    profile: Path | None = None,
 ) -> OnnxEngine | GrowingOnnxEngine:
     """The engine that fits the graph of the export in `folder`; the rest is as with `OnnxEngine.load`.
 
     Args:
         graph: a graph of the folder; None: `model.onnx`.
+        profile: start of the name of the file that `end_profile` leaves, which slows the engine; None: no profile.
     """
     refuse_damaged(folder, remake="mmcli export onnx")
     config = read_model_config(folder)
-    session = open_session(graph or folder / GRAPH_FILE, threads=threads)
+    session = open_session(graph or folder / GRAPH_FILE, threads=threads, profile=profile)
     kind = GrowingOnnxEngine if session.get_modelmeta().custom_metadata_map.get(OPS_KEY) == STANDARD else OnnxEngine
     return kind(session, config, slots=slots, max_len=max_len)

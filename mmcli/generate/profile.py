@@ -18,6 +18,7 @@ from mmcli.errors import UserError
 from mmcli.generate.bench import random_ids
 from mmcli.generate.engine import Engine
 from mmcli.generate.onnx_engine import PREFILL_CHUNK, OnnxEngine
+from mmcli.generate.onnx_growing import GrowingOnnxEngine
 
 PROFILED_TOKENS = 64  # most tokens that are decoded for a profile
 
@@ -33,12 +34,16 @@ class Operator:
 
 
 def profile_decode(
-    engine: Engine, open_profiled: Callable[[Path], OnnxEngine], *, prompt_tokens: int, new_tokens: int
+    engine: Engine,
+    open_profiled: Callable[[Path], OnnxEngine | GrowingOnnxEngine],
+    *,
+    prompt_tokens: int,
+    new_tokens: int,
 ) -> list[Operator]:
     """The operators of decoding a token after a prompt, the dearest first.
 
     Args:
-        engine: a `TorchEngine`, or an `OnnxEngine`.
+        engine: of torch, or of ONNX Runtime.
         open_profiled: opens the latter once more, its session writing a profile into files of that prefix.
     """
     tokens = min(new_tokens, PROFILED_TOKENS)
@@ -56,7 +61,7 @@ def profile_decode(
 
 
 def profile_prefill(
-    engine: Engine, open_profiled: Callable[[Path], OnnxEngine], *, prompt_tokens: int
+    engine: Engine, open_profiled: Callable[[Path], OnnxEngine | GrowingOnnxEngine], *, prompt_tokens: int
 ) -> list[Operator]:
     """The operators of reading a prompt, the dearest first; see `profile_decode`."""
     ids = random_ids(engine.vocab_size, prompt_tokens)
@@ -70,7 +75,7 @@ def profile_prefill(
 
 def _profile(
     engine: Engine,
-    open_profiled: Callable[[Path], OnnxEngine],
+    open_profiled: Callable[[Path], OnnxEngine | GrowingOnnxEngine],
     prepare: Callable[[Engine], None],
     work: Callable[[Engine], None],
     *,
@@ -78,7 +83,7 @@ def _profile(
     passes: int,
 ) -> list[Operator]:
     """The operators of `work`, which runs a session `runs` times and counts as `passes`."""
-    if not isinstance(engine, OnnxEngine):
+    if not isinstance(engine, OnnxEngine | GrowingOnnxEngine):
         prepare(engine)
         return _of_torch(engine, work, passes)
     with tempfile.TemporaryDirectory(prefix="mmcli-profile-") as place:
