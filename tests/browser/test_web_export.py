@@ -144,7 +144,8 @@ def test_smaller_formats_answer_as_in_python(serve: Callable[..., Page], tmp_pat
         engine, Tokenizer.load(folder), sampling=config, max_new_tokens=GREEDY["max_tokens"], chat=True
     )
     expected = "".join(conversation.reply(TEXTS[0]))
-    assert len(os.path.commonprefix([reply, expected])) >= len(expected) / 2 > 0
+    half = expected[: (len(expected) + 1) // 2]
+    assert half and reply.startswith(half)
 
 
 def test_a_sampled_reply_is_that_of_python_with_the_same_seed(serve: Callable[..., Page], tmp_path: Path) -> None:
