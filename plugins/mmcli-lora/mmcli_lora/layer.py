@@ -119,16 +119,21 @@ class LoraLinear(LowRank):
         self.training = base.training
 
     def forward(self, x: Tensor) -> Tensor:
-        part = self.active()
-        if part is None or part.magnitude is None:
-            y = F.linear(x, self.weight, self.bias)
-            return y if part is None else y + self._added(x, part)
-        y = F.linear(x, self.weight) + self._added(x, part)
-        y = (y * self.factor(self.weight, part)).to(y.dtype)
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        part, x_NI = self.active(), x.flatten(0, -2)
+        if part is None:
+            y_NO = F.linear(x_NI, self.weight, self.bias)
+        elif part.magnitude is None:
+            y_NO = self._with_addition(F.linear(x_NI, self.weight, self.bias), x_NI, part)
+        else:
+            y_NO = self._with_addition(F.linear(x_NI, self.weight), x_NI, part)
+            y_NO = (y_NO * self.factor(self.weight, part)).to(y_NO.dtype)
+            y_NO = y_NO if self.bias is None else y_NO + self.bias.to(y_NO.dtype)
+        return y_NO.unflatten(0, x.shape[:-1])
 
-    def _added(self, x: Tensor, part: Part) -> Tensor:
-        return F.linear(F.linear(self.dropped(x), part.a), part.b) * self.scale
+    def _with_addition(self, y_NO: Tensor, x_NI: Tensor, part: Part) -> Tensor:
+        """y + scale * B A x, computed into y: what is as wide as y exists once, in the forward pass as well."""
+        down_NR = F.linear(self.dropped(x_NI), part.a)
+        return y_NO.addmm_(down_NR.to(y_NO.dtype), part.b.t().to(y_NO.dtype), alpha=self.scale)
 
 
 class LoraExperts(Experts):
