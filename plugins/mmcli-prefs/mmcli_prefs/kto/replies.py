@@ -52,7 +52,7 @@ class Mismatched(TokenCache):
             UserError: the cache has a single record.
         """
         self.cache = cache
-        self.key, self.pad_id, self.masked = cache.key, cache.pad_id, True
+        self.key, self.pad_id, self.masked, self.course = cache.key, cache.pad_id, True, None
         self.sequences_per_record = 2 * cache.sequences_per_record
         numbers_RS = np.arange(len(cache)).reshape(-1, cache.sequences_per_record)
         if len(numbers_RS) < 2:
