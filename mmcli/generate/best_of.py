@@ -44,9 +44,9 @@ class BestOf:
         stop_ids: Collection[int] = (),
         grammar: Grammar | None = None,
     ) -> tuple[Generation, list[float]]:
-        """(the best reply, whose cache is brought to slot 0; the rewards of all of them).
+        """(the best reply; the rewards of all of them). What the slots hold afterwards is not said.
 
-        Reply i is written in slot i with the seed `sampling.seed` + i; of equal rewards the first one wins.
+        Reply i has the seed `sampling.seed` + i; of equal rewards the first one wins.
 
         Args:
             engine: of `n` slots or more; whatever they hold is dropped.
@@ -76,6 +76,4 @@ class BestOf:
             what = f"the reward of a reply is {next(each for each in rewards if not math.isfinite(each))}"
             raise MmcliError(what, "give a --reward that returns a finite number")
         best = max(range(self.n), key=lambda i: rewards[i])
-        if best:
-            engine.copy(best, 0)
         return Generation.of_written(engine, 0, sequences[best], time.perf_counter() - started), rewards

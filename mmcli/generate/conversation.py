@@ -314,7 +314,8 @@ class Conversation:
                 if piece := stream.flush():
                     yield piece
             finally:
-                self._cached = generation.sequence.ids[: self.engine.length(self._slot)]
+                held = self.engine.length(self._slot) if self.best_of is None else 0  # else of whichever reply
+                self._cached = generation.sequence.ids[:held]
                 self.stats = _stats(generation, encode_seconds)
         finally:
             if reply_ids or finished:

@@ -41,7 +41,7 @@ class Generation(Iterator[int]):
 
     @classmethod
     def of_written(cls, engine: Engine, slot: int, sequence: TokenSequence, seconds: float) -> Generation:
-        """The ids of a sequence that has ended already, after so many seconds; the slot holds its cache."""
+        """The ids of a sequence that has ended already, after so many seconds."""
         generation = cls(engine, slot, sequence)
         generation.prefill_seconds = seconds
         generation._ready.extend(sequence.new_ids)

@@ -66,17 +66,6 @@ def test_the_reply_with_the_highest_reward_is_kept(tokenizer: Tokenizer) -> None
     assert not {each.reply for each in fifth} & {each.reply for each in ninth}  # a retry has seeds of its own
 
 
-def test_the_cache_of_the_best_reply_is_in_slot_0(tokenizer: Tokenizer) -> None:
-    places = iter(range(3))
-    conversation = talk(tokenizer, BestOf(3, lambda attempt: float(next(places) == 1)))
-    say(conversation, "Hello")
-    first = conversation.engine
-    assert isinstance(first, TorchEngine)
-    n = first.length(1)
-    assert first.length(0) == n > 0
-    assert torch.equal(first.cache.keys[0][0, :, :n], first.cache.keys[0][1, :, :n])
-
-
 def test_what_cannot_choose_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(UserError, match="the best of 1 replies"):
         BestOf(1, lambda attempt: 0.0)
