@@ -552,15 +552,16 @@ def export_hf(
         out: a new folder, or an earlier export; None: RUN/export/hf.
         dtype: of the weights; None: as they are stored.
         layout: "minimind": as MiniMind2 was released, for MiniMind's own code.
-        card: write a model card, of a model that a run made.
+        card: write a model card; only of a model that a run made.
         license: that the card states, such as "apache-2.0".
 
     Raises:
-        UserError: no such model, one that no known family describes, or something else lies in `out`.
+        UserError: no such model, one that no known family describes, a card of a model that no run made, or something
+            else lies in `out`.
         MmcliError: it does not read back as the same model; nothing is left of it.
     """
     from mmcli.export.huggingface import export_huggingface
-    from mmcli.export.locate import default_hf_folder
+    from mmcli.export.locate import card_run, default_hf_folder
 
     ref = _find(model, runs_dir)
     folder = Path(out) if out is not None else default_hf_folder(ref, dtype)
@@ -570,7 +571,7 @@ def export_hf(
         dtype=dtype,
         layout=layout,
         stage=ref.stage,
-        card_of=ref.run if card else None,
+        card_of=card_run(ref) if card else None,
         license=license,
     )
 
