@@ -3,8 +3,8 @@
 Names are looked up when they are used, so that `import mmcli.api` loads no torch. `API_VERSION` says which version of
 this interface it is; a test holds every name and signature.
 
-A command in one call each: `run_stage`, `resume_run`, `load`, `evaluate`, `measure_loss`, `measure_preferences`,
-`export_onnx`, `export_hf`, `export_gguf`.
+A command in one call each: `run_stage`, `resume_run`, `load`, `evaluate`, `measure_suite`, `measure_loss`,
+`measure_preferences`, `export_onnx`, `export_hf`, `export_gguf`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mmcli.config import ConfigError as ConfigError
     from mmcli.config import Layer as Layer
     from mmcli.config import option as option
+    from mmcli.config import parse_set as parse_set
     from mmcli.config import resolve as resolve
     from mmcli.data.config import DataConfig as DataConfig
     from mmcli.data.encode.cache import TokenCache as TokenCache
@@ -59,6 +60,9 @@ if TYPE_CHECKING:
     from mmcli.errors import did_you_mean as did_you_mean
     from mmcli.evaluation.engines import load_engine as load_engine
     from mmcli.evaluation.evaluate import SuiteResult as SuiteResult
+    from mmcli.evaluation.figures import Figure as Figure
+    from mmcli.evaluation.figures import SuiteFigures as SuiteFigures
+    from mmcli.evaluation.figures import SuiteRequest as SuiteRequest
     from mmcli.evaluation.held_out import HeldOutLoss as HeldOutLoss
     from mmcli.evaluation.keep import keep_result as keep_result
     from mmcli.evaluation.loss import TextLoss as TextLoss
@@ -74,9 +78,11 @@ if TYPE_CHECKING:
     from mmcli.export.gguf import GgufExport as GgufExport
     from mmcli.export.huggingface import HfExport as HfExport
     from mmcli.export.onnx_export import OnnxExport as OnnxExport
+    from mmcli.files import atomic_folder as atomic_folder
     from mmcli.find import find_model as find_model
     from mmcli.find import find_run as find_run
     from mmcli.generate.conversation import Conversation as Conversation
+    from mmcli.generate.conversation import is_chat_model as is_chat_model
     from mmcli.generate.draft import DraftModel as DraftModel
     from mmcli.generate.engine import Engine as Engine
     from mmcli.generate.generate import Completion as Completion
@@ -93,6 +99,8 @@ if TYPE_CHECKING:
     from mmcli.generate.torch_engine import TorchEngine as TorchEngine
     from mmcli.inputs import Input as Input
     from mmcli.inputs import pin_inputs as pin_inputs
+    from mmcli.inputs import read_inputs as read_inputs
+    from mmcli.manifest import damage as damage
     from mmcli.model.attention import AttnContext as AttnContext
     from mmcli.model.config import ModelConfig as ModelConfig
     from mmcli.model.count import count_parameters as count_parameters
@@ -166,18 +174,21 @@ if TYPE_CHECKING:
     from mmcli.train.preference import pair_output as pair_output
     from mmcli.train.preference import preference_loss as preference_loss
     from mmcli.train.preference import sequence_logps as sequence_logps
+    from mmcli.train.task import MicroBatches as MicroBatches
     from mmcli.train.task import Rollouts as Rollouts
     from mmcli.train.task import StepBatch as StepBatch
     from mmcli.train.task import Task as Task
 
 _HOMES = {  # module -> the names that it gives
     "mmcli.errors": "UserError MmcliError Interrupted did_you_mean",
-    "mmcli.config": "option ConfigError Layer resolve",
+    "mmcli.config": "option ConfigError Layer resolve parse_set",
     "mmcli.rewards": "Attempt Reward find_reward",
     "mmcli.stage": "API_VERSION Stage Adapter Transform StageContext Reporter Silent Term LossOutput Metric",
     "mmcli.find": "find_run find_model",
     "mmcli.run": "Run ModelRef list_runs",
-    "mmcli.inputs": "Input pin_inputs",
+    "mmcli.files": "atomic_folder",
+    "mmcli.manifest": "damage",
+    "mmcli.inputs": "Input pin_inputs read_inputs",
     "mmcli.report.evaluations": "read_evaluations",
     "mmcli.stages": "PretrainConfig SftConfig DpoConfig",
     "mmcli.text.tokenizer": "Tokenizer",
@@ -218,10 +229,11 @@ _HOMES = {  # module -> the names that it gives
     "mmcli.generate.sequence": "TokenSequence",
     "mmcli.generate.step": "run_sequences",
     "mmcli.generate.generate": "generate generate_batch Completion",
-    "mmcli.generate.conversation": "Conversation",
+    "mmcli.generate.conversation": "Conversation is_chat_model",
     "mmcli.generate.loaded": "LoadedModel",
     "mmcli.evaluation.engines": "load_engine",
     "mmcli.evaluation.evaluate": "SuiteResult",
+    "mmcli.evaluation.figures": "Figure SuiteFigures SuiteRequest",
     "mmcli.evaluation.held_out": "HeldOutLoss",
     "mmcli.evaluation.preferences": "PreferenceAccuracy",
     "mmcli.evaluation.questions": "Reply",
@@ -231,7 +243,7 @@ _HOMES = {  # module -> the names that it gives
     "mmcli.evaluation.suites": "Suite SuiteItem find_suite",
     "mmcli.train.config": "OptimConfig TrainConfig",
     "mmcli.train.device": "Accelerator choose_accelerator make_deterministic keep_freed_memory",
-    "mmcli.train.task": "Task Rollouts StepBatch",
+    "mmcli.train.task": "Task MicroBatches Rollouts StepBatch",
     "mmcli.train.loop": "train",
     "mmcli.train.optim": "build_optimizer",
     "mmcli.train.lm": "TokenBatch language_model_loss",
@@ -246,7 +258,8 @@ _HOMES = {  # module -> the names that it gives
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 _COMMANDS = (
-    *("model_config", "run_stage", "resume_run", "load", "evaluate", "measure_loss", "measure_preferences"),
+    *("model_config", "run_stage", "resume_run", "load"),
+    *("evaluate", "measure_suite", "measure_loss", "measure_preferences"),
     *("export_onnx", "export_hf", "export_gguf"),
 )
 
@@ -423,6 +436,39 @@ def evaluate(
     return _kept(ref, result, keep, report)
 
 
+def measure_suite(
+    model: Model,
+    suite: str,
+    *,
+    limit: int | None = None,
+    max_new_tokens: int | None = None,
+    keep: bool = False,
+    backend: str = "torch",
+    device: str = "auto",
+    runs_dir: str | Path = "runs",
+    report: _Reporter | None = None,
+) -> SuiteFigures:
+    """Let a suite that measures in a way of its own measure a model, as `mmcli eval --suite lm-eval:TASK` does.
+
+    Args:
+        suite: NAME or NAME:ARGUMENT of an installed plugin's suite.
+        limit: questions of each task, at most; None: all.
+        max_new_tokens: of a reply, at most; None: as the suite has it.
+        keep: keep the result in the run of the model, as the command does.
+
+    Raises:
+        UserError: no such model, suite, argument, backend or device.
+        MmcliError: the suite is broken.
+    """
+    from mmcli.evaluation.figures import measure_suite
+
+    ref = _find(model, runs_dir)
+    result = measure_suite(
+        *(ref, suite), limit=limit, max_new_tokens=max_new_tokens, backend=backend, device=device, report=report
+    )
+    return _kept(ref, result, keep, report)
+
+
 def measure_loss(
     model: Model,
     data: Sequence[str],
@@ -477,7 +523,7 @@ def measure_preferences(
     return _kept(ref, result, keep, report)
 
 
-_Result = TypeVar("_Result", "SuiteResult", "HeldOutLoss", "PreferenceAccuracy")
+_Result = TypeVar("_Result", "SuiteResult", "SuiteFigures", "HeldOutLoss", "PreferenceAccuracy")
 
 
 def _kept(ref: _ModelRef, result: _Result, keep: bool, report: _Reporter | None) -> _Result:
@@ -552,15 +598,16 @@ def export_hf(
         out: a new folder, or an earlier export; None: RUN/export/hf.
         dtype: of the weights; None: as they are stored.
         layout: "minimind": as MiniMind2 was released, for MiniMind's own code.
-        card: write a model card, of a model that a run made.
+        card: write a model card; only of a model that a run made.
         license: that the card states, such as "apache-2.0".
 
     Raises:
-        UserError: no such model, one that no known family describes, or something else lies in `out`.
+        UserError: no such model, one that no known family describes, a card of a model that no run made, or something
+            else lies in `out`.
         MmcliError: it does not read back as the same model; nothing is left of it.
     """
     from mmcli.export.huggingface import export_huggingface
-    from mmcli.export.locate import default_hf_folder
+    from mmcli.export.locate import card_run, default_hf_folder
 
     ref = _find(model, runs_dir)
     folder = Path(out) if out is not None else default_hf_folder(ref, dtype)
@@ -570,7 +617,7 @@ def export_hf(
         dtype=dtype,
         layout=layout,
         stage=ref.stage,
-        card_of=ref.run if card else None,
+        card_of=card_run(ref) if card else None,
         license=license,
     )
 

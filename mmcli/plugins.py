@@ -39,7 +39,8 @@ COMMANDS = frozenset(  # the commands that are no stages: no plugin can take the
     }
 )
 _NAME = re.compile(r"[a-z][a-z0-9_]*")  # a part of a run folder's name: no "-"
-_REWARD_NAME = re.compile(r"[a-z][a-z0-9_-]*")
+_DASHED_NAME = re.compile(r"[a-z][a-z0-9_-]*")
+_DASHED = ("reward", "suite")  # kinds whose names are never part of a path or of Python
 
 S = TypeVar("S")
 
@@ -130,7 +131,7 @@ def conflict(plugin: Plugin) -> Conflict | None:
         return Conflict(plugin.fault, remove)
     if plugin.built_in:
         return None
-    named, letters = (_REWARD_NAME, "a-z, 0-9, _ and -") if plugin.kind == "reward" else (_NAME, "a-z, 0-9 and _")
+    named, letters = (_DASHED_NAME, "a-z, 0-9, _ and -") if plugin.kind in _DASHED else (_NAME, "a-z, 0-9 and _")
     if not named.fullmatch(plugin.name):
         return Conflict(f'the name "{plugin.name}" is not made of {letters}, a letter first', remove)
     same = [other for other in installed() if (other.kind, other.name) == (plugin.kind, plugin.name)]

@@ -33,7 +33,12 @@ def usable_threads() -> int:
 
 def usable_cores() -> int:
     """Cores that this process may use, two hardware threads of one counted twice."""
-    return _within_quota(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return _within_quota(allowed_cores())
+
+
+def allowed_cores() -> int:
+    """Cores that this process may run on, whatever time a quota leaves it on them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _within_quota(cores: int) -> int:

@@ -51,7 +51,7 @@ COMMANDS = {
     "config": Command("mmcli.cli.config", "Show a stage's configuration and where each value comes from.", INSPECT),
     "plan": Command("mmcli.cli.plan", "Say what a training will take: time, memory, disk, cost.", INSPECT),
     "doctor": Command("mmcli.cli.doctor", "Check this machine for training; say how to fix what is wrong.", INSPECT),
-    "plugins": Command("mmcli.cli.plugins", "List, check and begin plugins: stages, adapters, suites.", INSPECT),
+    "plugins": Command("mmcli.cli.plugins", "List, check and begin plugins of every kind.", INSPECT),
 }
 
 

@@ -35,7 +35,7 @@ def evaluate(
     ] = None,
     suite: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="demo, preferences or a plugin's suite; default: demo; repeatable."),
+        typer.Option(metavar="NAME", help="demo, preferences, a plugin's NAME or NAME:ARGUMENT; repeatable."),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Maximum questions of each family. Default: all.")] = None,
     show: Annotated[
@@ -86,7 +86,7 @@ def evaluate(
         "backend": backend,
         **({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}),
     }
-    measures = _measures(suite, data, columns or [], seq_len, asked)
+    measures = _measures(suite, data, columns or [], seq_len, asked, show)
     results: list[list[Result]] = []
     for ref in found:
         report = reporter()
@@ -155,7 +155,12 @@ Measure = Callable[["ModelRef", str, "Reporter"], "Result"]
 
 
 def _measures(
-    suites: list[str] | None, data: list[str] | None, columns: list[str], seq_len: int | None, asked: dict[str, Any]
+    suites: list[str] | None,
+    data: list[str] | None,
+    columns: list[str],
+    seq_len: int | None,
+    asked: dict[str, Any],
+    show: str | None,
 ) -> list[Measure]:
     """What is measured of each model, in the order in which it was asked for.
 
@@ -163,6 +168,7 @@ def _measures(
         UserError: a suite that there is not, or data that cannot be used.
     """
     from mmcli.evaluation.evaluate import evaluate
+    from mmcli.evaluation.figures import measure_suite
     from mmcli.evaluation.held_out import measure_loss
     from mmcli.evaluation.preferences import measure_preferences, split_pairs
     from mmcli.evaluation.suites import find_suite
@@ -175,7 +181,12 @@ def _measures(
         names.append(PREFERENCES)
 
     def ask(name: str) -> Measure:
-        find_suite(name)
+        if find_suite(name).measure:
+            for option, value in (("--show", show), ("--shuffle-answers", asked["shuffle_answers"])):
+                if value:
+                    raise UserError(f"{option} is for suites of questions, and {name} is measured", "leave it out")
+            given = {key: value for key, value in asked.items() if key != "shuffle_answers"}
+            return lambda ref, device, report: measure_suite(ref, name, device=device, report=report, **given)
         return lambda ref, device, report: evaluate(ref, name, device=device, report=report, **asked)
 
     def prefer(ref: ModelRef, device: str, report: Reporter) -> Result:

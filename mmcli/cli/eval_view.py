@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmcli.data.preview import printable
 from mmcli.evaluation.evaluate import SuiteResult, Which
+from mmcli.evaluation.figures import SuiteFigures
 from mmcli.evaluation.held_out import HeldOutLoss
 from mmcli.evaluation.preferences import PreferenceAccuracy
 from mmcli.evaluation.questions import Reply
@@ -65,6 +66,8 @@ def print_result(result: Result, shown: Shown | None) -> None:
         _print_scores(result)
         _tell_unfinished(result, "")
         _print_examples(result, shown)
+    elif isinstance(result, SuiteFigures):
+        _print_measured(result)
     elif isinstance(result, PreferenceAccuracy):
         _print_figures(
             {
@@ -92,6 +95,21 @@ def _print_figures(figures: Mapping[str, tuple[str, str]]) -> None:
 
     for name, (value, unit) in figures.items():
         out().print(f"{name:>13}  {value:>14}  {unit}".rstrip(), markup=False)
+
+
+def _print_measured(result: SuiteFigures) -> None:
+    """One line a figure."""
+    from mmcli.cli.console import out
+
+    table = _table()
+    table.add_column("task", overflow="fold")
+    table.add_column("measure", overflow="fold")
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column("questions", justify="right", no_wrap=True)
+    for each in result.figures:
+        count = "" if each.questions is None else f"{each.questions:,}"
+        table.add_row(_text(each.task), _text(each.name), each.text, count)
+    out().print(table, soft_wrap=False)
 
 
 def _print_scores(result: SuiteResult) -> None:
@@ -198,6 +216,10 @@ def _rows(results: Sequence[Result]) -> Iterator[tuple[Row, str]]:
                 yield (suite, family), _share(score)
             for language, score in language_scores(result.families).items():
                 yield (suite, LANGUAGES.get(language, language)), _share(score)
+        elif isinstance(result, SuiteFigures):
+            yield (result.suite, ""), ""
+            for each in result.figures:
+                yield (result.suite, f"{each.task} {each.name}".strip()), each.text
         elif isinstance(result, PreferenceAccuracy):
             yield (PREFERENCES, ""), _share(result.by_sum)
             yield (PREFERENCES, "per token"), _share(result.by_token)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -9,9 +10,12 @@ import typer
 
 from mmcli.cli.help import App
 from mmcli.cli.options import AsJson, Model, RunsDir
+from mmcli.errors import UserError
 
 if TYPE_CHECKING:
     from mmcli.export.proof import Proof
+    from mmcli.run import ModelRef
+    from mmcli.stage import Reporter
 
 app = App()
 
@@ -59,14 +63,10 @@ def onnx(
 
     Example: mmcli export onnx latest:sft --dtype int8
     """
-    from mmcli.cli.console import print_json, reporter
+    from mmcli.cli.console import print_json
     from mmcli.export.locate import default_folder
-    from mmcli.find import find_language_model
 
-    found = find_language_model(model, runs_dir)
-    folder = out if out is not None else default_folder(found, dtype, target, ops)
-    report = reporter()
-    report.note(f"exporting {found.label} to {folder}")
+    found, folder, report = _begin(model, runs_dir, out, lambda found: default_folder(found, dtype, target, ops))
     from mmcli.export.onnx_export import export_onnx
 
     made = export_onnx(
@@ -145,21 +145,12 @@ def huggingface(
     """
     import dataclasses
 
-    from mmcli.cli.console import print_json, reporter
-    from mmcli.errors import UserError
-    from mmcli.export.locate import default_hf_folder
-    from mmcli.find import find_language_model
+    from mmcli.cli.console import print_json
+    from mmcli.export.locate import card_run, default_hf_folder
 
-    found = find_language_model(model, runs_dir)
     if license is not None and not card:
         raise UserError("--license without --card", "add --card: it is there that a licence is stated")
-    if card and found.run is None:
-        raise UserError(
-            f"--card: {found.label} is no run, so nothing is known of its training", "name a run, or omit --card"
-        )
-    folder = out if out is not None else default_hf_folder(found, dtype)
-    report = reporter()
-    report.note(f"exporting {found.label} to {folder}")
+    found, folder, _ = _begin(model, runs_dir, out, lambda found: default_hf_folder(found, dtype))
     from mmcli.export.huggingface import export_huggingface
 
     made = export_huggingface(
@@ -168,7 +159,7 @@ def huggingface(
         dtype=dtype,
         layout=layout,
         stage=found.stage,
-        card_of=found.run if card else None,
+        card_of=card_run(found) if card else None,
         license=license,
     )
     if json:
@@ -202,14 +193,10 @@ def gguf(
     """
     import dataclasses
 
-    from mmcli.cli.console import print_json, reporter
+    from mmcli.cli.console import print_json
     from mmcli.export.locate import default_gguf_file
-    from mmcli.find import find_language_model
 
-    found = find_language_model(model, runs_dir)
-    path = out if out is not None else default_gguf_file(found, dtype)
-    report = reporter()
-    report.note(f"exporting {found.label} to {path}")
+    found, path, report = _begin(model, runs_dir, out, lambda found: default_gguf_file(found, dtype))
     from mmcli.export.gguf import PERPLEXITY_LIMITS, export_gguf
 
     made = export_gguf(found.path, path, dtype=dtype, report=report)
@@ -252,14 +239,10 @@ def web(
 
     Example: mmcli export web latest:sft --download
     """
-    from mmcli.cli.console import print_json, reporter
+    from mmcli.cli.console import print_json
     from mmcli.export.locate import default_web_folder
-    from mmcli.find import find_language_model
 
-    found = find_language_model(model, runs_dir)
-    folder = out if out is not None else default_web_folder(found, dtype)
-    report = reporter()
-    report.note(f"exporting {found.label} to {folder}")
+    found, folder, report = _begin(model, runs_dir, out, lambda found: default_web_folder(found, dtype))
     from mmcli.export.web.folder import export_web
 
     name = found.label if found.run else found.path.resolve().name
@@ -280,6 +263,27 @@ def web(
     typer.echo(f"{'folder':<18} {f'{made.bytes / 1e6:.1f} MB':>12}  with page and runtime")
     typer.echo(f"\nverified: {made.folder}")
     report.note(f"try it: python -m http.server --bind 127.0.0.1 -d {made.folder}")
+
+
+def _begin(
+    model: str, runs_dir: Path, out: Path | None, default: Callable[[ModelRef], Path]
+) -> tuple[ModelRef, Path, Reporter]:
+    """The model of an export and its place, which are said, and the reporter for the rest of it.
+
+    Args:
+        default: the place where no `out` is given.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    from mmcli.cli.console import reporter
+    from mmcli.find import find_language_model
+
+    found = find_language_model(model, runs_dir)
+    place = out if out is not None else default(found)
+    report = reporter()
+    report.note(f"exporting {found.label} to {place}")
+    return found, place, report
 
 
 def _proof(proof: Proof) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from mmcli.cli.console import escape_control
 from mmcli.cli.streams import stderr
 from mmcli.errors import MmcliError, UserError
 from mmcli.ranks import LAUNCHED, RankLost, find_place
+from mmcli.threads import usable_cores
 
 ENDING = ("SIGINT", "SIGTERM", "SIGHUP")
 PASSED_ON = (*ENDING, "SIGWINCH")
@@ -62,7 +63,7 @@ class _Rank:
     def __init__(self, rank: int, world: int, arguments: Sequence[str], port: int) -> None:
         self.rank = rank
         self.said: deque[str] = deque(maxlen=LINES_KEPT)
-        threads = max(1, _cores() // world)
+        threads = max(1, usable_cores() // world)
         environment = {
             "OMP_NUM_THREADS": str(threads),
             "GLOO_SOCKET_IFNAME": LOOPBACK.get(sys.platform, ""),
@@ -200,10 +201,6 @@ def end_with_launcher() -> None:
 
     if os.environ.get(LAUNCHED):
         threading.Thread(target=wait, name="launcher", daemon=True).start()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _free_port() -> int:

@@ -69,7 +69,7 @@ def list_(json: AsJson = False) -> None:
 
 @app.command()
 def new(
-    name: Annotated[str, typer.Argument(help="Name of the stage, adapter or suite: a-z, 0-9 and _.")],
+    name: Annotated[str, typer.Argument(help="Name of the stage, adapter, suite or reward: a-z, 0-9, _.")],
     kind: Annotated[str, typer.Option(metavar="|".join(KINDS), help="What it adds.")] = "stage",
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the package; default: mmcli-NAME, here.")
@@ -87,7 +87,7 @@ def new(
 
 @app.command()
 def check(
-    name: Annotated[str, typer.Argument(help="Name of a stage, an adapter or a suite.")],
+    name: Annotated[str, typer.Argument(help="Name of a stage, an adapter, a suite or a reward.")],
     set: Annotated[
         list[str] | None,
         typer.Option(
@@ -97,7 +97,7 @@ def check(
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """Check that a plugin does all that a stage, an adapter or a suite must, with a tiny model.
+    """Check that a plugin does all that its kind must, a stage, an adapter and a suite with a tiny model.
 
     A stage and an adapter are trained for a few steps, stopped and resumed, and trained by two processes.
     The exit code is 1 where a check fails.
@@ -113,7 +113,7 @@ def check(
         raise UserError(f"there are no checks for a {named[0].kind}", "check its data: mmcli data check --help")
     if not found:
         others = [plugin.name for plugin in installed() if plugin.kind in CHECKED]
-        raise UserError(f'there is no stage, adapter or suite "{name}"', did_you_mean(name, others))
+        raise UserError(f'there is no stage, adapter, suite or reward "{name}"', did_you_mean(name, others))
     rows: list[dict[str, Any]] = []
     for plugin in found:
         if not json:
@@ -130,14 +130,14 @@ def check(
 
 
 def _checks(plugin: Plugin, settings: list[str], folder: Path) -> Iterator[Check]:
-    from mmcli.testing import check_adapter, check_stage, check_suite
+    from mmcli.testing import check_adapter, check_reward, check_stage, check_suite
 
     if plugin.kind == "adapter":
         return check_adapter(plugin.name, settings, folder=folder)
-    if plugin.kind == "suite":
+    if plugin.kind in ("suite", "reward"):
         if settings:
-            raise UserError("a suite has no values to set", "leave --set out")
-        return check_suite(plugin.name, folder=folder)
+            raise UserError(f"a {plugin.kind} has no values to set", "leave --set out")
+        return check_suite(plugin.name, folder=folder) if plugin.kind == "suite" else check_reward(plugin.name)
     return check_stage(plugin.name, parse_set(settings).values, folder=folder)
 
 
@@ -198,8 +198,8 @@ def _try(plugin: Plugin) -> None:
         from mmcli.evaluation.suites import Suite
 
         suite = load(plugin, Suite)
-        _check_module(suite.items)
-        _check_module(suite.judge)
+        for path in filter(None, (suite.items, suite.judge, suite.measure)):
+            _check_module(path)
         return
     if plugin.kind == "reward":
         from mmcli.rewards import Reward

@@ -125,6 +125,8 @@ def evaluate(
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens = {max_new_tokens} leaves nothing to write", "give 1 or more")
     found = find_suite(suite)
+    if found.measure:
+        raise UserError(f"the suite {found.name} is measured, not asked", "call measure_suite of mmcli.api")
     items, judge = found.load_items(), found.load_judge()
     questions = items if limit is None else choose_items(items, limit)
     tokenizer = Tokenizer.load(ref.path)

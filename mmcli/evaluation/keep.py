@@ -12,7 +12,7 @@ from mmcli.stage import Reporter, Silent
 
 
 class Result(Protocol):
-    """What was measured: a SuiteResult, a PreferenceAccuracy or a HeldOutLoss."""
+    """What was measured: a SuiteResult, SuiteFigures, a PreferenceAccuracy or a HeldOutLoss."""
 
     def to_json(self) -> dict[str, Any]: ...
 

@@ -1,4 +1,4 @@
-"""Suites of questions: what one is, and the built-in and installed ones by name. No torch here.
+"""Suites: what one is, and the built-in and installed ones by name. No torch here.
 
 A plugin adds a suite with an entry point of the group `mmcli.suites` that names a `Suite`.
 """
@@ -46,14 +46,19 @@ writes it: `<tool_call>...</tool_call>`."""
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """Questions with a judge, registered as an entry point of the group `mmcli.suites`."""
+    """Questions with a judge, or a measure of its own, registered as an entry point of the group `mmcli.suites`."""
 
     name: str  # mmcli eval --suite <name>
     summary: str
-    items: str  # "package.module:function", called without arguments; it returns a sequence of SuiteItem
-    judge: str  # "package.module:function", called with (item, reply); True if the reply is right
+    items: str = ""  # "package.module:function", called without arguments; it returns a sequence of SuiteItem
+    judge: str = ""  # "package.module:function", called with (item, reply); True if the reply is right
+    measure: str = ""  # in place of both: called with a SuiteRequest; it returns a sequence of Figure
     version: str = "1"  # of the questions: scores of two versions are not compared
     api: int = 1  # the API_VERSION that it was written for
+
+    def __post_init__(self) -> None:
+        if bool(self.measure) == bool(self.items and self.judge) or bool(self.items) != bool(self.judge):
+            raise ValueError("a Suite has items and a judge, or a measure")
 
     def load_items(self) -> list[SuiteItem]:
         """The questions.
@@ -92,13 +97,27 @@ def suite_names() -> list[str]:
     return list(dict.fromkeys([*_BUILT_IN, *(each.name for each in installed() if each.kind == "suite")]))
 
 
-def find_suite(name: str) -> Suite:
-    """The suite of that name.
+def split_suite(suite: str) -> tuple[str, str]:
+    """(name, argument) of NAME or NAME:ARGUMENT."""
+    name, _, argument = suite.partition(":")
+    return name, argument
+
+
+def find_suite(suite: str) -> Suite:
+    """The suite that NAME or NAME:ARGUMENT names.
 
     Raises:
-        UserError: there is none, or several packages claim the name.
+        UserError: there is none, several packages claim the name, or it takes no argument.
         MmcliError: it is an installed plugin's and cannot be loaded.
     """
+    name, argument = split_suite(suite)
+    found = _find(name)
+    if argument and not found.measure:
+        raise UserError(f'the suite {name} takes no argument, and got "{argument}"', f"give --suite {name}")
+    return found
+
+
+def _find(name: str) -> Suite:
     if name in _BUILT_IN:
         module, attribute = _BUILT_IN[name]
         suite: Suite = getattr(importlib.import_module(module), attribute)

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from mmcli.errors import UserError
 from mmcli.generate.onnx_engine import GRAPH_FILE
-from mmcli.run import ModelRef
+from mmcli.run import ModelRef, Run
 
 Dtype = Literal["fp32", "fp16", "int8", "int4"]  # how an ONNX export stores matrices (`matrices.FORMATS`)
 Ops = Literal["fused", "standard"]  # of a graph: ONNX Runtime's own operators, or those of the ONNX standard alone
@@ -40,6 +40,18 @@ def default_gguf_file(ref: ModelRef, dtype: str) -> Path:
 def default_web_folder(ref: ModelRef, dtype: str) -> Path:
     """`RUN/export/web-DTYPE`, or the same inside a model folder that is of no run."""
     return (ref.run.exports if ref.run else ref.path) / f"web-{dtype}"
+
+
+def card_run(ref: ModelRef) -> Run:
+    """The run that the card of a model tells of.
+
+    Raises:
+        UserError: no run made the model.
+    """
+    if ref.run is None:
+        what = f"{ref.label} is no run, so a model card cannot tell how it was trained"
+        raise UserError(what, "name a run, or export without a card")
+    return ref.run
 
 
 def find_export(ref: ModelRef, dtype: Dtype | None = None) -> Path | None:

@@ -61,10 +61,12 @@ def describe_evaluation(run: Run, result: Mapping[str, Any]) -> dict[str, str]:
     notes += ["asked as text"] if result.get("mode") == "continue" else []
     notes += ["ONNX Runtime"] if result.get("backend") == "onnx" else []
     notes += ["of earlier weights"] if result.get("weights") != weights_digest(run) else []
+    measured = [each for each in result.get("figures") or [] if isinstance(each, dict)]
+    parts = [f"{figure_name(each)} {figure_text(each)}" for each in measured]
     return {
         "name": " ".join([suite, *([f"v{version}"] if version else []), *names]),
-        "score": _figures(result),
-        "families": ", ".join(_families(result.get("family_scores"))),
+        "score": parts[0] if parts else _figures(result),
+        "families": ", ".join(parts[1:] or _families(result.get("family_scores"))),
         "notes": ", ".join(notes),
     }
 
@@ -75,6 +77,22 @@ def share_text(score: Any, interval: Any) -> str:
         return ""
     both = isinstance(interval, list | tuple) and len(interval) == 2 and all(map(is_number, interval))
     return f"{score:.1%}" + (f" ({100 * interval[0]:.0f}-{100 * interval[1]:.0f})" if both else "")
+
+
+def figure_name(figure: Mapping[str, Any]) -> str:
+    """What a stored figure is: task and name."""
+    return f"{figure.get('task') or ''} {figure.get('name') or ''}".strip()
+
+
+def figure_text(figure: Mapping[str, Any]) -> str:
+    """The value of a stored figure with its standard error: `41.2% ± 1.3%`."""
+    value, error, spec = figure.get("value"), figure.get("error"), str(figure.get("format") or ".3f")
+    if not is_number(value):
+        return "not finite"
+    try:
+        return format(value, spec) + (f" ± {format(error, spec)}" if is_number(error) else "")
+    except (TypeError, ValueError):
+        return str(value)
 
 
 def _figures(result: Mapping[str, Any]) -> str:

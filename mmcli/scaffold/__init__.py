@@ -25,7 +25,7 @@ class _Kind:
     files: dict[str, str]  # of the package -> of this folder
 
 
-_SINGLE = {"${module}.py": "module.py.txt", "tests/test_${name}.py": "test.py.txt"}
+_SINGLE = {"${module}.py": "module.py.txt", "tests/test_${word}.py": "test.py.txt"}
 _KINDS = {
     "stage": _Kind(
         "mmcli.stages",
@@ -40,11 +40,14 @@ _KINDS = {
         {
             "${module}/__init__.py": "module.py.txt",
             "${module}/transform.py": "transform.py.txt",
-            "tests/test_${name}.py": "test.py.txt",
+            "tests/test_${word}.py": "test.py.txt",
         },
     ),
     "suite": _Kind(
         "mmcli.suites", "mmcli eval --suite ${name}: colours of things.", "mmcli eval --suite ${name}", _SINGLE
+    ),
+    "reward": _Kind(
+        "mmcli.rewards", "mmcli grpo --reward ${name}: short replies.", "mmcli grpo --reward ${name}", _SINGLE
     ),
 }
 KINDS = tuple(_KINDS)
@@ -67,9 +70,10 @@ def write_package(kind: str, name: str, folder: Path) -> list[Path]:
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UserError(f"{folder} is there already, and nothing is overwritten", "give another folder with --out")
     chosen = _KINDS[kind]
+    word = name.replace("-", "_")  # as Python writes it
     words = {
-        **{"name": name, "NAME": name.upper(), "Name": name.title().replace("_", "")},
-        **{"package": package_name(name), "module": f"mmcli_{name}", "group": chosen.group},
+        **{"name": name, "word": word, "NAME": word.upper(), "Name": word.title().replace("_", "")},
+        **{"package": package_name(name), "module": f"mmcli_{word}", "group": chosen.group},
     }
     words |= {key: Template(getattr(chosen, key)).substitute(words) for key in ("summary", "command")}
     sources = {name: HERE / f"{name}.txt" for name in ("pyproject.toml", "README.md")}

@@ -1,4 +1,4 @@
-"""The conformance kit for plugins: what every stage, adapter and suite must do, checked with a tiny model.
+"""The conformance kit for plugins: what every stage, adapter, suite and reward must do, checked with a tiny model.
 
     from mmcli.testing import check_stage
 
@@ -10,8 +10,9 @@
 
 from mmcli.testing.adapters import check_adapter
 from mmcli.testing.checks import Check
+from mmcli.testing.rewards import check_reward
 from mmcli.testing.stages import check_stage
 from mmcli.testing.suites import check_suite
 from mmcli.testing.tiny import tiny_corpus, tiny_model
 
-__all__ = ["Check", "check_adapter", "check_stage", "check_suite", "tiny_corpus", "tiny_model"]
+__all__ = ["Check", "check_adapter", "check_reward", "check_stage", "check_suite", "tiny_corpus", "tiny_model"]

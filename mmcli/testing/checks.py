@@ -13,7 +13,7 @@ from mmcli.config import Layer, leaves, resolve
 from mmcli.errors import MmcliError, Terminated, UserError
 from mmcli.plugins import cause
 
-CHECKED = ("stage", "adapter", "suite")  # kinds of entry points that have checks
+CHECKED = ("stage", "adapter", "suite", "reward")  # kinds of entry points that have checks
 TIMEOUT_SECONDS = 300.0
 NUMBERS = (-1, 0, 1, 10**12)
 ODD = {  # values that a person may type, by the type of a key; a config accepts each of them or refuses it in two lines
@@ -59,9 +59,10 @@ def attempt(name: str, check: Callable[[], str | None]) -> Check:
 def interface(kind: str) -> type[Any]:
     """The class of what an entry point of this kind names."""
     from mmcli.evaluation.suites import Suite
+    from mmcli.rewards import Reward
     from mmcli.stage import Adapter, Stage
 
-    found: type[Any] = {"stage": Stage, "adapter": Adapter, "suite": Suite}[kind]
+    found: type[Any] = {"stage": Stage, "adapter": Adapter, "suite": Suite, "reward": Reward}[kind]
     return found
 
 

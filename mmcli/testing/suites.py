@@ -7,9 +7,11 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from mmcli.evaluation.figures import measure_suite
 from mmcli.evaluation.suites import Suite, find_suite
 from mmcli.plugins import installed
-from mmcli.testing.checks import Check, attempt, check_loads
+from mmcli.run import ModelRef
+from mmcli.testing.checks import Check, attempt, check_loads, two_lines
 from mmcli.testing.tiny import tiny_model
 
 
@@ -27,6 +29,10 @@ def check_suite(name: str, *, folder: Path) -> Iterator[Check]:
     for plugin in installed():
         if (plugin.kind, plugin.name) == ("suite", name):
             yield check_loads(dataclasses.asdict(plugin))
+    if suite.measure:
+        what = "an argument that means nothing is refused in two lines"
+        yield attempt(what, lambda: two_lines(lambda: measure_suite(_tiny(folder), f"{name}:no such thing")))
+        return
     yield attempt("has questions, each with an id of its own, the same every time", lambda: _items(suite))
     yield attempt("its judge takes each first answer, and no empty reply", lambda: _judge(suite))
     yield attempt("a tiny model can be asked", lambda: _asked(name, folder))
@@ -55,8 +61,10 @@ def _judge(suite: Suite) -> str | None:
 
 def _asked(name: str, folder: Path) -> str | None:
     from mmcli.evaluation.evaluate import evaluate
-    from mmcli.run import ModelRef
 
-    ref = ModelRef(tiny_model(folder / "tiny-model"), None)
-    result = evaluate(ref, name, limit=1, max_new_tokens=4, device="cpu")
+    result = evaluate(_tiny(folder), name, limit=1, max_new_tokens=4, device="cpu")
     return None if result.total.total > 0 else "no question was asked"
+
+
+def _tiny(folder: Path) -> ModelRef:
+    return ModelRef(tiny_model(folder / "tiny-model"), None)

@@ -20,6 +20,7 @@ from torch import Tensor
 from mmcli.errors import MmcliError, UserError
 from mmcli.ranks import Place, RankLost, Ranks
 from mmcli.run import RESOLVED, Run
+from mmcli.threads import allowed_cores, usable_cores
 
 T = TypeVar("T")
 MEETING = timedelta(minutes=5)  # all processes have to be there by then
@@ -172,9 +173,8 @@ def _share_threads(place: Place) -> None:
     """Give each process of a machine its part of the cores, unless somebody has decided that."""
     if "OMP_NUM_THREADS" in os.environ or "SLURM_CPUS_PER_TASK" in os.environ or place.local_world == 1:
         return
-    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if here == os.cpu_count():  # else each process has cores of its own already
-        torch.set_num_threads(max(1, here // place.local_world))
+    if allowed_cores() == os.cpu_count():  # else each process has cores of its own already
+        torch.set_num_threads(max(1, usable_cores() // place.local_world))
 
 
 def rank_device(device: torch.device, place: Place) -> torch.device:

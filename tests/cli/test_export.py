@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+from mmcli.api import export_hf
 from mmcli.cli.export import app
 from mmcli.errors import MmcliError, UserError
 from mmcli.export.graph import Graph
@@ -143,3 +144,5 @@ def test_a_model_card_goes_into_a_folder_for_the_hub(runs: Path, tmp_path: Path)
     for wrong, what in ([["--card"], "is no run"], [["--license", "mit"], "--license without --card"]):
         with pytest.raises(UserError, match=what):
             CliRunner().invoke(app, [*plain, *wrong], catch_exceptions=False)
+    with pytest.raises(UserError, match="is no run"):
+        export_hf(folder, tmp_path / "again", card=True)

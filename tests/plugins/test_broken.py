@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 import mmcli.cli.plugins as command
+from mmcli.api import Adapter, RecordKind, Reward, Stage, Suite
 from mmcli.cli import run
 from mmcli.errors import MmcliError, UserError
-from mmcli.plugins import Plugin, installed
+from mmcli.plugins import GROUPS, Plugin, installed, load
 from mmcli.train.adapters import load_adapter
 
 LOG = "import os; open(os.environ.get('LOADED', os.devnull), 'a').write(__name__ + chr(10))\n"
@@ -104,17 +105,34 @@ def test_help_and_other_commands_work_and_load_no_plugin(site: Any, tmp_path: Pa
     assert not log.exists()
 
 
-BREAKS = ("def f(:", "import no_such_module", "raise SystemExit(7)", "raise BaseException('boom')", "x = 1")
+FUTURE = """
+from dataclasses import dataclass
+from mmcli.api import Adapter, RecordKind, Reward, Stage, Suite
+
+@dataclass(frozen=True)
+class Config:
+    steps: int = 1
+
+told = {"name": "odd5", "summary": "Nothing.", "api": 99}
+stages = Stage(config=Config, run="json:loads", **told)
+adapters = Adapter(config=Config, build="json:loads", **told)
+records = RecordKind(
+    name="odd5", label="", stage="odd5", matches=bool, read=str, texts=list, encode="json:loads", api=99
+)
+suites = Suite(items="json:loads", judge="json:loads", **told)
+rewards = Reward(function="json:loads", **told)
+"""
+BREAKS = (*("def f(:", "import no_such_module", "raise SystemExit(7)", "raise BaseException('boom')", "x = 1", FUTURE),)
 
 
 @pytest.fixture(scope="module")
 def broken_parts(tmp_path_factory: pytest.TempPathFactory, new_site: Any) -> Any:
-    """A stage, an adapter, a record kind and a suite of each kind of broken module."""
+    """An entry point of every group in each kind of broken module: names of their own, and names that are taken."""
     site = new_site(tmp_path_factory.mktemp("parts"))
     for number, code in enumerate(BREAKS):
-        value = {f"odd{number}": f"p_parts{number}:THING"}
-        groups = ("mmcli.stages", "mmcli.adapters", "mmcli.records", "mmcli.suites")
-        site.add(f"p-parts{number}", dict.fromkeys(groups, value), code)
+        names = (f"odd{number}", "sft", "demo", "twin")
+        values = {group: f"p_parts{number}:{group.partition('.')[2]}" for group in GROUPS}
+        site.add(f"p-parts{number}", {group: dict.fromkeys(names, value) for group, value in values.items()}, code)
     return site
 
 
@@ -140,6 +158,28 @@ def test_every_command_works_beside_broken_parts_of_every_kind(
     words = argv.replace("TEXT", str(tmp_path / "text.txt")).replace("NEW", str(tmp_path / "new")).split()
     assert run(words) == 0
     assert "boom" not in capsys.readouterr().err
+
+
+SAID = (
+    "SyntaxError: invalid syntax",
+    "ModuleNotFoundError: No module named 'no_such_module'",
+    *("SystemExit: 7", "BaseException: boom", "AttributeError: module", "needs plugin API 99; this mmcli has 1"),
+)
+
+
+def test_parts_of_every_kind_say_why_they_cannot_be_used(broken_parts: Any, see: Callable[[Any], None]) -> None:
+    see(broken_parts)
+    classes = {"stage": Stage, "adapter": Adapter, "record kind": RecordKind, "suite": Suite, "reward": Reward}
+    own = [plugin for plugin in installed() if plugin.package.startswith("p-parts")]
+    assert {plugin.kind for plugin in own} == set(GROUPS.values()) == set(classes)
+    for plugin in own:
+        with pytest.raises(MmcliError) as caught:
+            load(plugin, classes[plugin.kind])
+        if plugin.name.startswith("odd"):
+            assert SAID[int(plugin.name[-1])] in caught.value.what
+        else:
+            assert "is also taken by" in caught.value.what or "belongs to mmcli itself" in caught.value.what
+        assert plugin.package in f"{caught.value.what} {caught.value.fix}"
 
 
 def test_plugins_list_says_what_is_wrong_with_each(site: Any) -> None:

@@ -14,7 +14,7 @@ from mmcli.cli import run
 from mmcli.config import ConfigError, option
 from mmcli.errors import MmcliError, UserError
 from mmcli.run import Run
-from mmcli.testing import check_adapter, check_stage, check_suite, tiny_corpus
+from mmcli.testing import check_adapter, check_reward, check_stage, check_suite, tiny_corpus
 from mmcli.testing.checks import attempt, check_values, two_lines
 from mmcli.testing.trainings import difference, not_finite
 
@@ -150,6 +150,46 @@ def test_faults_of_a_suite_are_found_and_end_with_exit_code_1(
     assert shown.startswith('suite "odd" of p-odd 1.0\n')
     assert "  failed  its judge takes each first answer, and no empty reply\n" in shown
     assert max(map(len, shown.splitlines())) <= 80
+
+
+REWARD = """
+import math
+from mmcli.api import Reward
+REWARD = Reward(name="odd", summary="Odd.", function="p_odd:score")
+seen = []
+def score(attempt):
+    seen.append(attempt)
+    return 1.0
+"""
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("1.0", ""),
+        ("len(seen)", "then another number"),
+        ("None", "gives NoneType, not a number"),
+        ("math.log(len(attempt.reply))", "raises ValueError"),
+        ("float(attempt.reply == '1e999 nan') * math.inf", "it gives nan"),
+        ("attempt.record.clear() or 1", "it changes what it is given"),
+    ],
+)
+def test_faults_of_a_reward_are_found(
+    value: str, problem: str, tmp_path: Path, new_site: Any, see: Callable[[Any], None]
+) -> None:
+    site = new_site(tmp_path)
+    site.add("p-odd", {"mmcli.rewards": {"odd": "p_odd:REWARD"}}, REWARD.replace("1.0", value))
+    see(site)
+    checks = list(check_reward("odd"))
+    assert len(checks) == 3 and checks[0].problem == ""
+    assert problem in " ".join(check.problem for check in checks)
+    assert any(check.problem for check in checks) == bool(problem)
+
+
+def test_the_rewards_here_do_what_every_reward_must(real: Any, see: Callable[[Any], None]) -> None:
+    see(real)
+    for name in ("exact-answer", "format", "length"):
+        assert [check for check in check_reward(name) if check.problem] == []
 
 
 FORGETFUL = """

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from mmcli.api import Attempt, find_reward
 from mmcli.cli import run
 from mmcli.scaffold import KINDS, write_package
 
@@ -57,6 +58,14 @@ def test_what_is_written_is_formatted_short_and_usable(
     assert '"my_first2"' in listed and '"state": "ok"' in listed.partition('"my_first2"')[2].partition("}")[0]
 
 
+def test_a_name_with_a_dash_is_a_word_where_python_needs_one(new_site: Any, tmp_path: Path) -> None:
+    site, folder = begin("reward", "short-reply", new_site, tmp_path)
+    assert {path.name for path in folder.rglob("*.py")} == {"mmcli_short_reply.py", "test_short_reply.py"}
+    with site.visible(), pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        assert find_reward("short-reply")(Attempt(prompt=(), answer="", reply="yes")) > 0.9
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_its_tests_pass_as_they_are_written(kind: str, new_site: Any, tmp_path: Path) -> None:
@@ -78,6 +87,7 @@ def test_its_tests_pass_as_they_are_written(kind: str, new_site: Any, tmp_path: 
         ("stage", "sft", "belongs to mmcli itself"),
         ("stage", "chat", "belongs to mmcli itself"),
         ("suite", "demo", "belongs to mmcli itself"),
+        ("reward", "No-Reward", "is not made of a-z, 0-9, _ and -"),
         ("stage", "mine", "is taken by p-mine"),
         ("stagee", "other", 'no kind "stagee"'),
     ],

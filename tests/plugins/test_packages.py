@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 PLUGINS = Path(__file__).parents[2] / "plugins"
-PACKAGES = ("mmcli-distill", "mmcli-grpo", "mmcli-lora", "mmcli-prefs", "mmcli-replay")
+PACKAGES = ("mmcli-distill", "mmcli-eval", "mmcli-grpo", "mmcli-lora", "mmcli-prefs", "mmcli-replay")
 
 
 def own_tests(real: Any, marked: str, *packages: str) -> None:
@@ -41,6 +41,7 @@ def test_they_are_listed_and_usable(real: Any) -> None:
     assert rows["stage", "prefs", "mmcli-prefs"] == "ok"
     assert rows["adapter", "lora", "mmcli-lora"] == "ok"
     assert rows["stage", "grpo", "mmcli-grpo"] == "ok"
+    assert rows["suite", "code", "mmcli-eval"] == rows["suite", "lm-eval", "mmcli-eval"] == "ok"
     assert {name for kind, name, _ in rows if kind == "reward"} == {"exact-answer", "format", "length"}
     assert all(state == "ok" for (kind, *_), state in rows.items() if kind == "reward")
 

@@ -1,4 +1,4 @@
-"""An engine whose replies are written in advance, and a tokenizer."""
+"""An engine whose slots are lists, one whose replies are written in advance, and a tokenizer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from mmcli.generate.engine import check_copy, check_decode, check_prefill, check_truncate
+from mmcli.generate.engine import check_copy, check_decode, check_prefill, check_truncate, extend_in_turn
 from mmcli.text.tokenizer import Tokenizer
 from mmcli.text.train import train_tokenizer
 
@@ -19,45 +19,33 @@ LINES = [
 ]
 
 
-class ScriptedEngine:
-    """Each prefill starts the next of `replies`; every logit but the scripted id's is 0.
+class ListEngine:
+    """An engine whose slots are lists of ids; what their next logits are is up to `_logits`."""
 
-    `prefills` counts the ids of each prefill; `held` is what the slots hold.
-    """
+    can_verify = False
+    extend = extend_in_turn
 
-    def __init__(self, replies: Sequence[Sequence[int]], *, vocab_size: int, max_len: int = 1000) -> None:
-        self.vocab_size, self.max_len, self.slots, self.can_verify = vocab_size, max_len, 1, False
-        self.held: list[list[int]] = [[]]
-        self.prefills: list[int] = []
-        self._replies = [list(reply) for reply in replies]
-        self._rest: list[int] = []
-        self.interrupt_in: int | None = None  # decode calls before a Ctrl-C
+    def __init__(self, *, vocab_size: int, max_len: int, slots: int) -> None:
+        self.vocab_size, self.max_len, self.slots = vocab_size, max_len, slots
+        self.held: list[list[int]] = [[] for _ in range(slots)]
 
-    def _next_logits(self) -> np.ndarray:
-        logits_V = np.zeros(self.vocab_size, dtype=np.float32)
-        logits_V[self._rest.pop(0)] = 100
-        return logits_V
+    def _logits(self, slot: int) -> np.ndarray:
+        """logits_V after what the slot holds."""
+        raise NotImplementedError
 
     def prefill(self, slot: int, ids: Sequence[int]) -> np.ndarray:
         check_prefill(self, slot, ids)
-        self.prefills.append(len(ids))
         self.held[slot] += ids
-        self._rest = self._replies.pop(0)
-        return self._next_logits()
+        return self._logits(slot)
 
     def decode(self, slots: Sequence[int], ids: Sequence[int]) -> np.ndarray:
         check_decode(self, slots, ids)
-        if self.interrupt_in is not None:
-            self.interrupt_in -= 1
-            if self.interrupt_in < 0:
-                self.interrupt_in = None
-                raise KeyboardInterrupt
-        for slot, token in zip(slots, ids, strict=True):
-            self.held[slot].append(token)
-        return np.stack([self._next_logits()])
+        for slot, id in zip(slots, ids, strict=True):
+            self.held[slot].append(id)
+        return np.stack([self._logits(slot) for slot in slots])
 
     def verify(self, slot: int, ids: Sequence[int]) -> np.ndarray:
-        raise AssertionError("a script cannot be verified")
+        raise AssertionError("an engine of lists does not verify")
 
     def length(self, slot: int) -> int:
         return len(self.held[slot])
@@ -69,6 +57,39 @@ class ScriptedEngine:
     def copy(self, source: int, target: int) -> None:
         check_copy(self, source, target)
         self.held[target] = list(self.held[source])
+
+
+class ScriptedEngine(ListEngine):
+    """Each prefill starts the next of `replies`; every logit but the scripted id's is 0.
+
+    `prefills` counts the ids of each prefill.
+    """
+
+    def __init__(self, replies: Sequence[Sequence[int]], *, vocab_size: int, max_len: int = 1000) -> None:
+        super().__init__(vocab_size=vocab_size, max_len=max_len, slots=1)
+        self.prefills: list[int] = []
+        self._replies = [list(reply) for reply in replies]
+        self._rest: list[int] = []
+        self.interrupt_in: int | None = None  # decode calls before a Ctrl-C
+
+    def _logits(self, slot: int) -> np.ndarray:
+        logits_V = np.zeros(self.vocab_size, dtype=np.float32)
+        logits_V[self._rest.pop(0)] = 100
+        return logits_V
+
+    def prefill(self, slot: int, ids: Sequence[int]) -> np.ndarray:
+        check_prefill(self, slot, ids)
+        self.prefills.append(len(ids))
+        self._rest = self._replies.pop(0)
+        return super().prefill(slot, ids)
+
+    def decode(self, slots: Sequence[int], ids: Sequence[int]) -> np.ndarray:
+        if self.interrupt_in is not None:
+            self.interrupt_in -= 1
+            if self.interrupt_in < 0:
+                self.interrupt_in = None
+                raise KeyboardInterrupt
+        return super().decode(slots, ids)
 
 
 @pytest.fixture(scope="session")

@@ -67,7 +67,7 @@ INNER = {
     ],
     "evaluation": [
         *("engines", "suites", "demo_suite", "scores", "questions", "loss"),
-        *("evaluate", "held_out", "preferences", "keep"),
+        *("evaluate", "figures", "held_out", "preferences", "keep"),
     ],
 }
 LIGHT_EVERYWHERE = {

@@ -1,26 +1,27 @@
-"""The work of `mmcli distill`: the task of predicting tokens, with the teacher's distributions in its loss.
-
-Shapes: N labelled tokens, D width, V vocabulary.
-"""
+"""The work of `mmcli distill`: the task of predicting tokens, with the teacher's distributions in its loss."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from mmcli.api import (
+    Accelerator,
     LossOutput,
     Metric,
-    ModelConfig,
+    MicroBatches,
+    ModelRef,
     StageContext,
-    Term,
+    Start,
+    StepBatch,
+    Task,
     TokenBatch,
     Tokenizer,
+    TokenRows,
     UserError,
     choose_accelerator,
     find_reference,
@@ -30,12 +31,17 @@ from mmcli.api import (
     open_rows,
     pin_model,
     prepare_start,
+    read_inputs,
+    read_model_config,
     token_task,
     train,
 )
 from mmcli_distill import DistillConfig
+from mmcli_distill.loss import TaughtBatch, distill_loss, table_loss
+from mmcli_distill.replies import write_replies
+from mmcli_distill.table import TeacherTable
 
-CHUNK_TOKENS = 2048  # whose logits, of both models, are in memory together
+TABLES = ".cache/teacher"  # in the runs folder; safe to delete
 METRICS = (Metric("loss"), Metric("kl", label="KL"), Metric("cross_entropy", label="plain"))
 
 
@@ -50,66 +56,114 @@ def run(config: DistillConfig, context: StageContext) -> dict[str, Any]:
     data_config, named = config.data, find_reference(config.teacher, context)
     if config.train.start_from is None and data_config.tokenizer is None:
         data_config = replace(data_config, tokenizer=str(named.path))
-    data = open_data(config.on, data_config)  # refuse what is not there before anything is made
+    kind = "text" if config.on == "text" else "chat"
+    data = open_data(kind, data_config)  # refuse what is not there before anything is made
+    if config.on == "replies":
+        file = write_replies(named, data, config.max_new_tokens, str(accelerator.device), context)
+        data = open_data(kind, replace(data_config, sources=(str(file),), columns=None))
     start = prepare_start(config.model, data, config.train, context, accelerator.device)
-    pin_model("reference", named, context)
+    if config.reads_distributions:
+        _check_teacher(named, start, config, context)
+    rows = open_rows(data, config.train, start.tokenizer, context)
+    task = token_task(start, rows, config.train, accelerator, context)
+    if config.reads_distributions:
+        task = (_with_table if config.top_k else _with_teacher)(task, start, named, rows, config, accelerator, context)
+        held_out = tuple(metric for metric in task.metrics if metric.held_out)
+        task = replace(task, metrics=(*METRICS, *held_out))
+    return train(task, config.optim, config.train, context)
+
+
+def _check_teacher(named: ModelRef, start: Start, config: DistillConfig, context: StageContext) -> None:
+    """Refuse a teacher whose distributions are not over the student's tokens; a resumed run has it checked already.
+
+    Raises:
+        UserError: another tokenizer, other logits, or as many likeliest tokens as there are.
+    """
+    if context.resume and not (named.path / "config.json").is_file():
+        return
     if Tokenizer.load(named.path).fingerprint != start.tokenizer.fingerprint:
         what = (
             f"the teacher {named.label} has another tokenizer than the student: their distributions have other tokens"
         )
-        raise UserError(what, "give a teacher with the same tokenizer, or leave --from and --tokenizer out")
+        fix = "give a teacher with the same tokenizer, or leave --from and --tokenizer out"
+        raise UserError(what, f"{fix}; or learn from its replies alone: --on replies --mix 0")
+    size, own = read_model_config(named.path).vocab_size, start.model.config.vocab_size
+    if size != own:
+        raise UserError(f"teacher and student have {size} and {own} logits", "give both the same model.vocab_size")
+    if config.top_k >= own:
+        what = f"top_k = {config.top_k} of a vocabulary of {own} leaves nothing out"
+        raise UserError(what, "give fewer, such as 32, or leave --top-k out")
+
+
+def _with_teacher(
+    task: Task,
+    start: Start,
+    named: ModelRef,
+    rows: TokenRows,
+    config: DistillConfig,
+    accelerator: Accelerator,
+    context: StageContext,
+) -> Task:
+    """The teacher reads every micro-batch, too."""
+    pin_model("reference", named, context)
     teacher = load_model(named.path, device=accelerator.device).eval().requires_grad_(False)
-    if teacher.config.vocab_size != start.model.config.vocab_size:
-        what = f"teacher and student have {teacher.config.vocab_size} and {start.model.config.vocab_size} logits"
-        raise UserError(what, "give both the same model.vocab_size")
-    rows = open_rows(data, config.train, start.tokenizer, context)
-    task = token_task(start, rows, config.train, accelerator, context)
-    held_out = tuple(metric for metric in task.metrics if metric.held_out)
 
     def loss(model: Any, batch: TokenBatch) -> LossOutput:
         return distill_loss(model, teacher, batch, start.model.config, config)
 
-    return train(replace(task, loss=loss, metrics=(*METRICS, *held_out)), config.optim, config.train, context)
+    return replace(task, loss=loss)
 
 
-def distill_loss(
-    model: Any, teacher: Any, batch: TokenBatch, model_config: ModelConfig, config: DistillConfig
-) -> LossOutput:
-    """Mean loss of the labelled tokens, plus alpha times the balance loss of the experts."""
-    hidden_BTD, stats = model(batch.ids_BT, batch.ctx)
-    with torch.no_grad():
-        seen_BTD, _ = teacher(batch.ids_BT, batch.ctx)
-    at_N = (batch.labels_BT >= 0).flatten().nonzero().squeeze(1)
-    hidden_ND, seen_ND = hidden_BTD.flatten(0, 1)[at_N], seen_BTD.flatten(0, 1)[at_N]
-    labels_N = batch.labels_BT.flatten()[at_N]
+def _with_table(
+    task: Task,
+    start: Start,
+    named: ModelRef,
+    rows: TokenRows,
+    config: DistillConfig,
+    accelerator: Accelerator,
+    context: StageContext,
+) -> Task:
+    """What the teacher expects is read from the disk; it runs before the first step, where that is not there yet."""
+    table = TeacherTable.of(
+        context.runs_dir / TABLES,
+        rows,
+        read_inputs(context.run)["reference"].key,
+        k=config.top_k,
+        temperature=config.temperature,
+        seed=config.train.seed,
+        needed=_needed(config, len(rows.train), context),
+        accelerator=accelerator,
+    )
+    if missing := table.missing(context.report):
+        pin_model("reference", named, context)
+        teacher = load_model(named.path, device=accelerator.device).eval().requires_grad_(False)
+        table.fill(missing, teacher, accelerator, context.report)
+    context.report.note(f"teacher: {config.top_k} likeliest tokens, {table.bytes / 1e6:,.1f} MB in {table.folder}")
 
-    def sums(part: slice) -> tuple[Tensor, Tensor]:
-        logits_NV = F.linear(hidden_ND[part], model.head_weight, model.head_bias).float()
-        with torch.no_grad():
-            expected_NV = F.linear(seen_ND[part], teacher.head_weight, teacher.head_bias).float()
-        return token_sums(logits_NV, expected_NV, labels_N[part], config.temperature)
+    def with_teacher(part: np.ndarray, batch: StepBatch) -> TaughtBatch:
+        assert isinstance(batch, TokenBatch)
+        top_NK, logps_NK1 = map(torch.from_numpy, table.read(part))
+        if accelerator.pins_memory:
+            top_NK, logps_NK1 = top_NK.pin_memory(), logps_NK1.pin_memory()
+        return TaughtBatch(batch, top_NK, logps_NK1)
 
-    zero = hidden_BTD.sum() * 0.0  # a micro-batch may have no label
-    cross_entropy, kl = zero, zero
-    for first in range(0, len(at_N), CHUNK_TOKENS):
-        part = slice(first, first + CHUNK_TOKENS)
-        of_part = checkpoint(sums, part, use_reentrant=False)
-        cross_entropy, kl = cross_entropy + of_part[0], kl + of_part[1]
-    count = batch.counts["loss"]
-    terms = {"loss": Term((1 - config.mix) * cross_entropy + config.mix * config.temperature**2 * kl, count)}
-    if stats is not None:
-        terms["balance"] = Term(stats.balance, batch.counts["balance"], model_config.aux_loss_alpha)
-    return LossOutput(terms, {"kl": Term(kl, count), "cross_entropy": Term(cross_entropy, count)})
+    def batches(step: int) -> Sequence[StepBatch]:
+        assert task.batches is not None
+        found = task.batches(step)
+        assert isinstance(found, MicroBatches)
+        return MicroBatches(found.parts, lambda part: with_teacher(part, found.make(part)))
+
+    def loss(model: Any, batch: TaughtBatch) -> LossOutput:
+        return table_loss(model, batch, start.model.config, config)
+
+    return replace(task, batches=batches, loss=loss)
 
 
-def token_sums(logits_NV: Tensor, expected_NV: Tensor, labels_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """(cross-entropy, KL(teacher || student) at the temperature), each summed over the tokens.
-
-    Args:
-        logits_NV: of the student.
-        expected_NV: of the teacher.
-    """
-    cross_entropy = F.cross_entropy(logits_NV, labels_N, reduction="sum")
-    student_NV = F.log_softmax(logits_NV / temperature, dim=-1)
-    teacher_NV = F.log_softmax(expected_NV / temperature, dim=-1)
-    return cross_entropy, F.kl_div(student_NV, teacher_NV, reduction="sum", log_target=True)
+def _needed(config: DistillConfig, rows: int, context: StageContext) -> int:
+    """Rows that a training meets: all, where its length is not known before or reaches an epoch."""
+    steps = config.train.steps
+    if context.trial is not None:
+        steps = context.trial.steps + 1
+    elif steps is None or config.train.budget is not None:
+        return rows
+    return min(rows, steps * config.train.batch_size)

@@ -6,7 +6,7 @@ import http.client
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 import openai
 import pytest
 
-from mmcli.generate.engine import Engine, check_copy, check_decode, check_prefill, check_truncate, extend_in_turn
+from mmcli.generate.engine import Engine
 from mmcli.generate.torch_engine import TorchEngine
 from mmcli.model.config import ModelConfig
 from mmcli.model.transformer import Transformer
@@ -25,20 +25,19 @@ from mmcli.serve.server import Server, listen
 from mmcli.text.chat import encode_chat
 from mmcli.text.tokenizer import Tokenizer
 
+from ..conftest import ListEngine
+
 MAX_LEN = 600
 
 
-class Written:
+class Written(ListEngine):
     """An engine that writes `reply` after every prompt of a chat, `seconds` a token."""
 
-    extend = extend_in_turn
-
     def __init__(self, tokenizer: Tokenizer, *, slots: int = 2) -> None:
-        self.vocab_size, self.max_len, self.slots = tokenizer.vocab_size, MAX_LEN, slots
+        super().__init__(vocab_size=tokenizer.vocab_size, max_len=MAX_LEN, slots=slots)
         self.reply: list[int] = []
         self.seconds = 0.0
         self.broken: int | None = None  # logits are not finite after three tokens where the prompt has this id
-        self.held: list[list[int]] = [[] for _ in range(slots)]
         turns = [{"role": "user", "content": "x"}]
         prompt = encode_chat(tokenizer, turns, add_generation_prompt=True).ids
         self._header = prompt[len(encode_chat(tokenizer, turns).ids) :]
@@ -53,28 +52,6 @@ class Written:
         if self.broken in ids and written == 3:
             logits_V[:] = np.nan
         return logits_V
-
-    def prefill(self, slot: int, ids: Sequence[int]) -> np.ndarray:
-        check_prefill(self, slot, ids)
-        self.held[slot] += ids
-        return self._logits(slot)
-
-    def decode(self, slots: Sequence[int], ids: Sequence[int]) -> np.ndarray:
-        check_decode(self, slots, ids)
-        for slot, id in zip(slots, ids, strict=True):
-            self.held[slot].append(id)
-        return np.stack([self._logits(slot) for slot in slots])
-
-    def length(self, slot: int) -> int:
-        return len(self.held[slot])
-
-    def truncate(self, slot: int, n: int) -> None:
-        check_truncate(self, slot, n)
-        del self.held[slot][n:]
-
-    def copy(self, source: int, target: int) -> None:
-        check_copy(self, source, target)
-        self.held[target] = list(self.held[source])
 
 
 @dataclass(frozen=True)
