@@ -102,13 +102,15 @@ def _print_measured(result: SuiteFigures) -> None:
     from mmcli.cli.console import out
 
     table = _table()
-    table.add_column("task", overflow="fold")
+    named = any(each.task for each in result.figures)
+    if named:
+        table.add_column("task", overflow="fold")
     table.add_column("measure", overflow="fold")
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("questions", justify="right", no_wrap=True)
     for each in result.figures:
         count = "" if each.questions is None else f"{each.questions:,}"
-        table.add_row(_text(each.task), _text(each.name), each.text, count)
+        table.add_row(*([_text(each.task)] if named else []), _text(each.name), each.text, count)
     out().print(table, soft_wrap=False)
 
 

@@ -107,7 +107,8 @@ def check(
     from mmcli.cli.console import out, print_json
     from mmcli.testing.checks import CHECKED
 
-    named = [plugin for plugin in installed() if plugin.name == name]
+    alone = name.partition("=")[0]  # of a reward: the model that scores follows
+    named = [each for each in installed() if each.name == (alone if each.kind == "reward" else name)]
     found = [plugin for plugin in named if plugin.kind in CHECKED]
     if named and not found:
         raise UserError(f"there are no checks for a {named[0].kind}", "check its data: mmcli data check --help")
@@ -119,7 +120,7 @@ def check(
         if not json:
             out().print(str(plugin), highlight=False, markup=False)
         with tempfile.TemporaryDirectory(prefix="mmcli-check-") as folder:
-            for each in _checks(plugin, set or [], Path(folder)):
+            for each in _checks(plugin, name, set or [], Path(folder)):
                 rows.append({"kind": plugin.kind, "package": plugin.package, **dataclasses.asdict(each)})
                 if not json:
                     _show_check(each)
@@ -129,7 +130,7 @@ def check(
         raise typer.Exit(1)
 
 
-def _checks(plugin: Plugin, settings: list[str], folder: Path) -> Iterator[Check]:
+def _checks(plugin: Plugin, name: str, settings: list[str], folder: Path) -> Iterator[Check]:
     from mmcli.testing import check_adapter, check_reward, check_stage, check_suite
 
     if plugin.kind == "adapter":
@@ -137,7 +138,7 @@ def _checks(plugin: Plugin, settings: list[str], folder: Path) -> Iterator[Check
     if plugin.kind in ("suite", "reward"):
         if settings:
             raise UserError(f"a {plugin.kind} has no values to set", "leave --set out")
-        return check_suite(plugin.name, folder=folder) if plugin.kind == "suite" else check_reward(plugin.name)
+        return check_suite(plugin.name, folder=folder) if plugin.kind == "suite" else check_reward(name)
     return check_stage(plugin.name, parse_set(settings).values, folder=folder)
 
 

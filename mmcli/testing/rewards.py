@@ -20,13 +20,16 @@ REPLIES = ("12 + 30 = 42", "41", "", "  \n", "等于 42。", "x" * 5000, CALL, "
 def check_reward(name: str) -> Iterator[Check]:
     """What every reward must do, one check after the other.
 
+    Args:
+        name: as `--reward` takes it, with the model that scores: `exact-answer`, `model=latest:reward`.
+
     Raises:
-        UserError: there is no such reward.
+        UserError: there is no such reward, or a model is missing.
         MmcliError: it cannot be loaded.
     """
     function = find_reward(name)
     for plugin in installed():
-        if (plugin.kind, plugin.name) == ("reward", name):
+        if (plugin.kind, plugin.name) == ("reward", name.partition("=")[0]):
             yield check_loads(dataclasses.asdict(plugin))
     yield attempt("gives a finite number for any reply", lambda: _finite(function))
     yield attempt("gives the same for the same reply, and leaves it as it is", lambda: _repeats(function))

@@ -190,6 +190,8 @@ def test_the_rewards_here_do_what_every_reward_must(real: Any, see: Callable[[An
     see(real)
     for name in ("exact-answer", "format", "length"):
         assert [check for check in check_reward(name) if check.problem] == []
+    with pytest.raises(UserError, match="no model is named"):
+        next(check_reward("model"))
 
 
 FORGETFUL = """

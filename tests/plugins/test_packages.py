@@ -42,7 +42,7 @@ def test_they_are_listed_and_usable(real: Any) -> None:
     assert rows["adapter", "lora", "mmcli-lora"] == "ok"
     assert rows["stage", "grpo", "mmcli-grpo"] == "ok"
     assert rows["suite", "code", "mmcli-eval"] == rows["suite", "lm-eval", "mmcli-eval"] == "ok"
-    assert {name for kind, name, _ in rows if kind == "reward"} == {"exact-answer", "format", "length"}
+    assert {name for kind, name, _ in rows if kind == "reward"} == {"exact-answer", "format", "length", "model"}
     assert all(state == "ok" for (kind, *_), state in rows.items() if kind == "reward")
 
 

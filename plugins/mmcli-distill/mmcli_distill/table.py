@@ -1,9 +1,9 @@
 """What a teacher expects at every label, on disk: its K likeliest tokens, in shards that are memory-mapped.
 
-A table lies in `RUNS/.cache/teacher/KEY/`. The key is made of the content of teacher and data, of how the data is
-packed and in which order it is read, of the temperature, K and the precision; so several students share one, and
-another teacher never meets it. A shard is whole or absent, and is compared with its checksums before it is used: what
-is damaged is made again. A run that was stopped in between goes on with the first shard that is not there.
+A table lies in `RUNS/.cache/teacher/KEY/`. The key is made of the content of teacher and data, of the temperature, K
+and the precision, and the name of a shard of what is packed into its rows; so several students share them, and no other
+teacher meets them. A shard is whole or absent, and is compared with its checksums before it is used: what is damaged is
+made again. A run that was stopped in between goes on with the first shard that is not there.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ class TeacherTable:
 
     Attributes:
         folder: of this table.
-        order_R: [R] numbers of the rows in the order in which the first epoch reads them.
-        needed: rows of that order that a training meets.
+        order_R: numbers of the rows in the order of the table, those first that a training meets first.
+        shards: the folder of each `SHARD_ROWS` rows that a training meets.
         k, temperature: of `likeliest`.
     """
 
     folder: Path
     rows: TokenRows
     order_R: np.ndarray
-    needed: int
+    shards: tuple[Path, ...]
     k: int
     temperature: float
     _opened: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False)
@@ -77,26 +77,26 @@ class TeacherTable:
         Args:
             folder: of all tables.
             teacher: a digest of its shape and weights.
+            needed: rows that a training meets: the first ones of an epoch.
         """
         packed = rows.train
-        digest = hashlib.sha256(f"{FORMAT} {teacher} {rows.cache.key} {packed.seq_len} {seed} {SHARD_ROWS}".encode())
-        for array in (packed.piece_doc, packed.piece_start, packed.piece_len, packed.row_offsets):
-            digest.update(np.ascontiguousarray(array).data)
-        digest.update(f"{k} {temperature!r} {accelerator.device.type} {accelerator.precision}".encode())
-        every = Batches(rows.cache, packed, batch_size=len(packed), micro_batch=1, seed=seed)
-        place = folder / digest.hexdigest()[:32]
-        return cls(place, rows, every.row_numbers(0), min(needed, len(packed)), k, temperature)
-
-    def _shard(self, number: int) -> Path:
-        return self.folder / f"{number:05d}"
+        facts = (FORMAT, teacher, rows.cache.key, packed.seq_len, k, temperature)
+        key = hashlib.sha256(f"{facts} {accelerator.device.type} {accelerator.precision}".encode()).hexdigest()
+        order_R = Batches(rows.cache, packed, batch_size=len(packed), micro_batch=1, seed=seed).row_numbers(0)
+        order_R = order_R[: math.ceil(needed / SHARD_ROWS) * SHARD_ROWS]
+        shards = []
+        for number, first in enumerate(range(0, len(order_R), SHARD_ROWS)):
+            pieces = [packed.pieces(int(row)) for row in order_R[first : first + SHARD_ROWS]]
+            shards.append(folder / key[:32] / f"{number:05d}-{hashlib.sha256(repr(pieces).encode()).hexdigest()[:16]}")
+        return cls(folder / key[:32], rows, order_R, tuple(shards), k, temperature)
 
     def missing(self, report: Reporter) -> list[int]:
         """The shards that a training needs and that are not there; of a damaged one it is said."""
         found = []
-        for number in range(math.ceil(self.needed / SHARD_ROWS)):
-            if not self._shard(number).is_dir():
+        for number, shard in enumerate(self.shards):
+            if not shard.is_dir():
                 found.append(number)
-            elif (problem := damage(self._shard(number), needed=(TOP, LOGPS, OFFSETS))) is not None:
+            elif (problem := damage(shard, needed=(TOP, LOGPS, OFFSETS))) is not None:
                 report.warn(f"{problem}: the teacher's likeliest tokens are computed again")
                 found.append(number)
         return found
@@ -108,7 +108,7 @@ class TeacherTable:
             with torch.no_grad():
                 parts = list(self._read(which, teacher, accelerator))
             counts = np.concatenate([counts for counts, _, _ in parts])
-            with atomic_folder(self._shard(number)) as beside:
+            with atomic_folder(self.shards[number]) as beside:
                 np.save(beside / OFFSETS, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
                 np.save(beside / TOP, np.concatenate([top_NK for _, top_NK, _ in parts]))
                 np.save(beside / LOGPS, np.concatenate([logps_NK1 for _, _, logps_NK1 in parts]))
@@ -139,16 +139,14 @@ class TeacherTable:
             yield counts, np.concatenate([empty[0], *tops]), np.concatenate([empty[1], *logps])
 
     @cached_property
-    def _places_R(self) -> np.ndarray:
-        """[R] where each row lies in the order."""
-        places_R = np.empty_like(self.order_R)
-        places_R[self.order_R] = np.arange(len(self.order_R))
-        return places_R
+    def _places(self) -> dict[int, int]:
+        """Where each row lies in the order."""
+        return {row: place for place, row in enumerate(self.order_R.tolist())}
 
     def _open(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(offsets, top_NK, logps_NK1) of a shard, read where they are needed."""
         if number not in self._opened:
-            files = (self._shard(number) / name for name in (OFFSETS, TOP, LOGPS))
+            files = (self.shards[number] / name for name in (OFFSETS, TOP, LOGPS))
             offsets, top_NK, logps_NK1 = (np.load(file, mmap_mode="r", allow_pickle=False) for file in files)
             self._opened[number] = offsets, top_NK, logps_NK1
         return self._opened[number]
@@ -156,8 +154,8 @@ class TeacherTable:
     def read(self, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(top_NK int64, logps_NK1 float32) at the labels of the rows `which`, in that order."""
         tops, logps = [], []
-        for place in self._places_R[which].tolist():
-            number, row = divmod(place, SHARD_ROWS)
+        for each in which.tolist():
+            number, row = divmod(self._places[each], SHARD_ROWS)
             offsets, top_NK, logps_NK1 = self._open(number)
             part = slice(int(offsets[row]), int(offsets[row + 1]))
             tops.append(top_NK[part])
@@ -167,4 +165,4 @@ class TeacherTable:
     @property
     def bytes(self) -> int:
         """Of all its shards."""
-        return sum(path.stat().st_size for path in self.folder.rglob("*.npy"))
+        return sum(path.stat().st_size for shard in self.shards for path in shard.glob("*.npy"))

@@ -15,6 +15,7 @@ from mmcli_eval.code import CodeConfig, Problem, figures, pass_at_k, program_of_
 from mmcli_eval.sandbox import Limits, protection, run_program
 
 from mmcli.api import UserError, measure_suite
+from mmcli.generate.engine import extend_in_turn
 from mmcli.testing import tiny_model
 from mmcli.text.tokenizer import Tokenizer
 
@@ -109,6 +110,8 @@ def test_programs_are_cut_out_of_what_was_written(tmp_path: Path) -> None:
 
 class Writer:
     """An engine that answers every prompt with the same ids."""
+
+    extend = extend_in_turn
 
     def __init__(self, tokenizer: Tokenizer, reply: str) -> None:
         self.vocab_size, self.max_len, self.slots, self.can_verify = tokenizer.vocab_size, 4000, 2, False
