@@ -144,9 +144,7 @@ def _is_rank() -> bool:
 
 def _leave(code: int) -> NoReturn:
     """End the process without C++'s destructors: those of torch.distributed abort now and then, after all is done."""
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join()
+    threading._shutdown()  # type: ignore[attr-defined]  # as Python does: pools of threads end, other threads are awaited
     atexit._run_exitfuncs()
     os._exit(code)
 
