@@ -7,12 +7,13 @@ before an engine of torch is measured.
 from __future__ import annotations
 
 import functools
-import multiprocessing
 import os
+import pickle
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -157,31 +158,29 @@ def measure_alone(contestant: Contestant, model: Path, work: Workload) -> Measur
     Raises:
         MmcliError: what `measure` raises, or the process ended without an answer.
     """
-    context = multiprocessing.get_context("spawn")
-    answer, say = context.Pipe(duplex=False)
-    process = context.Process(target=_measure_and_say, args=(say, contestant, model, work), daemon=True)
-    process.start()
-    say.close()  # the process alone holds it now: its end is the end of the pipe
-    try:
-        found = answer.recv()
-    except EOFError:
+    command = [sys.executable, "-c", f"from {__name__} import answer; answer()"]
+    done = subprocess.run(command, input=pickle.dumps((contestant, model, work)), stdout=subprocess.PIPE)
+    if not done.stdout:
         what = f"the process that ran {contestant.name} ended without an answer"
-        raise MmcliError(what, "see what it printed; if nothing, free some memory: it was killed") from None
-    finally:
-        process.terminate()
-        process.join()
+        raise MmcliError(what, "see what it printed; if nothing, free some memory: it was killed")
+    found: Measured | tuple[str, str] = pickle.loads(done.stdout)
     if isinstance(found, Measured):
         return found
     raise MmcliError(*found)
 
 
-def _measure_and_say(say: Connection, contestant: Contestant, model: Path, work: Workload) -> None:
-    """Send what was measured, or (what, fix) of an error; stdout is the parent's alone."""
+def answer() -> None:
+    """The process of `measure_alone`: what was measured, or (what, fix) of an error, on stdout, which is its alone."""
+    contestant, model, work = pickle.load(sys.stdin.buffer)
+    out = os.dup(1)
     os.dup2(2, 1)
+    found: Measured | tuple[str, str]
     try:
-        say.send(measure(contestant, model, work))
+        found = measure(contestant, model, work)
     except MmcliError as error:
-        say.send((error.what, error.fix))
+        found = (error.what, str(error.fix))
+    with open(out, "wb") as stream:
+        pickle.dump(found, stream)
 
 
 def measure(contestant: Contestant, model: Path, work: Workload) -> Measured:

@@ -237,7 +237,7 @@ def trained(values: dict[str, Any], runs: Path, **more: Any) -> tuple[list[dict[
                 said.append(f"{task} {done}/{total}")
 
     run = start(DISTILL, [Layer("test", {**values, **more})], runs_dir=runs, report=Told())
-    return [json.loads(line) for line in run.metrics.read_text().splitlines() if '"loss"' in line], said
+    return [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines() if '"loss"' in line], said
 
 
 def test_the_teacher_runs_once_for_all_students(prepared: dict[str, Any], tmp_path: Path) -> None:

@@ -119,7 +119,10 @@ def run_program(program: str, limits: Limits) -> Outcome:
 def _kill(process: subprocess.Popen[bytes]) -> None:
     """End a program and all that it started in its group."""
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+        if sys.platform == "win32":
+            process.kill()
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     for stream in (process.stdin, process.stdout):
         if stream is not None:

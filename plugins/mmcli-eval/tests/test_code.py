@@ -68,11 +68,11 @@ def test_figures_are_means_over_problems_with_their_standard_error() -> None:
 )
 def test_a_program_may_do_little(program: str, said: str | None, tmp_path: Path) -> None:
     place = tmp_path / "mine.txt"
-    place.write_text("mine")
+    place.write_text("mine", encoding="utf-8")
     outcome = run_program(program.replace("PLACE", repr(str(place))), Limits(seconds=1))
     assert outcome.passed == (said is None), outcome
     assert (said or "") in outcome.said
-    assert place.read_text() == "mine"
+    assert place.read_text(encoding="utf-8") == "mine"
 
 
 HUMAN_EVAL = {
@@ -179,10 +179,10 @@ def test_what_cannot_be_measured_is_refused(argument: str, said: str, tmp_path: 
         monkeypatch.setattr(code, "protection", lambda limits: "held")
     monkeypatch.chdir(tmp_path)
     problems_of(tmp_path, HUMAN_EVAL)
-    (tmp_path / "bad.jsonl").write_text('{"test": "", "entry_point": "f"}\n')
-    (tmp_path / "empty.jsonl").write_text("\n")
+    (tmp_path / "bad.jsonl").write_text('{"test": "", "entry_point": "f"}\n', encoding="utf-8")
+    (tmp_path / "empty.jsonl").write_text("\n", encoding="utf-8")
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "model" / "config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(UserError) as caught:
         code.measure(code.SuiteRequest(model=None, argument=argument))  # type: ignore[arg-type]  # refused before that
     assert said in caught.value.what and caught.value.fix

@@ -159,8 +159,8 @@ def test_tasks_of_your_own_files_are_measured_and_shown(
 
 def test_what_lm_eval_cannot_measure_gives_two_lines(tmp_path: Path, tasks: Path) -> None:
     (tasks / "other").mkdir()
-    (tasks / "other" / "bad.yaml").write_text("group: x\n")
-    (tasks / "other" / "gone.yaml").write_text(CHOICES.replace("choices.jsonl", "gone.jsonl"))
+    (tasks / "other" / "bad.yaml").write_text("group: x\n", encoding="utf-8")
+    (tasks / "other" / "gone.yaml").write_text(CHOICES.replace("choices.jsonl", "gone.jsonl"), encoding="utf-8")
     model = ModelRef(tiny_model(tmp_path / "model"), None)
     for argument, said in {
         "": "does not say what to measure",
