@@ -23,13 +23,14 @@ from mmcli.evaluation.questions import answer_questions, encode_questions, shuff
 from mmcli.evaluation.scores import family_scores, scores, total_score
 from mmcli.evaluation.suites import SuiteItem, choose_items
 from mmcli.generate.conversation import Conversation
-from mmcli.generate.engine import check_decode, check_prefill, check_truncate
 from mmcli.generate.generate import generate, generate_batch
 from mmcli.generate.sampler import SamplingConfig
 from mmcli.generate.torch_engine import TorchEngine
 from mmcli.model.config import ModelConfig
 from mmcli.model.transformer import Transformer
 from mmcli.text.tokenizer import Tokenizer
+
+from ..conftest import ListEngine
 
 GREEDY = SamplingConfig(temperature=0, repetition_penalty=1)
 
@@ -44,14 +45,11 @@ def names_an_answer(item: SuiteItem, reply: str) -> bool:
     return any(answer in reply.casefold() for answer in item.answers)
 
 
-class HashEngine:
+class HashEngine(ListEngine):
     """Many slots; the next token is a hash of all the slot holds, so a slot that holds anything else shows."""
 
-    can_verify = False
-
     def __init__(self, *, slots: int, vocab_size: int = 50, max_len: int = 40) -> None:
-        self.slots, self.vocab_size, self.max_len = slots, vocab_size, max_len
-        self.held: list[list[int]] = [[] for _ in range(slots)]
+        super().__init__(vocab_size=vocab_size, max_len=max_len, slots=slots)
         self.together = 0
 
     def _logits(self, slot: int) -> np.ndarray:
@@ -59,30 +57,9 @@ class HashEngine:
         logits_V[hash(tuple(self.held[slot])) % self.vocab_size] = 1
         return logits_V
 
-    def prefill(self, slot: int, ids: Sequence[int]) -> np.ndarray:
-        check_prefill(self, slot, ids)
-        self.held[slot] += ids
-        return self._logits(slot)
-
     def decode(self, slots: Sequence[int], ids: Sequence[int]) -> np.ndarray:
-        check_decode(self, slots, ids)
         self.together = max(self.together, len(slots))
-        for slot, token in zip(slots, ids, strict=True):
-            self.held[slot].append(token)
-        return np.stack([self._logits(slot) for slot in slots])
-
-    def verify(self, slot: int, ids: Sequence[int]) -> np.ndarray:
-        raise AssertionError("one by one here")
-
-    def length(self, slot: int) -> int:
-        return len(self.held[slot])
-
-    def truncate(self, slot: int, n: int) -> None:
-        check_truncate(self, slot, n)
-        del self.held[slot][n:]
-
-    def copy(self, source: int, target: int) -> None:
-        self.held[target] = list(self.held[source])
+        return super().decode(slots, ids)
 
 
 def one_by_one(engine: Any, prompts: Sequence[list[int]], max_new_tokens: int, stop_ids: set[int]) -> list[Any]:
