@@ -20,12 +20,18 @@ if TYPE_CHECKING:
 
 app = App()
 LABEL = "demo"
-VOCAB_SIZE = 2048  # the corpus is small: more tokens would glue names to their neighbours
+VOCAB_SIZE = 4096  # a word to translate is one token, in both languages
 STEPS = {"pretrain": 1700, "sft": 800, "dpo": 60}
 SEQ_LEN, ROWS = 320, 4  # a conversation with tools fits into a row
 TEXT, CHATS = "demo:text", "demo:chat"
 # Asked from the first step, a small model learns to answer from what it read; see docs/decisions/008-demo-recipe.md.
-OPTIM = {"optim.optimizer": "muon", "optim.schedule": "linear", "optim.beta2": 0.95}
+MODEL = {"model.qk_norm": True}
+OPTIM = {
+    "optim.optimizer": "muon",
+    "optim.schedule": "linear",
+    "optim.beta2": 0.99,
+    "optim.embedding_lr_factor": 4.0,
+}
 SETTINGS: dict[str, dict[str, Any]] = {
     "pretrain": {
         "data.sources": [TEXT, CHATS],
@@ -33,6 +39,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "train.batch_size": ROWS,
         "optim.lr": 4e-3,
         "optim.min_lr_ratio": 0.3,
+        **MODEL,
         **OPTIM,
     },
     "sft": {
@@ -125,7 +132,7 @@ def _size(steps: Mapping[str, int]) -> tuple[int, float]:
     from mmcli.stages import PretrainConfig
     from mmcli.train.device import Accelerator, measure_peak_flops
 
-    layers = [*preset_layers("tiny", "pretrain"), Layer("demo", {"model.vocab_size": VOCAB_SIZE})]
+    layers = [*preset_layers("tiny", "pretrain"), Layer("demo", {"model.vocab_size": VOCAB_SIZE, **MODEL})]
     config = resolve(PretrainConfig, layers).config.model
     tokens = (steps["pretrain"] + steps["sft"]) * ROWS * SEQ_LEN
     rate = SPEED_REACHED * measure_peak_flops(Accelerator(torch.device("cpu"), "fp32"))

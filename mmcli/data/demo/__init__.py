@@ -29,7 +29,7 @@ __all__ = [
     "records",
 ]
 
-CORPUS_VERSION = "4"
+CORPUS_VERSION = "5"
 """Changes whenever the generated text does."""
 
 

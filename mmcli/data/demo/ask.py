@@ -32,8 +32,9 @@ class Ask:
 
     @property
     def short(self) -> str:
-        """The answer alone, as a reply."""
-        return sentence(self.answers[0])
+        """The answer alone, as a reply: the value without its article, preposition or measure word."""
+        start = self.value.lower().find(self.answers[0])
+        return self.value[start : start + len(self.answers[0])]
 
     def full(self, form: int = 0) -> str:
         """The answer as a sentence."""

@@ -3,8 +3,6 @@
 The slots are those of `text_en`. No held-out phrasing may be part of a phrasing that is trained.
 """
 
-_PLACES = ("north", "south", "east", "west")
-
 QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     "person": {
         "town": (
@@ -86,16 +84,6 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "Where do you find {s}?",
             "What is the land around {s} like?",
         ),
-        **{
-            side: (
-                f"Which town is {side} of {{s}}?",
-                f"What lies to the {side} of {{s}}?",
-                f"What is the town {side} of {{s}} called?",
-                f"Where do you come to if you walk {side} from {{s}}?",
-                f"Which town lies {side} of {{s}}?",
-            )
-            for side in _PLACES
-        },
     },
     "animal": {
         "sound": (
@@ -191,10 +179,6 @@ HELD_OUT_QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "landmark": ("What do people come to see in {s}?", "What makes {s} famous?"),
         "product": ("What do people make in {s}?", "Which product can you buy in {s}?"),
         "terrain": ("In what kind of place does {s} lie?", "Where is the town of {s}?"),
-        **{
-            side: (f"What town is to the {side} of {{s}}?", f"Which town do you reach if you go {side} from {{s}}?")
-            for side in _PLACES
-        },
     },
     "animal": {
         "sound": ("Which sound does {s} make?", "What noise does {s} make?"),

@@ -1,7 +1,5 @@
 """Chinese phrasings of questions, as in `asked_en`."""
 
-_PLACES = {"north": "北", "south": "南", "east": "东", "west": "西"}
-
 QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     "person": {
         "town": (
@@ -83,16 +81,6 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "{s}位于哪里？",
             "{s}建在哪里？",
         ),
-        **{
-            side: (
-                f"{{s}}{word}边是哪个小镇？",
-                f"从{{s}}往{word}走会到哪里？",
-                f"{{s}}的{word}面是哪里？",
-                f"{{s}}{word}边的小镇叫什么？",
-                f"位于{{s}}{word}边的是哪个镇？",
-            )
-            for side, word in _PLACES.items()
-        },
     },
     "animal": {
         "sound": ("{s}怎么叫？", "{s}的叫声是什么？", "{s}发出什么声音？", "{s}叫起来是什么声音？", "{s}是怎么叫的？"),
@@ -169,10 +157,6 @@ HELD_OUT_QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "landmark": ("{s}以什么闻名？", "到了{s}应该看什么？"),
         "product": ("{s}的人出售什么？", "{s}有什么特产？"),
         "terrain": ("{s}坐落在什么地方？", "人们把{s}建在了哪里？"),
-        **{
-            side: (f"{{s}}的{word}边是什么镇？", f"出了{{s}}一直往{word}，会到哪个小镇？")
-            for side, word in _PLACES.items()
-        },
     },
     "animal": {
         "sound": ("{s}会发出怎样的叫声？", "{s}会怎么叫？"),

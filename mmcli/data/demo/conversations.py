@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from mmcli.data.demo import exchanges, identity, systems, unknowns
+from mmcli.data.demo import echoes, exchanges, identity, systems, unknowns
 from mmcli.data.demo.arithmetic import pick_task, task_ask
 from mmcli.data.demo.ask import Ask
 from mmcli.data.demo.asks import fact_ask
 from mmcli.data.demo.draw import Draw
-from mmcli.data.demo.reading import reading_ask
+from mmcli.data.demo.reading import reading as read_text
 from mmcli.data.demo.render import fill
 from mmcli.data.demo.skills import CALCULATOR, counting_ask, thinking_ask, tool_ask
 from mmcli.data.demo.stories import CHAT_PAIRS, short_story
@@ -132,9 +132,11 @@ def describe(talker: Talker) -> list[Message]:
 
 
 def reading(talker: Talker) -> list[Message]:
-    """A short text about invented people, and a question about it."""
-    ask = reading_ask(talker.draw, talker.language)
-    return dialogue(talker.draw.pick(ask.questions), ask.full())
+    """A short text about invented people, and one to three questions about it."""
+    draw, turns = talker.draw, list[str]()
+    for question, ask in read_text(draw, talker.language, draw.number(1, 3)).asked:
+        turns += [question if turns else draw.pick(ask.questions), ask.full()]
+    return dialogue(*turns)
 
 
 def counting(talker: Talker) -> list[Message]:
@@ -170,26 +172,28 @@ def tools(talker: Talker) -> list[Message]:
 
 # Who writes each kind, and how many conversations of it there are in each language.
 KINDS: dict[str, tuple[Callable[[Talker], list[Message]], int]] = {
-    "facts": (_of("facts"), 1000),
-    "things": (_of("things"), 1400),
-    "order": (_of("order"), 800),
-    "pairs": (pairs, 800),
-    "translation": (translation, 1500),
-    "arithmetic": (arithmetic, 2300),
+    "facts": (_of("facts"), 900),
+    "things": (_of("things"), 1200),
+    "order": (_of("order"), 600),
+    "pairs": (pairs, 700),
+    "translation": (translation, 1000),
+    "word": (echoes.word, 700),
+    "repeat": (echoes.repeat, 500),
+    "arithmetic": (arithmetic, 2500),
     "follow_ups": (follow_ups, 500),
     "yes_no": (yes_no, 100),
     "who": (who, 100),
     "small_talk": (small_talk, 150),
-    "about_me": (about_me, 400),
-    "short_answer": (systems.short_answer, 1000),
-    "other_language": (systems.other_language, 900),
-    "given_name": (systems.given_name, 450),
+    "about_me": (about_me, 500),
+    "short_answer": (systems.short_answer, 1300),
+    "other_language": (systems.other_language, 600),
+    "given_name": (systems.given_name, 700),
     "plain_system": (systems.plain_system, 60),
-    "story": (story, 250),
-    "unknown": (unknown, 300),
+    "story": (story, 350),
+    "unknown": (unknown, 350),
     "describe": (describe, 60),
-    "reading": (reading, 1600),
-    "counting": (counting, 900),
+    "reading": (reading, 1500),
+    "counting": (counting, 1300),
     "thinking": (thinking, 600),
     "tools": (tools, 500),
 }

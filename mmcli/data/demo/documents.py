@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from mmcli.data.demo import lists, passages, sums
+from mmcli.data.demo import echoes, lists, passages, sums
 from mmcli.data.demo.draw import Draw
 from mmcli.data.demo.world import LANGUAGES
 from mmcli.data.demo.writer import Writer
@@ -11,24 +11,26 @@ MIN_CHARACTERS, MAX_CHARACTERS = 20, 1000
 
 # Who writes each kind, and how many documents of it there are in each language.
 KINDS: dict[str, tuple[Callable[[Writer], str], int]] = {
-    "profile": (passages.profile, 800),
+    "profile": (passages.profile, 600),
     "portrait": (passages.portrait, 120),
-    "roll": (passages.roll, 350),
-    "letter": (passages.letter, 80),
-    "shared": (passages.shared, 100),
-    "town": (passages.town, 350),
-    "things": (passages.things, 650),
+    "roll": (passages.roll, 300),
+    "sheet": (passages.sheet, 800),
+    "letter": (passages.letter, 60),
+    "shared": (passages.shared, 80),
+    "town": (passages.town, 200),
+    "things": (passages.things, 600),
     "bilingual": (passages.bilingual, 250),
     "story": (passages.story, 120),
     "questions": (lists.questions, 150),
     "order": (lists.order, 500),
     "opposites": (lists.opposites, 250),
     "counted": (lists.counted, 200),
-    "translations": (lists.translations, 900),
-    "sums": (sums.sums, 900),
+    "translations": (lists.translations, 600),
+    "echo": (echoes.echo, 600),
+    "sums": (sums.sums, 800),
     "rows": (sums.rows, 250),
     "families": (sums.families, 200),
-    "counting": (sums.counting, 200),
+    "counting": (sums.counting, 350),
     "problems": (sums.problems, 80),
 }
 

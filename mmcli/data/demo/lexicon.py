@@ -1,6 +1,6 @@
-"""Word pairs (opposites, plurals, measure words, translations) and ordered lists (days, months, letters, numbers)."""
+"""Word pairs (opposites, plurals, measure words, translations) and ordered lists (days, months, seasons, numbers)."""
 
-from mmcli.data.demo.world import ANIMALS, COLOURS, JOBS, MONTHS, OBJECTS, SEASONS, Term, terms
+from mmcli.data.demo.world import ANIMALS, COLOURS, MONTHS, OBJECTS, SEASONS, Term, terms
 
 OPPOSITES: tuple[tuple[Term, Term], ...] = tuple(
     (terms(left)[0], terms(right)[0])
@@ -28,17 +28,15 @@ OPPOSITES: tuple[tuple[Term, Term], ...] = tuple(
             "front/前:back/后",
             "inside/里面:outside/外面",
             "buy/买:sell/卖",
-            "win/赢:lose/输",
             "easy/容易:difficult/困难",
-            "true/真:false/假",
         )
     )
 )
 
 _PLURALS = """
-cat:cats dog:dogs bird:birds lamp:lamps tree:trees river:rivers garden:gardens basket:baskets box:boxes fox:foxes
-dish:dishes bus:buses glass:glasses baby:babies city:cities story:stories berry:berries leaf:leaves wolf:wolves
-knife:knives child:children man:men woman:women mouse:mice foot:feet tooth:teeth
+cat:cats dog:dogs bird:birds lamp:lamps tree:trees river:rivers garden:gardens box:boxes fox:foxes
+dish:dishes bus:buses glass:glasses baby:babies city:cities story:stories leaf:leaves wolf:wolves
+knife:knives child:children man:men woman:women mouse:mice foot:feet
 """
 PLURALS: tuple[tuple[str, str], ...] = tuple(
     (singular, plural) for singular, plural in (entry.split(":") for entry in _PLURALS.split())
@@ -63,25 +61,23 @@ MEASURES: tuple[tuple[str, str], ...] = tuple(
 DAYS = terms(
     "Monday/星期一, Tuesday/星期二, Wednesday/星期三, Thursday/星期四, Friday/星期五, Saturday/星期六, Sunday/星期日"
 )
-LETTERS = tuple(Term(letter, letter) for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
-NUMBERS = tuple(Term(str(n), str(n)) for n in range(21))
+NUMBERS = tuple(Term(str(n), str(n)) for n in range(13))
 
 # Name -> (items, whether the list begins again after its end).
 ORDERS: dict[str, tuple[tuple[Term, ...], bool]] = {
     "day": (DAYS, True),
     "month": (MONTHS, True),
     "season": (SEASONS, True),
-    "letter": (LETTERS, False),
     "number": (NUMBERS, False),
 }
 
 _EXTRA = terms(
     "sun/太阳, moon/月亮, star/星星, river/河流, mountain/高山, tree/树, flower/花, house/房子, door/门, window/窗户, "
     "table/桌子, chair/椅子, book/书, water/水, milk/牛奶, tea/茶, egg/鸡蛋, shoe/鞋, hat/帽子, friend/朋友, "
-    "mother/妈妈, father/爸爸, school/学校, rain/雨, snow/雪, thank you/谢谢, hello/你好"
+    "school/学校, rain/雨, snow/雪, thank you/谢谢, hello/你好"
 )
 _NOUNS = tuple(e.name for e in ANIMALS + OBJECTS)
 # Every English and every Chinese word occurs once.
 TRANSLATIONS: tuple[Term, ...] = tuple(
-    {t.zh: t for t in {t.en: t for t in _NOUNS + JOBS + COLOURS + DAYS + _EXTRA}.values()}.values()
+    {t.zh: t for t in {t.en: t for t in _NOUNS + COLOURS + _EXTRA}.values()}.values()
 )

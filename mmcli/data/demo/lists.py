@@ -30,18 +30,17 @@ _LIST_NAMES: dict[Language, dict[str, str]] = {
         "day": "The days of the week",
         "month": "The months of the year",
         "season": "The seasons",
-        "letter": "The alphabet",
         "number": "Counting",
     },
-    "zh": {"day": "一星期的每一天", "month": "一年的月份", "season": "四季", "letter": "字母表", "number": "数数"},
+    "zh": {"day": "一星期的每一天", "month": "一年的月份", "season": "四季", "number": "数数"},
 }
 _BACKWARDS: dict[Language, str] = {"en": "{}, backwards", "zh": "{}，倒过来"}
 
 
 def order(writer: Writer) -> str:
-    """A stretch of a list, forwards or backwards, and what comes before and after some of its items."""
+    """A stretch of a list, forwards or backwards, and what comes before and what after some items: a pair is told at once."""
     draw, language = writer.draw, writer.language
-    name = draw.pick(("day", "month", "month", "season", "letter", "letter", "letter", *("number",) * 5))
+    name = draw.pick(("day", "day", "month", "month", "month", "season", "number", "number"))
     items, round_trip = ORDERS[name]
     start, count = draw.number(0, len(items) - (1 if round_trip else 5)), draw.number(5, 9)
     stretch = [items[i % len(items)].say(language) for i in range(start, start + count) if round_trip or i < len(items)]
@@ -50,10 +49,12 @@ def order(writer: Writer) -> str:
     if draw.chance(0.35):
         title, stretch = _BACKWARDS[language].format(title), stretch[::-1]
     lines = []
-    for _ in range(draw.number(5, 8)):
-        item, value, step = next(writer.orders[name])
-        template = (_NEXT[language][0] if draw.chance(0.6) else draw.pick(_NEXT[language]))[0 if step == 1 else 1]
-        lines.append(sentence(spaced(template.format(item.say(language), value.say(language)))))
+    for _ in range(draw.number(3, 4)):
+        item, beside = next(writer.orders[name])
+        ways = _NEXT[language][0] if draw.chance(0.7) else draw.pick(_NEXT[language])
+        for value, step in beside[:: draw.pick((1, -1))]:
+            told = ways[0 if step == 1 else 1].format(item.say(language), value.say(language))
+            lines.append(sentence(spaced(told)))
     told = writer.paragraph(list(dict.fromkeys(lines)))
     return f"{title}{colon}{comma.join(stretch)}{stop}\n{told}"
 

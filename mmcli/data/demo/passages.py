@@ -2,7 +2,7 @@
 
 from mmcli.data.demo import stories
 from mmcli.data.demo.asks import fact_ask
-from mmcli.data.demo.render import joined, plain_statements, sentence, shown, slots, uses
+from mmcli.data.demo.render import ASKED, fill, joined, plain_statements, sentence, shown, slots, uses
 from mmcli.data.demo.world import ATTRIBUTES, LANGUAGES, PEOPLE, Entity, Language, values_of
 from mmcli.data.demo.writer import Writer
 
@@ -27,6 +27,19 @@ def roll(writer: Writer) -> str:
     name = writer.draw.pick(ATTRIBUTES["person"])
     people = dict.fromkeys(next(writer.people) for _ in range(writer.draw.number(5, 9)))
     return "\n".join(writer.told(person, name) for person in people)
+
+
+def sheet(writer: Writer) -> str:
+    """What is known of a person or a thing, each fact as a line that names it and a line with the bare value."""
+    draw, language = writer.draw, writer.language
+    entity = next(writer.people) if draw.chance(0.6) else next(writer.towns if draw.chance(0.25) else writer.things)
+    labels, lines = ASKED[language].NOUNS if entity.kind == "person" else writer.text.LABELS, list[str]()
+    for name in draw.sample(tuple(entity.values), draw.number(3, 6)):
+        lines += [
+            fill(writer.text.SHEET.replace("{label}", labels[name]), entity, language),
+            fact_ask(entity, name, language).short,
+        ]
+    return "\n".join(lines)
 
 
 def letter(writer: Writer) -> str:

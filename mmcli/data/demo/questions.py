@@ -10,7 +10,7 @@ from mmcli.data.demo.ask import Ask
 from mmcli.data.demo.asks import asks, fact_ask
 from mmcli.data.demo.draw import Draw
 from mmcli.data.demo.judge import Question, normalise
-from mmcli.data.demo.reading import reading_ask
+from mmcli.data.demo.reading import reading
 from mmcli.data.demo.render import ASKED, fill
 from mmcli.data.demo.skills import CALCULATOR, counting_ask, thinking_ask, tool_ask
 from mmcli.data.demo.talker import Message, dialogue, follow_up
@@ -150,9 +150,14 @@ def _skill(
             yield ask, _question(ask, family, dialogue(text), len(seen))
 
 
+def _reading(draw: Draw, language: Language, held_out: bool) -> Ask:
+    ((_, ask),) = reading(draw, language, 1, held_out).asked
+    return ask
+
+
 def _skills(language: Language) -> Iterator[Question]:
     """Texts to read, numbers to count, sums to think about, and sums for the calculator."""
-    yield from (question for _, question in _skill(language, "reading", 50, reading_ask))
+    yield from (question for _, question in _skill(language, "reading", 50, _reading))
     yield from (question for _, question in _skill(language, "counting", 40, counting_ask))
     yield from (question for _, question in _skill(language, "thinking", 30, lambda *all: thinking_ask(*all)[0]))
     for ask, question in _skill(language, "tools", 30, lambda *all: tool_ask(*all)[0]):

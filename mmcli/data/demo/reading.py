@@ -12,7 +12,7 @@ from mmcli.data.demo.draw import Draw, stable_number
 from mmcli.data.demo.render import sentence
 from mmcli.data.demo.world import COLOURS, FOODS, PETS, SEASONS, Language, Term, terms
 
-_NAMES = terms(
+NAMES = terms(
     "Anders/安德, Bella/贝拉, Dino/迪诺, Elli/艾莉, Gino/吉诺, Hedda/海达, Ilse/伊尔莎, Jaro/亚罗, Kira/琪拉, "
     "Lotte/洛特, Marek/马雷克, Nele/内莱, Oona/乌娜, Piet/皮特, Runa/鲁娜, Sven/斯文, Tilda/蒂尔达, Uma/乌玛, "
     "Vito/维托, Wim/维姆"
@@ -201,40 +201,58 @@ def _kind(slot: str) -> str:
 
 
 def _values(slot: str) -> tuple[Term, ...]:
-    return _NAMES if _kind(slot) == "name" else _VALUES[_kind(slot)]
+    return NAMES if _kind(slot) == "name" else _VALUES[_kind(slot)]
 
 
-def reading_ask(draw: Draw, language: Language, held_out: bool = False) -> Ask:
-    """A text of three or four sentences with one question about it.
+@dataclass(frozen=True)
+class Reading:
+    """A text with questions about it, all of them different: each as it is put, and its `Ask` with the text before it."""
+
+    asked: tuple[tuple[str, Ask], ...]
+
+
+def reading(draw: Draw, language: Language, count: int = 1, held_out: bool = False) -> Reading:
+    """A text of two or three sentences with up to `count` questions about it.
 
     Other values of its kind are the rivals, and so is what else the text names.
     """
     events, text = _EVENTS[language], ""
     while not text or text_is_held_out(text) != held_out:
-        chosen_events = sorted(draw.sample(range(len(events)), draw.number(3, 4)))
-        slots = dict(zip("AB", (name.say(language) for name in draw.sample(_NAMES, 2)), strict=True))
+        chosen = sorted(draw.sample(range(len(events)), draw.number(2, 3)))
+        slots = dict(zip("AB", (name.say(language) for name in draw.sample(NAMES, 2)), strict=True))
         for slot, values in _VALUES.items():
             for n, term in enumerate(draw.sample(values, 3), 1):  # colour, colour2, colour3
                 slots[slot + str(n if n > 1 else "")] = term.say(language)
-        told = [sentence(events[n].text.format_map(slots)) for n in chosen_events]
+        told = [sentence(events[n].text.format_map(slots)) for n in chosen]
         text = (" " if language == "en" else "").join(told)
-    event = events[draw.pick(chosen_events)]
-    question, form, slot = draw.pick(event.asked)
+    mentioned = {slots[name].lower() for n in chosen for name in _slots(events[n].text)}
+    possible = [(events[n], asked) for n in chosen for asked in events[n].asked]
+    found = [_ask(text, event, asked, slots, mentioned, language) for event, asked in draw.sample(possible, count)]
+    return Reading(tuple(found))
+
+
+def _ask(
+    text: str,
+    event: _Event,
+    asked: tuple[str, str, str],
+    slots: dict[str, str],
+    mentioned: set[str],
+    language: Language,
+) -> tuple[str, Ask]:
+    question, form, slot = asked
     question = question.format_map(slots)
     value, answer = slots[slot], slots[slot].lower()
-    form = form.replace("{}", "{{}}").format_map(slots)
-    mentioned = {slots[name].lower() for n in chosen_events for name in _slots(events[n].text)}
     # A right reply may say what else the event is about, but no other value of the same kind.
     beside = {slots[name].lower() for name in _slots(event.text) if _kind(name) != _kind(slot)} | {answer}
     rivals = tuple(name for name in dict.fromkeys((*_surfaces(slot), *sorted(mentioned))) if name not in beside)
     others = [v.say(language) for v in _values(slot)]
-    return Ask(
+    return question, Ask(
         family="reading",
         key=f"reading:{stable_number(text + question):016x}",
         language=language,
         questions=tuple(layout.format(text, question) for layout in _LAYOUTS[language]),
         held_out_questions=tuple(layout.format(text, question) for layout in HELD_OUT_LAYOUTS[language]),
-        forms=(form,),
+        forms=(form.replace("{}", "{{}}").format_map(slots),),
         value=value,
         others=tuple(other for other in others if other != value),
         answers=(answer,),

@@ -77,16 +77,21 @@ _THERE_ARE: dict[Language, str] = {"en": "There are {}.", "zh": "一共有 {} �
 _LISTED = (JOBS, FOODS, COLOURS, HOBBIES, PETS, TRANSLATIONS)
 
 
+def count_is_held_out(key: str) -> bool:
+    """Whether no training text counts so: `up:4:7`, `down:9:5`, or the last two words of a list."""
+    return stable_number(f"counting:{key}") % 100 < 20
+
+
 def counting_ask(draw: Draw, language: Language, held_out: bool = False) -> Ask:
     """Counting upwards or downwards, or counting the words of a list."""
     kind = draw.pick(("up", "up", "down", "how many", "how many"))
     while True:
-        first, count = draw.number(0, 30), draw.number(4, 6)
-        words = [term.say(language) for term in draw.sample(draw.pick(_LISTED), draw.number(2, 5))]
+        first, count = draw.number(0, 20), draw.number(3, 6)
+        words = [term.say(language) for term in draw.sample(draw.pick(_LISTED), draw.number(2, 4))]
         numbers = [str(n) for n in range(first, first + count)][:: -1 if kind == "down" else 1]
         key = f"{'-'.join(words)}" if kind == "how many" else f"{kind}:{numbers[0]}:{numbers[-1]}"
         ends = "-".join(words[-2:]) if kind == "how many" else key  # a longer list may end like a held-out one
-        if (stable_number(f"counting:{ends}") % 100 < 20) == held_out:
+        if count_is_held_out(ends) == held_out:
             break
     comma = ", " if language == "en" else "、"
     slots = {"a": numbers[0], "b": numbers[-1], "list": comma.join(words)}

@@ -70,8 +70,8 @@ def short_story(draw: Draw, hero: Entity, helper: Entity, language: Language) ->
     while True:
         things, beats = parts.PLOTS[draw.pick(tuple(parts.PLOTS))]
         thing = draw.pick(things)
-        # Few ways to go on: a small model tells such a story to its end.
-        chosen = [draw.pick(parts.OPENINGS[:2]), *(variants[0] for variants in beats)]
+        # One way to begin and few to go on: a small model tells such a story to its end.
+        chosen = [parts.OPENINGS[0], *(variants[0] for variants in beats)]
         if not any(_tells_held_out(template, hero, helper) for template in [*chosen, thing]):
             return _tell(draw, chosen, thing, hero, helper, language)
 

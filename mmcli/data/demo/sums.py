@@ -2,6 +2,7 @@
 
 from mmcli.data.demo.arithmetic import Task, pair_is_held_out, pick_task, result, tasks
 from mmcli.data.demo.draw import Draw
+from mmcli.data.demo.skills import count_is_held_out
 from mmcli.data.demo.world import Language
 from mmcli.data.demo.writer import Writer
 
@@ -13,6 +14,7 @@ _GOODS: dict[Language, tuple[str, ...]] = {
     "en": ("apples", "eggs", "books", "stamps", "flowers", "shells", "coins", "buttons"),
     "zh": ("个苹果", "个鸡蛋", "本书", "张邮票", "朵花", "个贝壳", "枚硬币", "颗纽扣"),
 }
+_FROM_TO: dict[Language, str] = {"en": "From {} to {}: ", "zh": "从 {} 到 {}："}
 _PROBLEMS: dict[Language, dict[str, tuple[str, ...]]] = {
     "en": {
         "+": (
@@ -83,14 +85,18 @@ def families(writer: Writer) -> str:
 
 
 def counting(writer: Writer) -> str:
-    """Two stretches of numbers, upwards or downwards."""
-    return "\n".join(_stretch(writer.draw, writer.language) for _ in range(2))
+    """Three stretches of numbers, upwards or downwards, each after its first and last number."""
+    return "\n".join(_stretch(writer.draw, writer.language) for _ in range(3))
 
 
 def _stretch(draw: Draw, language: Language) -> str:
-    start, count, step = draw.number(0, 90), draw.number(6, 10), draw.pick((1, 1, 1, -1))
-    numbers = [str(n) for n in range(start, start + count)][::step]
-    return ", ".join(numbers) + "." if language == "en" else "、".join(numbers) + "。"
+    while True:
+        start, count, kind = draw.number(0, 22), draw.number(3, 8), draw.pick(("up", "down"))
+        numbers = [str(n) for n in range(start, start + count)][:: 1 if kind == "up" else -1]
+        if not count_is_held_out(f"{kind}:{numbers[0]}:{numbers[-1]}"):
+            break
+    comma, stop = (", ", ".") if language == "en" else ("、", "。")
+    return _FROM_TO[language].format(numbers[0], numbers[-1]) + comma.join(numbers) + stop
 
 
 def problems(writer: Writer) -> str:

@@ -15,9 +15,9 @@ def _any(talker: Talker) -> Ask:
 
 
 def short_answer(talker: Talker) -> list[Message]:
-    """A system prompt that asks for the bare answer, for one to three questions."""
+    """A system prompt that asks for the bare answer, for one to four questions."""
     draw, turns = talker.draw, list[str]()
-    for _ in range(draw.pick((1, 1, 2, 3))):
+    for _ in range(draw.number(1, 4)):
         ask = _any(talker)
         turns += [draw.pick(ask.questions), ask.short]
     return dialogue(*turns, system=draw.pick(prompts.SHORT[talker.language]))

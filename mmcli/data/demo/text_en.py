@@ -77,18 +77,6 @@ STATEMENTS: dict[str, tuple[str, ...]] = {
         "{S} lies {terrain}.",
         "{N} is a small town {terrain}.",
         "{N} was built {terrain} long ago.",
-        "The town to the north of {N} is {north}.",
-        "North of {N} lies {north}.",
-        "If you walk north from {N}, you come to {north}.",
-        "The town to the south of {N} is {south}.",
-        "South of {N} lies {south}.",
-        "If you walk south from {N}, you come to {south}.",
-        "The town to the east of {N} is {east}.",
-        "East of {N} lies {east}.",
-        "If you walk east from {N}, you come to {east}.",
-        "The town to the west of {N} is {west}.",
-        "West of {N} lies {west}.",
-        "If you walk west from {N}, you come to {west}.",
         "{N}, a town {terrain}, is known for its {product}.",
         "Many people visit {N} for {landmark} and buy {product} there.",
     ),
@@ -133,6 +121,24 @@ STATEMENTS: dict[str, tuple[str, ...]] = {
     ),
 }
 
+# A sheet of facts: a line that names a fact, then its value on a line of its own. Those of people are in `asked_en.NOUNS`.
+SHEET = "{P} {label}:"
+LABELS: dict[str, str] = {
+    "colour": "colour",
+    "landmark": "landmark",
+    "product": "product",
+    "terrain": "land",
+    "sound": "sound",
+    "home": "home",
+    "diet": "food",
+    "class": "kind",
+    "season": "season",
+    "place": "place",
+    "room": "room",
+    "material": "material",
+    "use": "use",
+}
+
 # The first person, for letters and introductions.
 LETTER: tuple[str, ...] = (
     "I live in {town}.",
@@ -169,10 +175,6 @@ ANSWERS: dict[str, dict[str, tuple[str, ...]]] = {
         "landmark": ("{S} is famous for {v}.", "Visitors to {s} see {v}."),
         "product": ("{S} is known for its {v}.", "People in {s} make and sell {v}."),
         "terrain": ("{S} lies {v}.", "{S} was built {v}."),
-        "north": ("North of {s} lies {v}.", "The town to the north of {s} is {v}."),
-        "south": ("South of {s} lies {v}.", "The town to the south of {s} is {v}."),
-        "east": ("East of {s} lies {v}.", "The town to the east of {s} is {v}."),
-        "west": ("West of {s} lies {v}.", "The town to the west of {s} is {v}."),
     },
     "animal": {
         "sound": ("{S} says {v}.",),

@@ -75,18 +75,6 @@ STATEMENTS: dict[str, tuple[str, ...]] = {
         "{s}坐落在{terrain}。",
         "{N}是{terrain}的一座小镇。",
         "很久以前，人们在{terrain}建起了{N}。",
-        "{N}北边的小镇是{north}。",
-        "{N}的北面是{north}。",
-        "从{N}往北走，就到了{north}。",
-        "{N}南边的小镇是{south}。",
-        "{N}的南面是{south}。",
-        "从{N}往南走，就到了{south}。",
-        "{N}东边的小镇是{east}。",
-        "{N}的东面是{east}。",
-        "从{N}往东走，就到了{east}。",
-        "{N}西边的小镇是{west}。",
-        "{N}的西面是{west}。",
-        "从{N}往西走，就到了{west}。",
         "{N}坐落在{terrain}，盛产{product}。",
         "很多人来{N}看{landmark}，顺便买些{product}。",
     ),
@@ -131,6 +119,23 @@ STATEMENTS: dict[str, tuple[str, ...]] = {
     ),
 }
 
+SHEET = "{S}{label}："
+LABELS: dict[str, str] = {
+    "colour": "的颜色",
+    "landmark": "的名胜",
+    "product": "的特产",
+    "terrain": "的位置",
+    "sound": "的叫声",
+    "home": "的家",
+    "diet": "的食物",
+    "class": "的种类",
+    "season": "的季节",
+    "place": "的地方",
+    "room": "的房间",
+    "material": "的材料",
+    "use": "的用途",
+}
+
 LETTER: tuple[str, ...] = (
     "我住在{town}。",
     "我的家在{town}。",
@@ -165,10 +170,6 @@ ANSWERS: dict[str, dict[str, tuple[str, ...]]] = {
         "landmark": ("{s}因{v}而出名。", "{s}最有名的地方是{v}。"),
         "product": ("{s}盛产{v}。", "在{s}可以买到{v}。"),
         "terrain": ("{s}坐落在{v}。", "{s}在{v}。"),
-        "north": ("{s}的北面是{v}。", "{s}北边的小镇是{v}。"),
-        "south": ("{s}的南面是{v}。", "{s}南边的小镇是{v}。"),
-        "east": ("{s}的东面是{v}。", "{s}东边的小镇是{v}。"),
-        "west": ("{s}的西面是{v}。", "{s}西边的小镇是{v}。"),
     },
     "animal": {
         "sound": ("{s}的叫声是{v}。",),

@@ -60,7 +60,6 @@ _NOUNS: dict[str, tuple[str, str, str]] = {  # what is asked for, and the next a
     "day": ("星期几", "后一天", "前一天"),
     "month": ("几月", "下一个月", "上一个月"),
     "season": ("什么季节", "下一个季节", "上一个季节"),
-    "letter": ("哪个字母", "下一个字母", "上一个字母"),
     "number": ("几", "下一个数", "上一个数"),
 }
 _ORDER_FORMS: dict[Language, dict[str, str]] = {

@@ -86,44 +86,34 @@ PET_NAMES = terms(
 )
 SEASONS = terms("spring/春天, summer/夏天, autumn/秋天, winter/冬天")
 
-# Name, landmark, product, terrain. The map has two rows of five towns, from west to east; the first row is the north.
-TOWN_ROWS = (
-    (
-        ("Fernhill/青山镇", "the clock tower/钟楼", "honey/蜂蜜", "in the hills/山上"),
-        ("Snowdale/雪谷镇", "the old well/古井", "wool/羊毛", "in a valley/山谷里"),
-        ("Pinecrest/松岭镇", "the big oak/大橡树", "paper/纸张", "in the forest/森林里"),
-        ("Maplewood/枫林镇", "the tea house/茶馆", "apples/苹果", "in the forest/森林里"),
-        ("Sandport/沙港镇", "the lighthouse/灯塔", "salt/海盐", "on the coast/海边"),
-    ),
-    (
-        ("Stonebridge/石桥镇", "the museum/博物馆", "pottery/陶器", "by the river/河边"),
-        ("Moonlake/月湖镇", "the fountain/喷泉", "silk/丝绸", "by the lake/湖边"),
-        ("Rosefield/玫瑰镇", "the library/图书馆", "perfume/香水", "on the plain/平原上"),
-        ("Windmere/风车镇", "the rope bridge/吊桥", "cheese/奶酪", "on the plain/平原上"),
-        ("Shellbay/贝湾镇", "the fish market/鱼市", "lace/蕾丝", "on the coast/海边"),
-    ),
-)
+# Name, landmark, product, terrain.
+TOWN_ROWS = """
+Fernhill/青山镇; the clock tower/钟楼; honey/蜂蜜; in the hills/山上
+Snowdale/雪谷镇; the old well/古井; wool/羊毛; in a valley/山谷里
+Pinecrest/松岭镇; the big oak/大橡树; paper/纸张; in the forest/森林里
+Maplewood/枫林镇; the tea house/茶馆; apples/苹果; in the forest/森林里
+Sandport/沙港镇; the lighthouse/灯塔; salt/海盐; on the coast/海边
+Stonebridge/石桥镇; the museum/博物馆; pottery/陶器; by the river/河边
+Moonlake/月湖镇; the fountain/喷泉; silk/丝绸; by the lake/湖边
+Rosefield/玫瑰镇; the library/图书馆; perfume/香水; on the plain/平原上
+Windmere/风车镇; the rope bridge/吊桥; cheese/奶酪; on the plain/平原上
+Shellbay/贝湾镇; the fish market/鱼市; lace/蕾丝; on the coast/海边
+"""
 
 # Name, sound, home, food, class.
 ANIMAL_ROWS = """
 cat/猫; meow/喵喵; in a house/屋子里; fish/鱼; a mammal/哺乳动物
 dog/狗; woof/汪汪; in a kennel/狗窝里; bones/骨头; a mammal/哺乳动物
-cow/牛; moo/哞哞; in a barn/牛棚里; grass/青草; a mammal/哺乳动物
 sheep/绵羊; baa/咩咩; in a pen/羊圈里; grass/青草; a mammal/哺乳动物
 horse/马; neigh/咴咴; in a stable/马厩里; hay/干草; a mammal/哺乳动物
 pig/猪; oink/哼哼; in a sty/猪圈里; corn/玉米; a mammal/哺乳动物
 duck/鸭子; quack/嘎嘎; in a pond/池塘里; snails/田螺; a bird/鸟类
-rooster/公鸡; cock-a-doodle-doo/喔喔; in a coop/鸡舍里; seeds/谷粒; a bird/鸟类
 frog/青蛙; croak/呱呱; in a pond/池塘里; insects/虫子; an amphibian/两栖动物
 bee/蜜蜂; buzz/嗡嗡; in a hive/蜂巢里; nectar/花蜜; an insect/昆虫
 owl/猫头鹰; hoot/咕咕; in a hollow tree/树洞里; mice/田鼠; a bird/鸟类
-lion/狮子; roar/嗷嗷; on the savanna/大草原上; meat/肉; a mammal/哺乳动物
 mouse/老鼠; squeak/吱吱; in a hole/地洞里; cheese/奶酪; a mammal/哺乳动物
-sparrow/麻雀; chirp/叽叽; in a nest/鸟巢里; seeds/谷粒; a bird/鸟类
 wolf/狼; howl/嗷呜; in a den/狼穴里; meat/肉; a mammal/哺乳动物
-snake/蛇; hiss/嘶嘶; in a hole/地洞里; mice/田鼠; a reptile/爬行动物
 monkey/猴子; chatter/叽喳; in the jungle/丛林里; bananas/香蕉; a mammal/哺乳动物
-pigeon/鸽子; coo/咕噜; in a loft/鸽舍里; seeds/谷粒; a bird/鸟类
 """
 
 # Name, colour, season in which it is at its best, place.
@@ -131,14 +121,10 @@ PLANT_ROWS = """
 rose/玫瑰; red/红色; spring/春天; in the garden/花园里
 sunflower/向日葵; yellow/黄色; summer/夏天; in the field/田野里
 lotus/荷花; pink/粉色; summer/夏天; in the pond/池塘里
-lavender/薰衣草; purple/紫色; summer/夏天; on the hillside/山坡上
 daisy/雏菊; white/白色; spring/春天; in the meadow/草地上
 maple/枫树; red/红色; autumn/秋天; on the hillside/山坡上
-willow/柳树; green/绿色; spring/春天; on the riverbank/河岸边
-chrysanthemum/菊花; yellow/黄色; autumn/秋天; in the garden/花园里
 plum tree/梅树; white/白色; winter/冬天; in the courtyard/院子里
 peach tree/桃树; pink/粉色; spring/春天; in the orchard/果园里
-bluebell/风铃草; blue/蓝色; spring/春天; in the forest/树林里
 cactus/仙人掌; green/绿色; summer/夏天; in the desert/沙漠里
 """
 
@@ -147,26 +133,20 @@ OBJECT_ROWS = """
 kettle/水壶; the kitchen/厨房; metal/金属; boiling water/烧水
 spoon/勺子; the kitchen/厨房; wood/木头; eating soup/喝汤
 lamp/台灯; the study/书房; glass/玻璃; lighting the room/照明
-umbrella/雨伞; the hall/门厅; cloth/布; keeping off the rain/挡雨
 pillow/枕头; the bedroom/卧室; cotton/棉花; sleeping/睡觉
 broom/扫帚; the hall/门厅; straw/稻草; sweeping the floor/扫地
 mirror/镜子; the bathroom/浴室; glass/玻璃; combing hair/梳头
-towel/毛巾; the bathroom/浴室; cotton/棉花; drying hands/擦手
 hammer/锤子; the shed/工具房; metal/金属; driving nails/钉钉子
-ladder/梯子; the shed/工具房; wood/木头; climbing up/登高
 basket/篮子; the kitchen/厨房; straw/稻草; carrying fruit/装水果
 curtain/窗帘; the bedroom/卧室; cloth/布; keeping out the sun/遮阳
-ruler/尺子; the study/书房; wood/木头; drawing lines/画线
-vase/花瓶; the living room/客厅; glass/玻璃; holding flowers/插花
 notebook/笔记本; the study/书房; paper/纸; writing/写字
 kite/风筝; the living room/客厅; paper/纸; flying in the wind/放飞
-bucket/水桶; the shed/工具房; wood/木头; fetching water/打水
 blanket/毯子; the bedroom/卧室; wool/羊毛; keeping warm/保暖
 """
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "person": ("town", "job", "pet", "petname", "food", "colour", "month", "hobby"),
-    "town": ("landmark", "product", "terrain", "north", "south", "east", "west"),
+    "town": ("landmark", "product", "terrain"),
     "animal": ("sound", "home", "diet", "class"),
     "plant": ("colour", "season", "place"),
     "object": ("room", "material", "use"),
@@ -181,22 +161,7 @@ def _table(kind: str, rows: str) -> tuple[Entity, ...]:
     return tuple(result)
 
 
-def _towns() -> tuple[Entity, ...]:
-    names = [[terms(row[0])[0] for row in rows] for rows in TOWN_ROWS]
-    result = []
-    for r, rows in enumerate(TOWN_ROWS):
-        for c, (_, *cells) in enumerate(rows):
-            values = dict(zip(("landmark", "product", "terrain"), (terms(cell)[0] for cell in cells), strict=True))
-            values["south" if r == 0 else "north"] = names[1 - r][c]
-            if c > 0:
-                values["west"] = names[r][c - 1]
-            if c < len(rows) - 1:
-                values["east"] = names[r][c + 1]
-            result.append(Entity("town", names[r][c], values))
-    return tuple(result)
-
-
-TOWNS = _towns()
+TOWNS = _table("town", TOWN_ROWS)
 ANIMALS = _table("animal", ANIMAL_ROWS)
 PLANTS = _table("plant", PLANT_ROWS)
 OBJECTS = _table("object", OBJECT_ROWS)

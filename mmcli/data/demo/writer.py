@@ -10,11 +10,16 @@ from mmcli.data.demo.world import ENTITIES, LANGUAGES, MAIN_PEOPLE, PEOPLE, TOWN
 THINGS = tuple(e for e in ENTITIES if e.kind in ("animal", "plant", "object"))
 
 
-def _neighbours(name: str) -> list[tuple[Term, Term, int]]:
-    """Each item of a list with the next (1) and with the previous one (-1)."""
+def _neighbours(name: str) -> list[tuple[Term, list[tuple[Term, int]]]]:
+    """Each item of a list with the next (1) and the previous one (-1), as far as there are."""
     items, round_trip = ORDERS[name]
-    found = [(item, items[(i + step) % len(items)], i + step, step) for i, item in enumerate(items) for step in (1, -1)]
-    return [(item, value, step) for item, value, i, step in found if round_trip or 0 <= i < len(items)]
+    return [
+        (
+            item,
+            [(items[(i + s) % len(items)], s) for s in (1, -1) if round_trip or 0 <= i + s < len(items)],
+        )
+        for i, item in enumerate(items)
+    ]
 
 
 class Writer:
