@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 app = App()
 LABEL = "demo"
 VOCAB_SIZE = 4096  # a word to translate is one token, in both languages
-STEPS = {"pretrain": 1700, "sft": 800, "dpo": 60}
+TOKEN_BYTES = 12  # four Chinese characters: a clause in one token could not be put in another way
+STEPS = {"pretrain": 1900, "sft": 900, "dpo": 60}
 SEQ_LEN, ROWS = 320, 4  # a conversation with tools fits into a row
 TEXT, CHATS = "demo:text", "demo:chat"
 # Asked from the first step, a small model learns to answer from what it read; see docs/decisions/008-demo-recipe.md.
@@ -43,7 +44,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         **OPTIM,
     },
     "sft": {
-        "data.sources": [f"{TEXT}:0.25", f"{CHATS}:0.75"],
+        "data.sources": [f"{TEXT}:0.35", f"{CHATS}:0.65"],
         "data.seq_len": SEQ_LEN,
         "train.batch_size": ROWS,
         "optim.lr": 1.2e-3,
@@ -158,7 +159,9 @@ def _tokenizer(runs_dir: Path, report: Reporter) -> Run:
         report.note(f"1. tokenizer: done, {run.name}")
         return run
     report.note("1. a tokenizer from the built-in corpus")
-    return save_run(train_on([TEXT, CHATS], report, vocab_size=VOCAB_SIZE), runs_dir, LABEL)
+    return save_run(
+        train_on([TEXT, CHATS], report, vocab_size=VOCAB_SIZE, max_token_bytes=TOKEN_BYTES), runs_dir, LABEL
+    )
 
 
 def _stage(stage: str, steps: int, seed: int, before: Mapping[str, Run], runs_dir: Path, report: Reporter) -> Run:

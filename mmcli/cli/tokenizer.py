@@ -34,6 +34,9 @@ def train(
     columns: Columns = None,
     vocab_size: Annotated[int, typer.Option(help="Vocabulary size.")] = 6400,
     pretokenizer: Annotated[str, typer.Option(help="Pre-tokenizer: qwen2 (single digits) or gpt2.")] = "qwen2",
+    max_token_bytes: Annotated[
+        int | None, typer.Option(help="Bytes of the longest token, such as 12 (four Chinese characters).")
+    ] = None,
     max_mb: Annotated[int, typer.Option(help="Maximum MB of text, sampled evenly; 0: all.")] = 50,
     out: Annotated[Path | None, typer.Option(help="Output folder, instead of a new run.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
@@ -61,6 +64,7 @@ def train(
         columns=columns or (),
         vocab_size=vocab_size,
         pretokenizer=pretokenizer,
+        max_token_bytes=max_token_bytes,
         most=most,
     )
     tokenizer, measured = trained.tokenizer, trained.measured

@@ -32,6 +32,7 @@ def train_on(
     columns: Sequence[str] = (),
     vocab_size: int = 6400,
     pretokenizer: str = "qwen2",
+    max_token_bytes: int | None = None,
     most: float = math.inf,
 ) -> TrainedTokenizer:
     """Train a byte-level BPE tokenizer on the texts of some data.
@@ -40,6 +41,7 @@ def train_on(
         data: files, folders, globs, `hf:OWNER/NAME` or `demo`.
         columns: FIELD=COLUMN pairs.
         pretokenizer: `qwen2` or `gpt2`.
+        max_token_bytes: of the longest token; see `train_tokenizer`.
         most: bytes of text, sampled evenly.
 
     Raises:
@@ -51,7 +53,9 @@ def train_on(
     corpus = open_corpus(data, columns, most, template=True)
     described = ", ".join(sources.describe for sources in corpus.sources)
     report.note(f"data: {described}; vocabulary {vocab_size:,}; pre-tokenizer {pretokenizer}")
-    tokenizer = train_tokenizer(corpus, vocab_size=vocab_size, pretokenizer=pretokenizer, report=report)
+    tokenizer = train_tokenizer(
+        corpus, vocab_size=vocab_size, pretokenizer=pretokenizer, max_token_bytes=max_token_bytes, report=report
+    )
     if corpus.skipped:
         report.note(f"trained on {corpus.taken / 1e6:.0f} MB of the text; more: --max-mb")
     tally = corpus.account.tally
@@ -62,6 +66,7 @@ def train_on(
         "data": described,
         "vocab_size": tokenizer.vocab_size,
         "pretokenizer": pretokenizer,
+        "max_token_bytes": max_token_bytes,
         "records": tally.kept,
         "bytes": corpus.taken,
         "rejected": tally.rejected,

@@ -36,7 +36,12 @@ SILENT: Reporter = Silent()
 
 
 def train_tokenizer(
-    texts: Iterable[str], *, vocab_size: int = 6400, pretokenizer: str = "qwen2", report: Reporter = SILENT
+    texts: Iterable[str],
+    *,
+    vocab_size: int = 6400,
+    pretokenizer: str = "qwen2",
+    max_token_bytes: int | None = None,
+    report: Reporter = SILENT,
 ) -> Tokenizer:
     """A byte-level BPE tokenizer with exactly `vocab_size` tokens, learned from `texts`, read once as a stream.
 
@@ -44,16 +49,22 @@ def train_tokenizer(
     bytes, then merges of pairs seen at least twice; a small text leaves the rest as unused tokens. The same
     texts in the same order give the same tokenizer. BPE: Sennrich et al. 2016; on bytes: Radford et al. 2019.
 
+    Args:
+        max_token_bytes: no token is longer. Of Chinese, where a clause is a word to the pre-tokenizer, a small corpus
+            with repeating phrases fills the vocabulary with whole clauses; 12 keeps tokens to four characters.
+
     Raises:
-        UserError: no text, a vocabulary too small for the bytes, or an unknown pre-tokenizer.
+        UserError: no text, a vocabulary too small for the bytes, no room in a token, or an unknown pre-tokenizer.
     """
     if vocab_size < MIN_VOCAB_SIZE:
         what = f"a vocabulary of {vocab_size} is too small: {CONTROLS} control tokens and 256 bytes come first"
         raise UserError(what, f"give {MIN_VOCAB_SIZE} or more, such as 6400")
+    if max_token_bytes is not None and max_token_bytes < 1:
+        raise UserError(f"max_token_bytes = {max_token_bytes} leaves no token", "give 1 or more, such as 12")
     if pretokenizer not in PRETOKENIZERS:
         raise UserError(f'there is no pre-tokenizer "{pretokenizer}"', did_you_mean(pretokenizer, list(PRETOKENIZERS)))
     stream = _Stream(texts, report)
-    definition = _train(stream, vocab_size, pretokenizer)
+    definition = _train(stream, vocab_size, pretokenizer, max_token_bytes)
     if not stream.has_text:
         raise UserError("there is no text to train a tokenizer on", "give --data files that hold text")
     stream.finish()
@@ -79,12 +90,16 @@ def _spare(number: int) -> str:
     return f"<|spare_{number}|>"
 
 
-def _train(stream: _Stream, vocab_size: int, pretokenizer: str) -> dict[str, Any]:
+def _train(stream: _Stream, vocab_size: int, pretokenizer: str, max_token_bytes: int | None) -> dict[str, Any]:
     """The tokenizer.json that the library learns."""
     learner = tokenizers.Tokenizer(models.BPE())
     learner.pre_tokenizer = _pre_tokenizer(pretokenizer)
     learner.decoder = tokenizers.decoders.ByteLevel()
+    limit = (
+        {} if max_token_bytes is None else {"max_token_length": max_token_bytes}
+    )  # of characters that stand for bytes
     trainer = trainers.BpeTrainer(
+        **limit,
         vocab_size=vocab_size,
         min_frequency=2,
         special_tokens=control_names(),

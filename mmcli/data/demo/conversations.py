@@ -30,6 +30,13 @@ def translation(talker: Talker) -> list[Message]:
     return talker.several("translation", (1, 1, 2, 3))
 
 
+def order(talker: Talker) -> list[Message]:
+    """What comes after or before something, and then the other of the two, where it may be asked."""
+    ask = next(talker.decks["order"])
+    other = talker.orders.get(ask.key.replace(".after", ".before") if ".after" in ask.key else ask.key[:-6] + "after")
+    return dialogue(*talker.exchanges([ask, other] if other else [ask]))
+
+
 def pairs(talker: Talker) -> list[Message]:
     """One to three opposites, plurals or measure words."""
     return talker.several("pairs", (1, 1, 2, 3))
@@ -140,7 +147,7 @@ def reading(talker: Talker) -> list[Message]:
 
 
 def counting(talker: Talker) -> list[Message]:
-    """Numbers in a row, or the number of words in a list."""
+    """The number of words in a list."""
     ask = counting_ask(talker.draw, talker.language)
     return dialogue(talker.draw.pick(ask.questions), ask.full())
 
@@ -174,7 +181,7 @@ def tools(talker: Talker) -> list[Message]:
 KINDS: dict[str, tuple[Callable[[Talker], list[Message]], int]] = {
     "facts": (_of("facts"), 900),
     "things": (_of("things"), 1200),
-    "order": (_of("order"), 600),
+    "order": (order, 600),
     "pairs": (pairs, 700),
     "translation": (translation, 1000),
     "word": (echoes.word, 700),
@@ -193,7 +200,7 @@ KINDS: dict[str, tuple[Callable[[Talker], list[Message]], int]] = {
     "unknown": (unknown, 350),
     "describe": (describe, 60),
     "reading": (reading, 1500),
-    "counting": (counting, 1300),
+    "counting": (counting, 700),
     "thinking": (thinking, 600),
     "tools": (tools, 500),
 }

@@ -22,7 +22,7 @@ KINDS: dict[str, tuple[Callable[[Writer], str], int]] = {
     "bilingual": (passages.bilingual, 250),
     "story": (passages.story, 120),
     "questions": (lists.questions, 150),
-    "order": (lists.order, 500),
+    "order": (lists.order, 600),
     "opposites": (lists.opposites, 250),
     "counted": (lists.counted, 200),
     "translations": (lists.translations, 600),
@@ -30,7 +30,7 @@ KINDS: dict[str, tuple[Callable[[Writer], str], int]] = {
     "sums": (sums.sums, 800),
     "rows": (sums.rows, 250),
     "families": (sums.families, 200),
-    "counting": (sums.counting, 350),
+    "counting": (sums.counting, 150),
     "problems": (sums.problems, 80),
 }
 

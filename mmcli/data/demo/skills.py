@@ -8,110 +8,56 @@ from mmcli.data.demo.draw import Draw, stable_number
 from mmcli.data.demo.lexicon import TRANSLATIONS
 from mmcli.data.demo.world import COLOURS, FOODS, HOBBIES, JOBS, PETS, Language
 
-COUNT: dict[Language, dict[bool, dict[str, tuple[str, ...]]]] = {  # by language, then whether held out
-    "en": {
-        False: {
-            "up": (
-                "Count from {a} to {b}.",
-                "Count up from {a} to {b}.",
-                "Please count from {a} to {b}.",
-                "Write the numbers from {a} to {b}.",
-                "Say all numbers from {a} to {b}.",
-            ),
-            "down": (
-                "Count down from {a} to {b}.",
-                "Count backwards from {a} to {b}.",
-                "Please count down from {a} to {b}.",
-                "Write the numbers from {a} down to {b}.",
-                "Say all numbers from {a} down to {b}.",
-            ),
-            "how many": (
-                "How many words are here: {list}?",
-                "Count these words: {list}.",
-                "How many words do you see: {list}?",
-                "{list}: how many words is that?",
-                "How many words are in this list: {list}?",
-            ),
-        },
-        True: {
-            "up": ("Can you count from {a} up to {b}?", "Which are the numbers from {a} to {b}?"),
-            "down": ("Can you count from {a} down to {b}?", "Which are the numbers from {a} down to {b}?"),
-            "how many": (
-                "Here is a list: {list}. How many words does it have?",
-                "What is the number of words in: {list}?",
-            ),
-        },
-    },
-    "zh": {
-        False: {
-            "up": (
-                "从 {a} 数到 {b}。",
-                "请从 {a} 数到 {b}。",
-                "写出 {a} 到 {b} 的数。",
-                "从 {a} 往上数到 {b}。",
-                "把 {a} 到 {b} 的数都说出来。",
-            ),
-            "down": (
-                "从 {a} 倒数到 {b}。",
-                "请从 {a} 倒数到 {b}。",
-                "倒着写出 {a} 到 {b} 的数。",
-                "从 {a} 往下数到 {b}。",
-                "把 {a} 到 {b} 的数倒着说出来。",
-            ),
-            "how many": (
-                "这里有几个词：{list}？",
-                "数一数这些词：{list}。",
-                "你看到几个词：{list}？",
-                "{list}，一共几个词？",
-                "这一串里有多少个词：{list}？",
-            ),
-        },
-        True: {
-            "up": ("你能从 {a} 开始数到 {b} 吗？", "{a} 到 {b} 之间有哪些数，连头带尾？"),
-            "down": ("你能从 {a} 开始倒着数到 {b} 吗？", "从 {a} 往回数，数到 {b}。"),
-            "how many": ("有一串词：{list}。它有几个词？", "这些词的个数是多少：{list}？"),
-        },
-    },
+COUNT: dict[Language, tuple[tuple[str, ...], tuple[str, ...]]] = {  # trained, and held out
+    "en": (
+        (
+            "How many words are here: {list}?",
+            "Count these words: {list}.",
+            "How many words do you see: {list}?",
+            "{list}: how many words is that?",
+            "How many words are in this list: {list}?",
+        ),
+        (
+            "Here is a list: {list}. How many words does it have?",
+            "What is the number of words in: {list}?",
+        ),
+    ),
+    "zh": (
+        (
+            "这里有几个词：{list}？",
+            "数一数这些词：{list}。",
+            "你看到几个词：{list}？",
+            "{list}，一共几个词？",
+            "这一串里有多少个词：{list}？",
+        ),
+        (
+            "有一串词：{list}。它有几个词？",
+            "这些词的个数是多少：{list}？",
+        ),
+    ),
 }
 _THERE_ARE: dict[Language, str] = {"en": "There are {}.", "zh": "一共有 {} 个。"}
 _LISTED = (JOBS, FOODS, COLOURS, HOBBIES, PETS, TRANSLATIONS)
 
 
-def count_is_held_out(key: str) -> bool:
-    """Whether no training text counts so: `up:4:7`, `down:9:5`, or the last two words of a list."""
-    return stable_number(f"counting:{key}") % 100 < 20
-
-
 def counting_ask(draw: Draw, language: Language, held_out: bool = False) -> Ask:
-    """Counting upwards or downwards, or counting the words of a list."""
-    kind = draw.pick(("up", "up", "down", "how many", "how many"))
+    """How many words a list of two to five has. A longer list may end like a held-out one, so its end is held out."""
     while True:
-        first, count = draw.number(0, 20), draw.number(3, 6)
-        words = [term.say(language) for term in draw.sample(draw.pick(_LISTED), draw.number(2, 4))]
-        numbers = [str(n) for n in range(first, first + count)][:: -1 if kind == "down" else 1]
-        key = f"{'-'.join(words)}" if kind == "how many" else f"{kind}:{numbers[0]}:{numbers[-1]}"
-        ends = "-".join(words[-2:]) if kind == "how many" else key  # a longer list may end like a held-out one
-        if count_is_held_out(ends) == held_out:
+        words = [term.say(language) for term in draw.sample(draw.pick(_LISTED), draw.number(2, 5))]
+        if (stable_number(f"counting:{'-'.join(words[-2:])}") % 100 < 20) == held_out:
             break
-    comma = ", " if language == "en" else "、"
-    slots = {"a": numbers[0], "b": numbers[-1], "list": comma.join(words)}
-    listing = kind == "how many"
-    value = str(len(words)) if listing else comma.join(numbers)
-    others = [str(n) for n in range(1, 9) if n != len(words)]
-    if not listing:
-        others = [comma.join(numbers[1:]), comma.join(numbers[:-1]), comma.join([*numbers[:2], *numbers[3:]])]
+    listed, value = (", " if language == "en" else "、").join(words), str(len(words))
     return Ask(
         family="counting",
-        key=f"counting:{key}",
+        key=f"counting:{'-'.join(words)}",
         language=language,
-        questions=tuple(text.format_map(slots) for text in COUNT[language][False][kind]),
-        held_out_questions=tuple(text.format_map(slots) for text in COUNT[language][True][kind]),
-        forms=(_THERE_ARE[language] if listing else "{}",),
+        questions=tuple(text.format(list=listed) for text in COUNT[language][0]),
+        held_out_questions=tuple(text.format(list=listed) for text in COUNT[language][1]),
+        forms=(_THERE_ARE[language],),
         value=value,
-        others=tuple(others),
-        answers=(value,) if listing else tuple(mark.join(numbers) for mark in (comma, ", ", "、")),
+        others=tuple(str(n) for n in range(1, 9) if n != len(words)),
+        answers=(value,),
         rivals=(),
-        exact=not listing,
     )
 
 

@@ -38,6 +38,7 @@ class Talker:
             family: self.draw.deck([ask for ask in allowed if ask.family == family])
             for family in ("facts", "things", "order", "pairs", "translation")
         }
+        self.orders = {ask.key: ask for ask in allowed if ask.family == "order"}
         # Questions with a twin in the other language, in the same place of its list.
         twins = [
             {ask.key: ask for ask in asks(lang) if ask.family in ("facts", "things")}

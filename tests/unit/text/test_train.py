@@ -205,6 +205,16 @@ def test_progress_is_told() -> None:
     ]
 
 
+def test_no_token_is_longer_than_asked() -> None:
+    texts = ["这句话里的反义词是什么呢", "wonderful"] * 20
+    longest = []
+    for limit in (None, 6):
+        trained = train_tokenizer(texts, vocab_size=320, max_token_bytes=limit)
+        pieces = [trained.decode([n]).encode() for n in range(288, trained.vocab_size)]
+        longest.append(max(map(len, (piece for piece in pieces if not piece.startswith(b"<|")))))
+    assert longest[0] > 6 and longest[1] == 6
+
+
 def test_mistakes_are_refused(texts: list[str]) -> None:
     for nothing in ([], [""], ["  \n", "\t"]):
         with pytest.raises(UserError, match="there is no text"):
@@ -212,6 +222,8 @@ def test_mistakes_are_refused(texts: list[str]) -> None:
     with pytest.raises(UserError, match="a vocabulary of 288 is too small") as caught:
         train_tokenizer(texts, vocab_size=288)
     assert "289" in caught.value.fix
+    with pytest.raises(UserError, match="max_token_bytes = 0 leaves no token"):
+        train_tokenizer(texts, max_token_bytes=0)
     with pytest.raises(UserError, match='no pre-tokenizer "gpt"') as caught:
         train_tokenizer(texts, pretokenizer="gpt")
     assert caught.value.fix == 'did you mean "gpt2"?'
