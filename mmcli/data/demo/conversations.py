@@ -141,7 +141,7 @@ def describe(talker: Talker) -> list[Message]:
 def reading(talker: Talker) -> list[Message]:
     """A short text about invented people, and one to three questions about it."""
     draw, turns = talker.draw, list[str]()
-    for question, ask in read_text(draw, talker.language, draw.number(1, 3)).asked:
+    for question, ask in read_text(draw, talker.language, draw.number(1, 3)):
         turns += [question if turns else draw.pick(ask.questions), ask.full()]
     return dialogue(*turns)
 

@@ -38,7 +38,7 @@ _BACKWARDS: dict[Language, str] = {"en": "{}, backwards", "zh": "{}，倒过来"
 
 
 def order(writer: Writer) -> str:
-    """A stretch of a list, forwards or backwards, and what comes before and what after some items: a pair is told at once."""
+    """A stretch of a list, forwards or backwards, and of some items what comes before and what comes after."""
     draw, language = writer.draw, writer.language
     name = draw.pick(("day", "day", "month", "month", "month", "season", "number", "number"))
     items, round_trip = ORDERS[name]

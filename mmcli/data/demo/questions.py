@@ -151,7 +151,7 @@ def _skill(
 
 
 def _reading(draw: Draw, language: Language, held_out: bool) -> Ask:
-    ((_, ask),) = reading(draw, language, 1, held_out).asked
+    ((_, ask),) = reading(draw, language, 1, held_out)
     return ask
 
 

@@ -204,17 +204,11 @@ def _values(slot: str) -> tuple[Term, ...]:
     return NAMES if _kind(slot) == "name" else _VALUES[_kind(slot)]
 
 
-@dataclass(frozen=True)
-class Reading:
-    """A text with questions about it, all of them different: each as it is put, and its `Ask` with the text before it."""
+def reading(draw: Draw, language: Language, count: int = 1, held_out: bool = False) -> list[tuple[str, Ask]]:
+    """Up to `count` different questions about one text of two or three sentences: (the question, its `Ask`).
 
-    asked: tuple[tuple[str, Ask], ...]
-
-
-def reading(draw: Draw, language: Language, count: int = 1, held_out: bool = False) -> Reading:
-    """A text of two or three sentences with up to `count` questions about it.
-
-    Other values of its kind are the rivals, and so is what else the text names.
+    Each `Ask` has the text before the question. Other values of its kind are the rivals, and so is what else the text
+    names.
     """
     events, text = _EVENTS[language], ""
     while not text or text_is_held_out(text) != held_out:
@@ -227,8 +221,7 @@ def reading(draw: Draw, language: Language, count: int = 1, held_out: bool = Fal
         text = (" " if language == "en" else "").join(told)
     mentioned = {slots[name].lower() for n in chosen for name in _slots(events[n].text)}
     possible = [(events[n], asked) for n in chosen for asked in events[n].asked]
-    found = [_ask(text, event, asked, slots, mentioned, language) for event, asked in draw.sample(possible, count)]
-    return Reading(tuple(found))
+    return [_ask(text, event, asked, slots, mentioned, language) for event, asked in draw.sample(possible, count)]
 
 
 def _ask(

@@ -121,7 +121,7 @@ STATEMENTS: dict[str, tuple[str, ...]] = {
     ),
 }
 
-# A sheet of facts: a line that names a fact, then its value on a line of its own. Those of people are in `asked_en.NOUNS`.
+# A sheet of facts: a line that names a fact, then its value on a line of its own. People have `asked_en.NOUNS`.
 SHEET = "{P} {label}:"
 LABELS: dict[str, str] = {
     "colour": "colour",

@@ -133,7 +133,7 @@ def test_the_texts_to_read_are_held_out():
             {
                 ask.questions[1].split("\n")[0]
                 for seed in range(300)
-                for _, ask in reading(Draw(seed, "a"), language, 1, hidden).asked
+                for _, ask in reading(Draw(seed, "a"), language, 1, hidden)
             }
             for hidden in (False, True)
         )

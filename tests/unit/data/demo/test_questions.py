@@ -39,7 +39,7 @@ def every_ask() -> list[Ask]:
     for seed in range(40):
         for language in LANGUAGES:
             draw = Draw(seed, "asks")
-            found += [ask for _, ask in reading(draw, language, 2, held_out=True).asked]
+            found += [ask for _, ask in reading(draw, language, 2, held_out=True)]
             found.append(counting_ask(draw, language, True))
             found.append(thinking_ask(draw, language, True)[0])
     return found
