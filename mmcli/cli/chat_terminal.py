@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,7 +171,12 @@ class Terminal:
             conversation.load(Path(rest))
             note(f"{loaded(conversation)} from {rest}")
         else:
-            sys.stderr.write(HELP + "\n")
+            self._help()
+
+    def _help(self) -> None:
+        from mmcli.cli.console import err
+
+        sys.stderr.write(help_text(err().width) + "\n")
 
     def _edit(self, text: str) -> None:
         asked = self.conversation.asked
@@ -209,6 +215,15 @@ class Terminal:
         other.take_over(self.conversation)
         note(opened.label)
         stream(other, other.edit(asked))
+
+
+def help_text(width: int) -> str:
+    """HELP on a terminal of `width` columns; what does not fit beside a command goes on below its words."""
+    lines: list[str] = []
+    for line in HELP.splitlines():
+        indent = " " * (len(line) - len(line.partition("  ")[2].lstrip())) if line.startswith("/") else ""
+        lines += textwrap.wrap(line, width, subsequent_indent=indent)
+    return "\n".join(lines)
 
 
 def loaded(conversation: Conversation) -> str:
