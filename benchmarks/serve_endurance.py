@@ -34,7 +34,9 @@ WARM = 1000  # requests after which memory should not grow
 GROWTH = 1.05  # of resident memory from then on
 SCHEMA = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
 TOOL = {"name": "add", "parameters": SCHEMA}
-WORDS = [f"{a}{b}" for a in ("rain", "cloud", "hill", "river", "你好", "世界") for b in ("", "s", "y", "ing", "吗", "。")]
+WORDS = [
+    f"{a}{b}" for a in ("rain", "cloud", "hill", "river", "你好", "世界") for b in ("", "s", "y", "ing", "吗", "。")
+]
 
 
 @dataclass
