@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from mmcli.cli.chat_tools import ToolRunner
+from mmcli.cli.chat_tools import ToolRunner, spelled
 from mmcli.cli.chat_view import draws_markdown, note, render, stream
 from mmcli.errors import MmcliError, UserError, did_you_mean
 
@@ -205,6 +205,8 @@ class Terminal:
         note(f"{opened.description}\n/retry answers your last message with it")
 
     def _compare(self, name: str) -> None:
+        from mmcli.generate.tool_calls import calls_of
+
         if not name:
             raise UserError("/compare needs a model", "write it like: /compare 7")
         asked = self.conversation.asked
@@ -215,6 +217,9 @@ class Terminal:
         other.take_over(self.conversation)
         note(opened.label)
         stream(other, other.edit(asked))
+        for call in calls_of(other.messages[-1]) if other.tools else []:
+            if call.error is None:  # a broken one stands in the reply
+                note(f"it calls {spelled(call)}, which is not run")
 
 
 def help_text(width: int) -> str:
