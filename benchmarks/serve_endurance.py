@@ -1,7 +1,7 @@
 """`mmcli serve` over thousands of requests: no 5xx, no hang, no growing memory.
 
 A tiny model with random weights is served. First clients send ordinary requests of every kind, streams that they leave
-half-way among them. Their words are few, for the tokenizer keeps the ids of the first 10,000 that each thread meets (8 MB),
+half-way among them. Their words are few: the tokenizer keeps the ids of the first 10,000 that a thread meets (8 MB),
 which is no leak. Then schemathesis sends what it makes of the server's OpenAPI document, valid and not, where it is
 installed (`pip install schemathesis`). The server's resident memory is read at the 1,000th request and at the last of
 each kind; a request that takes longer than 30 seconds is a hang. The last line is `serve endurance failures=F goal=0`.
