@@ -12,8 +12,8 @@ from mmcli.data.demo.documents import documents
 from mmcli.errors import MmcliError, UserError
 from mmcli.export.locate import Ops
 from mmcli.generate.engine import Engine
-from mmcli.generate.onnx_engine import GRAPH_FILE
 from mmcli.generate.onnx_growing import load_onnx_engine
+from mmcli.generate.onnx_session import GRAPH_FILE
 from mmcli.model.config import ModelConfig
 from mmcli.text.chat import stop_ids
 from mmcli.text.tokenizer import Tokenizer

@@ -14,8 +14,8 @@ import onnxruntime
 from mmcli.errors import MmcliError, UserError
 from mmcli.export.locate import Dtype, graph_bytes
 from mmcli.export.onnx_folder import ONE_FILE_BYTES
-from mmcli.generate.onnx_engine import GRAPH_FILE
 from mmcli.generate.onnx_growing import load_onnx_engine
+from mmcli.generate.onnx_session import GRAPH_FILE
 
 ORT_FILE = "model.ort"
 OPERATORS_FILE = "required_operators.config"  # for the option --include_ops_by_config of ONNX Runtime's build

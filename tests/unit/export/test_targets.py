@@ -90,7 +90,10 @@ def test_standard_operators_go_through_the_gate_and_chat(save: Save, tmp_path: P
     assert max(made.proof.logits.values()) < 1e-4 and made.proof.greedy_equal == made.proof.greedy_tokens
     genai = json.loads((made.folder / "genai_config.json").read_text())
     assert genai["search"]["past_present_share_buffer"] is False
-    assert isinstance(open_onnx_engine(ModelRef(made.folder, None), slots=2), GrowingOnnxEngine)
+    ref, context = ModelRef(made.folder, None), read_model_config(made.folder).max_seq_len
+    assert isinstance(open_onnx_engine(ref, slots=2), GrowingOnnxEngine)
+    with pytest.raises(UserError, match=f"max_len = {context + 1} does not fit the exported context"):
+        open_onnx_engine(ref, max_len=context + 1)
     assert check_export(made.folder).proof == made.proof
     for dtype in ("int8", "int4"):
         with pytest.raises(UserError, match=f"--ops standard --dtype {dtype}"):
