@@ -19,6 +19,8 @@ from mmcli.run import ONNX_GRAPH
 
 GRAPH_FILE = ONNX_GRAPH
 LAST_LOGITS = "last_logits"  # the output with the logits of several tokens; older exports lack it
+# Of `--ops standard`: products of int8 and int4 matrices that ONNX Runtime fuses take activations in 8 bits too.
+INTEGER_PRODUCTS = ("session.qdq_matmulnbits_accuracy_level", "4")
 PREFILL_CHUNK = 256  # tokens of a prompt that run at once: bounds the memory of their activations
 
 
@@ -83,6 +85,7 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or (int(asked) if asked.isdigit() else 0)
     options.log_severity_level = 4  # failures come as exceptions
+    options.add_session_config_entry(*INTEGER_PRODUCTS)
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     try:
