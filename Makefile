@@ -63,8 +63,12 @@ types: dev
 reference: setup
 	$(BIN)/python docs/reference/generate.py
 
+# All of them run, then those that missed a goal, or broke, are named. (What they share has no --check.)
 bench: dev
-	for script in benchmarks/*.py; do $(BIN)/python $$script --check || exit 1; done
+	@failed=; for script in $$(grep -l -e --check benchmarks/*.py); do \
+		echo "$$script"; $(BIN)/python $$script --check || failed="$$failed $$script"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -16,8 +16,7 @@ from mmcli.errors import MmcliError, UserError
 
 if TYPE_CHECKING:
     from mmcli.generate.engine import Engine
-    from mmcli.generate.onnx_engine import OnnxEngine
-    from mmcli.generate.onnx_growing import GrowingOnnxEngine
+    from mmcli.generate.onnx_session import SessionEngine
     from mmcli.model.transformer import Transformer
     from mmcli.run import ModelRef
 
@@ -208,7 +207,7 @@ class Opened:
     threads: int | None  # None: the backend chose
     engine: Engine
     load_seconds: float
-    profiled: Callable[[Path], OnnxEngine | GrowingOnnxEngine]  # opens it once more; see `profile_decode`
+    profiled: Callable[[Path], SessionEngine]  # opens it once more; see `profile_decode`
 
 
 def _open(
@@ -244,7 +243,7 @@ def _open(
         threads = threads or choose_threads(folder, lambda n: load_onnx_engine(folder, max_len=length, threads=n))
     engine, seconds = load_timed(lambda: load_engine(source, backend, device=device, threads=threads, max_len=length))
 
-    def profiled(prefix: Path) -> OnnxEngine | GrowingOnnxEngine:
+    def profiled(prefix: Path) -> SessionEngine:
         from mmcli.generate.onnx_growing import load_onnx_engine
 
         return load_onnx_engine(source.path, max_len=length, threads=threads, profile=prefix)

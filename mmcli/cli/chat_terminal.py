@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from mmcli.cli.chat_tools import ToolRunner
+from mmcli.cli.chat_tools import ToolRunner, spelled
 from mmcli.cli.chat_view import draws_markdown, note, render, stream
 from mmcli.errors import MmcliError, UserError, did_you_mean
 
@@ -170,7 +171,12 @@ class Terminal:
             conversation.load(Path(rest))
             note(f"{loaded(conversation)} from {rest}")
         else:
-            sys.stderr.write(HELP + "\n")
+            self._help()
+
+    def _help(self) -> None:
+        from mmcli.cli.console import err
+
+        sys.stderr.write(help_text(err().width) + "\n")
 
     def _edit(self, text: str) -> None:
         asked = self.conversation.asked
@@ -199,6 +205,8 @@ class Terminal:
         note(f"{opened.description}\n/retry answers your last message with it")
 
     def _compare(self, name: str) -> None:
+        from mmcli.generate.tool_calls import calls_of
+
         if not name:
             raise UserError("/compare needs a model", "write it like: /compare 7")
         asked = self.conversation.asked
@@ -209,6 +217,18 @@ class Terminal:
         other.take_over(self.conversation)
         note(opened.label)
         stream(other, other.edit(asked))
+        for call in calls_of(other.messages[-1]) if other.tools else []:
+            if call.error is None:  # a broken one stands in the reply
+                note(f"it calls {spelled(call)}, which is not run")
+
+
+def help_text(width: int) -> str:
+    """HELP on a terminal of `width` columns; what does not fit beside a command goes on below its words."""
+    lines: list[str] = []
+    for line in HELP.splitlines():
+        indent = " " * (len(line) - len(line.partition("  ")[2].lstrip())) if line.startswith("/") else ""
+        lines += textwrap.wrap(line, width, subsequent_indent=indent)
+    return "\n".join(lines)
 
 
 def loaded(conversation: Conversation) -> str:

@@ -29,6 +29,11 @@ def refuse_to_ask(question: str) -> str:
     raise UserError("a tool call needs consent, and nobody is at the keyboard", "consent to all of them: --yes")
 
 
+def spelled(call: ToolCall) -> str:
+    """A call as it is shown: `add({"a": 1})`."""
+    return f"{call.name}({json.dumps(call.arguments, ensure_ascii=False)})"
+
+
 @dataclass
 class ToolRunner:
     """Runs the calls of replies.
@@ -73,7 +78,7 @@ class ToolRunner:
         if call.error is not None:
             note(call.error)
             return f"error: {call.error}"
-        shown = f"{call.name}({json.dumps(call.arguments, ensure_ascii=False)})"
+        shown = spelled(call)
         tool = next((tool for tool in self.tools if tool.name == call.name), None)
         if tool is None:
             names = ", ".join(tool.name for tool in self.tools)

@@ -6,7 +6,7 @@ import contextlib
 import re
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -65,11 +65,31 @@ def _stream_markdown(conversation: Conversation, pieces: Generator[str, None, No
     from mmcli.cli.console import out
 
     with MarkdownStream(out()) as shown:
-        for piece in pieces:
+        for piece in without_calls(pieces) if conversation.tools else pieces:
             if conversation.reasoning:
                 shown.think()
             elif piece != "</think>":
                 shown.write(piece)
+
+
+def without_calls(pieces: Iterable[str]) -> Iterator[str]:
+    """A reply without its tool calls, which are shown where they are run; one that is broken or cut off stays."""
+    from mmcli.generate.tool_calls import read_calls
+
+    begin, end, call = "<tool_call>", "</tool_call>", ""
+    for piece in pieces:
+        if call:
+            call += piece
+        elif piece.endswith(begin):
+            call = begin
+            yield piece.removesuffix(begin)
+        else:
+            yield piece
+        if call.endswith(end):
+            if any(each.error for each in read_calls(call)):
+                yield call
+            call = ""
+    yield call
 
 
 class MarkdownStream:

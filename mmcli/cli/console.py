@@ -58,11 +58,11 @@ def print_json(value: Any) -> None:
 
 def print_error(error: MmcliError) -> None:
     """Print an error in two lines: what is wrong, and what to do."""
-    console = err()
-    console.print("error:", style="bold red", end=" ")
-    console.print(error.what, markup=False)
-    console.print("  fix:", style="bold", end=" ")
-    console.print(error.fix, markup=False)
+    from rich.text import Text
+
+    console = err()  # word and text at once: a line that is too long breaks where the terminal ends
+    console.print(Text.assemble(("error:", "bold red"), " ", escape_control(error.what)))
+    console.print(Text.assemble(("  fix:", "bold"), " ", escape_control(error.fix)))
 
 
 def interactive() -> bool:

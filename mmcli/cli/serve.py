@@ -44,6 +44,10 @@ def serve(
     max_len: Annotated[
         int | None, typer.Option(help="Tokens of prompt and reply together; default: the model's context.")
     ] = None,
+    max_memory: Annotated[
+        float | None,
+        typer.Option(metavar="GB", help="Most that weights, keys and values may take; default: what is available."),
+    ] = None,
     cors: Annotated[
         list[str] | None,
         typer.Option(metavar="ORIGIN", help="Origin whose web pages may use the server; repeatable."),
@@ -59,12 +63,14 @@ def serve(
     Example: mmcli serve; mmcli serve 7 latest:sft --port 8080; mmcli serve --host 0.0.0.0 --api-key SECRET
     """
     _check(host, api_key, slots, queue, max_len, cors or [])
+    if max_memory is not None and not max_memory > 0:
+        raise UserError(f"--max-memory {max_memory:g} is not above 0", "give gigabytes, such as 2 or 0.5")
     from mmcli.find import find_language_model
 
     refs = {word: find_language_model(word, runs_dir) for word in models or ["latest"]}
     adapters = _read_adapters(adapter or [], refs)
     _need_packages()
-    _serve(refs, adapters, host, port, api_key, slots, queue, max_len, cors or [], backend, device)
+    _serve(refs, adapters, host, port, api_key, slots, queue, max_len, max_memory, cors or [], backend, device)
 
 
 def _check(host: str, api_key: str | None, slots: int, queue: int, max_len: int | None, cors: list[str]) -> None:
@@ -115,6 +121,7 @@ def _serve(
     slots: int,
     queue: int,
     max_len: int | None,
+    max_memory: float | None,
     cors: list[str],
     backend: str,
     device: str,
@@ -129,7 +136,7 @@ def _serve(
     refuse_same_names(unique, adapters)
     footprints = [footprint(ref, slots=slots, max_len=max_len) for ref in unique]
     footprints += [replace(footprints[0], name=name, weights=0) for name in adapters]
-    bytes_needed = check_memory(footprints)
+    bytes_needed = check_memory(footprints, None if max_memory is None else max_memory * 1e9)
     bound = listen(host, port)
     served = {
         ref.path.resolve(): open_model(
@@ -148,7 +155,7 @@ def _serve(
     for each in opened:
         kind = "" if each.chat else ", only continues text: /v1/completions"
         report.note(f"serving {each.name}: {slots} slots of {each.engine.max_len:,} tokens{kind}")
-    report.note(f"memory: up to {bytes_needed / 1e9:.1f} GB for weights, keys and values; Ctrl-C stops")
+    report.note(f"memory: up to {bytes_needed / 1e9:.2f} GB for weights, keys and values; Ctrl-C stops")
     address = f"[{host}]" if ":" in host.strip("[]") else host
     typer.echo(f"http://{address}:{bound.getsockname()[1]}")
     Server(create_app(names, api_key=api_key, cors=cors), opened).run(sockets=[bound])

@@ -24,8 +24,8 @@ from mmcli.export.held_out import held_out_ids
 from mmcli.export.llama_cpp import LlamaCpp, can_run_gguf
 from mmcli.export.locate import Dtype, default_gguf_file, find_export, read_record
 from mmcli.generate.bench import Speed, bench_decode, load_timed, random_ids
-from mmcli.generate.onnx_engine import GRAPH_FILE
 from mmcli.generate.onnx_growing import load_onnx_engine
+from mmcli.generate.onnx_session import GRAPH_FILE
 from mmcli.generate.profile import Operator, profile_decode
 from mmcli.model.formats.hf_config import read_model_config
 from mmcli.run import ModelRef

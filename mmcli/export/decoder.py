@@ -26,7 +26,7 @@ from mmcli.export.locate import Ops
 from mmcli.export.matrices import MatrixFormat
 from mmcli.export.mlp import feed_forward
 from mmcli.generate.engine import VERIFIED_TOKENS
-from mmcli.generate.onnx_engine import LAST_LOGITS
+from mmcli.generate.onnx_session import LAST_LOGITS
 from mmcli.model.config import ModelConfig
 from mmcli.model.formats.fields import ROTARY, ROUTING, TRAINING, FieldTable, Irrelevant, Silent, described
 from mmcli.model.transformer import Transformer

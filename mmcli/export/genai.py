@@ -12,8 +12,8 @@ from mmcli.data.demo.documents import documents
 from mmcli.errors import MmcliError, UserError
 from mmcli.export.locate import Ops
 from mmcli.generate.engine import Engine
-from mmcli.generate.onnx_engine import GRAPH_FILE
 from mmcli.generate.onnx_growing import load_onnx_engine
+from mmcli.generate.onnx_session import GRAPH_FILE, INTEGER_PRODUCTS
 from mmcli.model.config import ModelConfig
 from mmcli.text.chat import stop_ids
 from mmcli.text.tokenizer import Tokenizer
@@ -26,8 +26,9 @@ TIE = 1e-3  # two tokens whose logits are nearer than this are a tie
 def genai_config(config: ModelConfig, tokenizer: Tokenizer, ops: Ops) -> dict[str, Any]:
     """What onnxruntime-genai reads to run the folder."""
     ids = {"bos_token_id": tokenizer.bos_id, "pad_token_id": tokenizer.pad_id}
+    key, level = INTEGER_PRODUCTS
     decoder = {
-        "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+        "session_options": {"log_id": "onnxruntime-genai", "provider_options": [], key: level},
         "filename": GRAPH_FILE,
         "head_size": config.d_head,
         "hidden_size": config.dim,

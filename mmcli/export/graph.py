@@ -62,6 +62,15 @@ class Graph:
             self._weights[name] = numpy_helper.from_array(values, name)
         return name
 
+    def signed(self, name: str, values: np.ndarray, bits: int) -> str:
+        """A tensor of int8, or of int4 (two of its numbers a byte) from int8 values that fit."""
+        if bits == 8:
+            return self.weight(name, values)
+        flat = np.append(values.ravel(), np.int8(0)) if values.size % 2 else values.ravel()
+        packed = (flat[0::2] & 15) | (flat[1::2] << 4)
+        self._weights[name] = helper.make_tensor(name, TensorProto.INT4, values.shape, packed.tobytes(), raw=True)
+        return name
+
     def widened(self, name: str, values: np.ndarray) -> str:
         """A tensor stored in fp16 and used in fp32: the cast is done once, when the graph is loaded."""
         if name not in self._nodes:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from mmcli.errors import UserError
-from mmcli.generate.onnx_engine import GRAPH_FILE
+from mmcli.generate.onnx_session import GRAPH_FILE
 from mmcli.run import ModelRef, Run
 
 Dtype = Literal["fp32", "fp16", "int8", "int4"]  # how an ONNX export stores matrices (`matrices.FORMATS`)

@@ -47,6 +47,14 @@ class MatrixFormat(Protocol):
         ...
 
 
+def _multiply(graph: Graph, x: str, matrix_IO: str, bias_O: np.ndarray | None, *, name: str) -> str:
+    """x [..., I] times a tensor of the graph, plus the bias."""
+    if bias_O is None:
+        return graph.op("MatMul", x, matrix_IO, name=name)
+    product = graph.op("MatMul", x, matrix_IO, name=f"{name}.product")
+    return graph.op("Add", product, graph.weight(f"{name}.bias", bias_O), name=name)
+
+
 class Floats:
     """As trained, or rounded to fp16 and multiplied in fp32: ONNX Runtime widens the matrices once, as it loads them.
 
@@ -58,10 +66,7 @@ class Floats:
 
     def linear(self, graph: Graph, x: str, matrix_OI: np.ndarray, bias_O: np.ndarray | None, *, name: str) -> str:
         weight = self._store(graph, f"{name}.weight", np.ascontiguousarray(matrix_OI.T))
-        if bias_O is None:
-            return graph.op("MatMul", x, weight, name=name)
-        product = graph.op("MatMul", x, weight, name=f"{name}.product")
-        return graph.op("Add", product, graph.weight(f"{name}.bias", bias_O), name=name)
+        return _multiply(graph, x, weight, bias_O, name=name)
 
     def embed(self, graph: Graph, ids: str, table_VD: np.ndarray, *, name: str) -> str:
         return graph.op("Gather", self._store(graph, f"{name}.weight", table_VD), ids, name=name)
@@ -87,6 +92,7 @@ class NBits:
     """Integers of a few bits in blocks, each with its scale, multiplied by activations in 8 bits (`MatMulNBits`).
 
     The embedding and the output head take 8 bits in every such format, and are stored once where they are tied.
+    In the operators of the standard it is a `DequantizeLinear` before a `MatMul`, which ONNX Runtime makes one again.
     """
 
     def __init__(self, limits: Limits, *, bits: int, block: int) -> None:
@@ -117,6 +123,10 @@ class NBits:
         """The table is stored as the output head multiplies it; a row is its blocks side by side."""
         width = table_VD.shape[1]
         values, scales = self._store(graph, name, table_VD, TABLE_BITS)
+        if graph.standard:
+            chosen = [graph.op("Gather", each, ids, name=f"{each}.chosen", axis=1) for each in (values, scales)]
+            columns = self._widen(graph, *chosen, name=f"{name}.columns")
+            return graph.op("Transpose", columns, name=name, perm=[1, 2, 0])
         scales_VN1 = graph.op("Unsqueeze", scales, graph.ints(-1), name=f"{name}.scales_VN1")
         attributes: dict[str, Any] = {"bits": TABLE_BITS, "block_size": self._block, "gather_axis": 0}
         attributes |= {"quantize_axis": 2}
@@ -146,17 +156,27 @@ class NBits:
     ) -> str:
         n_out, n_in = matrix_OI.shape
         inputs = [x, *self._store(graph, weight, matrix_OI, bits)]
+        if graph.standard:
+            return _multiply(graph, x, self._widen(graph, *inputs[1:], name=f"{name}.wide"), bias_O, name=name)
         if bias_O is not None:
             inputs += ["", "", graph.weight(f"{name}.bias", bias_O)]
         attributes = {"N": n_out, "K": n_in, "bits": bits, "block_size": self._block}
         attributes["accuracy_level"] = 4  # activations in int8 too: two to five times as fast as the default
         return graph.op("MatMulNBits", *inputs, name=name, contrib=True, **attributes)
 
+    def _widen(self, graph: Graph, values: str, scales: str, *, name: str) -> str:
+        """The matrix that was stored, its first axis in blocks."""
+        return graph.op("DequantizeLinear", values, scales, name=name, axis=0, block_size=self._block)
+
     def _store(self, graph: Graph, name: str, matrix_OI: np.ndarray, bits: int) -> tuple[str, str]:
-        """The names of values and scales."""
+        """The names of values and scales; for the standard's operators, of those of the matrix transposed."""
         values, scales = f"{name}.weight", f"{name}.weight_scales"
         if not graph.has_weight(values):
             blocks = self._quantized(name, matrix_OI, bits)
+            if graph.standard:
+                graph.signed(values, np.ascontiguousarray(blocks.signed_OI(bits)[:, : matrix_OI.shape[1]].T), bits)
+                graph.weight(scales, np.ascontiguousarray(blocks.scales_ON.T, dtype=np.float32))
+                return values, scales
             graph.weight(values, blocks.values_ONb)
             store_scales = graph.widened if blocks.scales_ON.dtype == np.float16 else graph.weight
             store_scales(scales, blocks.scales_ON)

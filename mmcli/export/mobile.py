@@ -14,8 +14,8 @@ import onnxruntime
 from mmcli.errors import MmcliError, UserError
 from mmcli.export.locate import Dtype, graph_bytes
 from mmcli.export.onnx_folder import ONE_FILE_BYTES
-from mmcli.generate.onnx_engine import GRAPH_FILE
 from mmcli.generate.onnx_growing import load_onnx_engine
+from mmcli.generate.onnx_session import GRAPH_FILE, INTEGER_PRODUCTS
 
 ORT_FILE = "model.ort"
 OPERATORS_FILE = "required_operators.config"  # for the option --include_ops_by_config of ONNX Runtime's build
@@ -57,6 +57,7 @@ def _convert(graph: Path, out: Path) -> None:
     options.optimized_model_filepath = str(out)
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.add_session_config_entry("session.save_model_format", "ORT")
+    options.add_session_config_entry(*INTEGER_PRODUCTS)
     options.log_severity_level = 4  # failures come as exceptions
     providers = ["CPUExecutionProvider"]
     onnxruntime.InferenceSession(str(graph), options, providers=providers, disabled_optimizers=NOT_FOR_PHONES)

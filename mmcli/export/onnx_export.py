@@ -98,9 +98,6 @@ def plan_export(
     config = read_model_config(source)
     refuse_unsupported(config)
     refuse_impossible(target, dtype)
-    if ops == "standard" and isinstance(FORMATS[dtype], NBits):
-        what = f"--ops standard --dtype {dtype}: products of {dtype} matrices are an operator of ONNX Runtime's own"
-        raise UserError(what, "give --dtype fp32 or fp16, or omit --ops standard")
     if calibrate is not None and dtype != "int4":
         what = f"--calibrate with --dtype {dtype}, which is fitted to no text"
         raise UserError(what, "omit it, or give --dtype int4")

@@ -10,7 +10,7 @@ import onnx
 
 from mmcli.export.genai import genai_config
 from mmcli.export.locate import Ops
-from mmcli.generate.onnx_engine import GRAPH_FILE
+from mmcli.generate.onnx_session import GRAPH_FILE
 from mmcli.model.config import ModelConfig
 from mmcli.model.formats.hf_config import read_model_config, to_hf_config
 from mmcli.model.formats.hf_folder import GENERATION, generation_ids

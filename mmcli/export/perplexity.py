@@ -14,7 +14,7 @@ import onnx
 from mmcli.evaluation.loss import TokenLosses, document_batches, engine_losses, model_losses, sum_losses
 from mmcli.export.rerun import Rerun
 from mmcli.generate.engine import Engine
-from mmcli.generate.onnx_engine import PREFILL_CHUNK
+from mmcli.generate.onnx_session import PREFILL_CHUNK
 from mmcli.model.config import ModelConfig
 from mmcli.model.transformer import Transformer
 

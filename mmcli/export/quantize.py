@@ -25,6 +25,13 @@ class Blocks:
     values_ONb: np.ndarray  # uint8; of two 4-bit values in a byte the first is the lower half
     scales_ON: np.ndarray  # float16, or float32 where fp16 would lose digits
 
+    def signed_OI(self, bits: int) -> np.ndarray:
+        """int8, filled up to whole blocks: the values around 0, one a place."""
+        values_ONb = self.values_ONb
+        if bits == 4:
+            values_ONb = np.stack([values_ONb & 15, values_ONb >> 4], axis=-1)
+        return (values_ONb.reshape(len(values_ONb), -1).astype(np.int16) - (1 << (bits - 1))).astype(np.int8)
+
 
 def quantize_blocks(matrix_OI: np.ndarray, *, bits: int, block: int, power_I: np.ndarray | None = None) -> Blocks:
     """The matrix in `bits` (4 or 8) bits a weight.

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mmcli.export.decoder import FINAL_NORM, LAST_TOKENS
 from mmcli.export.onnx_folder import write_graph
-from mmcli.generate.onnx_engine import GRAPH_FILE, LAST_LOGITS, open_session
+from mmcli.generate.onnx_session import GRAPH_FILE, LAST_LOGITS, open_session
 from mmcli.model.config import ModelConfig
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from mmcli.errors import UserError
 from mmcli.generate.engine import Engine
-from mmcli.generate.sampler import sample
+from mmcli.generate.sampler import sample_one
 from mmcli.generate.sequence import TokenSequence
 
 
@@ -57,10 +57,10 @@ class DraftModel:
         for position in range(len(sequence.ids), len(sequence.ids) + n):
             logits_1V = self._engine.decode([0], [last])
             self._held.append(last)
-            seen = np.concatenate([sequence.seen_ids, np.array(drafted, dtype=np.int64)]) if drafted else None
-            last = int(
-                sample(logits_1V, [sequence.sampling], [sequence.seen_ids if seen is None else seen], [position])[0]
-            )
+            seen = sequence.seen_ids
+            if drafted and sequence.sampling.repetition_penalty != 1:
+                seen = np.concatenate([seen, np.array(drafted, dtype=np.int64)])
+            last = sample_one(logits_1V[0], sequence.sampling, seen, position)
             drafted.append(last)
         return drafted
 

@@ -10,7 +10,6 @@ V vocabulary.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,27 +17,16 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from mmcli.errors import MmcliError, UserError
-from mmcli.generate.engine import (
-    check_copy,
-    check_decode,
-    check_prefill,
-    check_truncate,
-    check_verify,
-    extend_in_turn,
-)
+from mmcli.generate.engine import check_copy, check_decode, check_prefill, check_truncate, check_verify
+from mmcli.generate.onnx_session import GRAPH_FILE, LAST_LOGITS, PREFILL_CHUNK, SessionEngine, open_session
 from mmcli.manifest import refuse_damaged
 from mmcli.model.config import ModelConfig
 from mmcli.model.formats.hf_config import read_model_config
-from mmcli.run import ONNX_GRAPH
 
-GRAPH_FILE = ONNX_GRAPH
-LAST_LOGITS = "last_logits"  # the output with the logits of several tokens; older exports lack it
-PREFILL_CHUNK = 256  # tokens of a prompt that run at once: bounds the memory of their activations
 IDLE_SLOTS = 2  # so many idle slots between busy ones are computed along rather than run in another pass
 
 
-class OnnxEngine:
+class OnnxEngine(SessionEngine):
     """An `Engine` over an exported folder."""
 
     def __init__(
@@ -49,26 +37,9 @@ class OnnxEngine:
         slots: int = 1,
         max_len: int | None = None,
     ) -> None:
-        """Room for `slots` sequences of `max_len` tokens (None: the exported context).
-
-        Raises:
-            UserError: no slot, no token, or more tokens than the exported context has positions.
-        """
-        if slots < 1:
-            raise UserError(f"slots = {slots} holds no sequence", "give 1 or more")
-        if max_len is not None and not 1 <= max_len <= config.max_seq_len:
-            what = f"max_len = {max_len} does not fit the exported context of {config.max_seq_len:,} tokens"
-            raise UserError(what, f"give 1 up to {config.max_seq_len}")
-        self.vocab_size = config.vocab_size
-        self.max_len = max_len or config.max_seq_len
-        self.slots = slots
-        self._session = session
-        self.can_verify = any(each.name == LAST_LOGITS for each in session.get_outputs())
-        shape = (slots, config.n_kv_heads, self.max_len, config.d_head)
-        kinds = [f"{layer}.{kind}" for layer in range(config.n_layers) for kind in ("key", "value")]
-        self._buffers = {kind: np.zeros(shape, dtype=np.float32) for kind in kinds}
+        """Room for `slots` sequences of `max_len` tokens; see `SessionEngine`."""
+        super().__init__(session, config, slots=slots, max_len=max_len)
         self._mask_SM = np.zeros((slots, self.max_len), dtype=np.int64)
-        self._lengths = [0] * slots
         self._passes: dict[tuple[int, int, int], _Pass] = {}
 
     @classmethod
@@ -86,10 +57,6 @@ class OnnxEngine:
         refuse_damaged(folder, remake="mmcli export onnx")
         config = read_model_config(folder)
         return cls(open_session(folder / GRAPH_FILE, threads=threads), config, slots=slots, max_len=max_len)
-
-    def end_profile(self) -> Path:
-        """The file with ONNX Runtime's profile of all runs so far; its session was opened with `profile`."""
-        return Path(self._session.end_profiling())
 
     def prefill(self, slot: int, ids: Sequence[int]) -> np.ndarray:
         """See `Engine.prefill`; long prompts run in chunks, an interrupt keeps the finished ones."""
@@ -141,14 +108,6 @@ class OnnxEngine:
         self._lengths[slot] = n + 1
         logits_1V: np.ndarray = one_pass.logits_BTV[:, -1].copy()
         return logits_1V
-
-    def extend(self, slots: Sequence[int], ids: Sequence[Sequence[int]]) -> np.ndarray:
-        """See `Engine.extend`: rows of one id in one pass, the graph takes no others of different length together."""
-        return extend_in_turn(self, slots, ids)
-
-    def length(self, slot: int) -> int:
-        """Tokens in the slot's cache."""
-        return self._lengths[slot]
 
     def truncate(self, slot: int, n: int) -> None:
         """Keep the first `n` tokens of the slot."""
@@ -240,30 +199,3 @@ def _share(array: np.ndarray) -> Any:
     """The array as ONNX Runtime sees it, in the same memory."""
     assert array.flags.c_contiguous
     return onnxruntime.OrtValue.ortvalue_from_numpy(array)
-
-
-def open_session(
-    path: Path, *, threads: int | None = None, profile: Path | None = None
-) -> onnxruntime.InferenceSession:
-    """A session over a graph file on the CPU.
-
-    Raises:
-        UserError: there is no such file, or `threads` is not positive.
-        MmcliError: ONNX Runtime does not take it.
-    """
-    if not path.is_file():
-        raise UserError(f"{path.parent} has no {path.name}", "make it: mmcli export onnx")
-    if threads is not None and threads < 1:
-        raise UserError(f"threads = {threads} can do no work", "give 1 or more")
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or (int(asked) if asked.isdigit() else 0)
-    options.log_severity_level = 4  # failures come as exceptions
-    if profile is not None:
-        options.enable_profiling, options.profile_file_prefix = True, str(profile)
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its classes share no parent but Exception
-        reason = str(error).splitlines()[0]
-        what = f"ONNX Runtime {onnxruntime.__version__} does not take {path}: {reason}"
-        raise MmcliError(what, "export it again: mmcli export onnx; or update onnxruntime") from None

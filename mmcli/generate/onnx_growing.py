@@ -13,51 +13,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
-from mmcli.generate.engine import (
-    check_copy,
-    check_decode,
-    check_prefill,
-    check_truncate,
-    check_verify,
-    extend_in_turn,
-)
-from mmcli.generate.onnx_engine import GRAPH_FILE, LAST_LOGITS, PREFILL_CHUNK, OnnxEngine, open_session
+from mmcli.generate.engine import check_copy, check_decode, check_prefill, check_truncate, check_verify
+from mmcli.generate.onnx_engine import OnnxEngine
+from mmcli.generate.onnx_session import GRAPH_FILE, LAST_LOGITS, PREFILL_CHUNK, SessionEngine, open_session
 from mmcli.manifest import refuse_damaged
-from mmcli.model.config import ModelConfig
 from mmcli.model.formats.hf_config import read_model_config
 
 OPS_KEY, STANDARD = "mmcli.ops", "standard"  # of the metadata of a graph whose cache grows
 
 
-class GrowingOnnxEngine:
+class GrowingOnnxEngine(SessionEngine):
     """An `Engine` over a graph whose cache grows."""
-
-    can_verify = True
-
-    def __init__(
-        self,
-        session: onnxruntime.InferenceSession,
-        config: ModelConfig,
-        *,
-        slots: int = 1,
-        max_len: int | None = None,
-    ) -> None:
-        """Room for `slots` sequences of `max_len` tokens (None: the exported context)."""
-        self.vocab_size = config.vocab_size
-        self.max_len = min(max_len or config.max_seq_len, config.max_seq_len)
-        self.slots = slots
-        self._session = session
-        shape = (slots, config.n_kv_heads, self.max_len, config.d_head)
-        kinds = [f"{layer}.{kind}" for layer in range(config.n_layers) for kind in ("key", "value")]
-        self._cache = {kind: np.zeros(shape, dtype=np.float32) for kind in kinds}
-        self._presents = [f"present.{kind}" for kind in kinds]
-        self._lengths = [0] * slots
-
-    def end_profile(self) -> Path:
-        """The file with ONNX Runtime's profile of all runs so far; see `load_onnx_engine`."""
-        return Path(self._session.end_profiling())
 
     def prefill(self, slot: int, ids: Sequence[int]) -> np.ndarray:
         """See `Engine.prefill`; long prompts run in chunks, an interrupt keeps the finished ones."""
@@ -76,14 +43,6 @@ class GrowingOnnxEngine:
         check_decode(self, slots, ids)
         return self._run(slots, [[each] for each in ids], "logits")[:, -1]
 
-    def extend(self, slots: Sequence[int], ids: Sequence[Sequence[int]]) -> np.ndarray:
-        """See `Engine.extend`: rows of one id in one pass, the others one after the other."""
-        return extend_in_turn(self, slots, ids)
-
-    def length(self, slot: int) -> int:
-        """Tokens in the slot's cache."""
-        return self._lengths[slot]
-
     def truncate(self, slot: int, n: int) -> None:
         """Keep the first `n` tokens of the slot."""
         check_truncate(self, slot, n)
@@ -93,7 +52,7 @@ class GrowingOnnxEngine:
         """Make `target` hold what `source` holds."""
         check_copy(self, source, target)
         n = self._lengths[source]
-        for cache_SKMd in self._cache.values():
+        for cache_SKMd in self._buffers.values():
             cache_SKMd[target, :, :n] = cache_SKMd[source, :, :n]
         self._lengths[target] = n
 
@@ -106,13 +65,13 @@ class GrowingOnnxEngine:
         for row, length in enumerate(held):
             mask_BN[row, : longest - length] = 0
         feed = {"input_ids": ids_BT, "attention_mask": mask_BN}
-        for kind, cache_SKMd in self._cache.items():
+        for kind, cache_SKMd in self._buffers.items():
             past_BKPd = np.zeros((len(slots), cache_SKMd.shape[1], longest, cache_SKMd.shape[3]), dtype=np.float32)
             for row, (slot, length) in enumerate(zip(slots, held, strict=True)):
                 past_BKPd[row, :, longest - length :] = cache_SKMd[slot, :, :length]
             feed[f"past_key_values.{kind}"] = past_BKPd
-        result, *presents = self._session.run([output, *self._presents], feed)
-        for cache_SKMd, present_BKNd in zip(self._cache.values(), presents, strict=True):
+        result, *presents = self._session.run([output, *(f"present.{kind}" for kind in self._buffers)], feed)
+        for cache_SKMd, present_BKNd in zip(self._buffers.values(), presents, strict=True):
             for row, (slot, length) in enumerate(zip(slots, held, strict=True)):
                 cache_SKMd[slot, :, length : length + new] = present_BKNd[row, :, longest:]
         for slot in slots:
@@ -129,7 +88,7 @@ def load_onnx_engine(
     max_len: int | None = None,
     threads: int | None = None,
     profile: Path | None = None,
-) -> OnnxEngine | GrowingOnnxEngine:
+) -> SessionEngine:
     """The engine that fits the graph of the export in `folder`; the rest is as with `OnnxEngine.load`.
 
     Args:

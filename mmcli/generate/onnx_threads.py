@@ -19,7 +19,7 @@ import onnxruntime
 from mmcli.errors import MmcliError
 from mmcli.files import atomic_file
 from mmcli.generate.engine import Engine
-from mmcli.generate.onnx_engine import GRAPH_FILE
+from mmcli.generate.onnx_session import GRAPH_FILE
 from mmcli.machine import cpu_name
 from mmcli.threads import usable_threads
 

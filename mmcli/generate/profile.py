@@ -17,8 +17,7 @@ from typing import Any
 from mmcli.errors import UserError
 from mmcli.generate.bench import random_ids
 from mmcli.generate.engine import Engine
-from mmcli.generate.onnx_engine import PREFILL_CHUNK, OnnxEngine
-from mmcli.generate.onnx_growing import GrowingOnnxEngine
+from mmcli.generate.onnx_session import PREFILL_CHUNK, SessionEngine
 
 PROFILED_TOKENS = 64  # most tokens that are decoded for a profile
 
@@ -35,7 +34,7 @@ class Operator:
 
 def profile_decode(
     engine: Engine,
-    open_profiled: Callable[[Path], OnnxEngine | GrowingOnnxEngine],
+    open_profiled: Callable[[Path], SessionEngine],
     *,
     prompt_tokens: int,
     new_tokens: int,
@@ -61,7 +60,7 @@ def profile_decode(
 
 
 def profile_prefill(
-    engine: Engine, open_profiled: Callable[[Path], OnnxEngine | GrowingOnnxEngine], *, prompt_tokens: int
+    engine: Engine, open_profiled: Callable[[Path], SessionEngine], *, prompt_tokens: int
 ) -> list[Operator]:
     """The operators of reading a prompt, the dearest first; see `profile_decode`."""
     ids = random_ids(engine.vocab_size, prompt_tokens)
@@ -75,7 +74,7 @@ def profile_prefill(
 
 def _profile(
     engine: Engine,
-    open_profiled: Callable[[Path], OnnxEngine | GrowingOnnxEngine],
+    open_profiled: Callable[[Path], SessionEngine],
     prepare: Callable[[Engine], None],
     work: Callable[[Engine], None],
     *,
@@ -83,7 +82,7 @@ def _profile(
     passes: int,
 ) -> list[Operator]:
     """The operators of `work`, which runs a session `runs` times and counts as `passes`."""
-    if not isinstance(engine, OnnxEngine | GrowingOnnxEngine):
+    if not isinstance(engine, SessionEngine):
         prepare(engine)
         return _of_torch(engine, work, passes)
     with tempfile.TemporaryDirectory(prefix="mmcli-profile-") as place:

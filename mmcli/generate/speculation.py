@@ -26,7 +26,7 @@ PRIOR_WEIGHT = 2.0
 PRIOR_COST = 0.08  # of one more token in a pass, in passes of one; until it is measured
 DRAFT_PRIOR = 0.7  # acceptance of a draft model before it is known
 DRAFT_PRIOR_COST = 0.3  # time of a token of the draft model, in tokens of the model
-LOSS = 0.02  # share of the time that a draft model which does not pay may be tried for
+LOSS = 0.02  # share of the time that drafts may cost beyond what they save
 
 
 class Rate:
@@ -88,13 +88,15 @@ class Speculation:
         self._lookup: Lookup | None = None
         self._plain = Quickest(warm_up=1)
         self._sampling = Quickest()
-        self._passes = {n: Quickest(warm_up=1) for n in DRAFTS}
-        self._matches = [Rate(length / (length + 4)) for length in range(LONGEST + 1)]
+        self._passes = {n: Quickest() for n in DRAFTS}
+        self._matches = [Rate(length / (length + 8)) for length in range(LONGEST + 1)]
         self._agrees = Rate(DRAFT_PRIOR)
         self._draft_token = Quickest(warm_up=1)
         self._read_token = Quickest()
         self._was_plain = False  # the pass before this one: what a plain pass takes is known as of now
-        self._elapsed = self._lost = 0.0  # seconds: all, and those that the draft model cost beyond what it saved
+        self._elapsed = 0.0  # seconds
+        self._lost = 0.0  # those that the draft model cost beyond what it saved since
+        self._lost_by_text = 0.0  # those that drafts from the text cost beyond what they saved, ever
 
     def advance(self, slot: int, sequence: TokenSequence) -> list[int]:
         """Draw the next ids of a sequence that has not ended, at least one; as `step` does, a stop id included.
@@ -117,6 +119,7 @@ class Speculation:
             drew, n = self._by_model(slot, sequence, n_by_model), 0
         elif n:
             drew = self._verify(slot, sequence, self._lookup.draft(place, n), length)
+            self._lost_by_text += self._pass_seconds(n) - len(drew) * (self._plain.seconds or 0.0)
         else:
             drew = self._one(slot, sequence)
             self._was_plain = True
@@ -177,9 +180,12 @@ class Speculation:
         return drew
 
     def _best_of_text(self, sequence: TokenSequence, length: int) -> tuple[int, float]:
-        """(how many ids to draft from a match of that length, expected speed over plain decoding); (0, 1) for none."""
+        """(how many ids to draft from a match of that length, expected speed over plain decoding); (0, 1) for none.
+
+        After drafts that did not pay there is none for a while; how often they would be right is seen meanwhile.
+        """
         plain = self._plain.seconds
-        if plain is None or self._matches[length].value < LEAST:
+        if plain is None or self._matches[length].value < LEAST or self._lost_by_text > LOSS * self._elapsed:
             return 0, 1.0
         rates = [self._matches[min(length + i, LONGEST)].value for i in range(DRAFTS[-1])]
         return self._best(sequence, rates, plain)
@@ -196,7 +202,7 @@ class Speculation:
         is_first = self._draft_token.seconds is None
         if n and (is_first or reading < plain):
             return n, gain
-        loss = reading + token + self._pass_seconds(DRAFTS[0], plain) - plain
+        loss = reading + token + self._pass_seconds(DRAFTS[0]) - plain
         if self._was_plain and self._lost + loss <= LOSS * self._elapsed:
             return n or DRAFTS[0], GAIN
         return 0, 1.0
@@ -219,12 +225,22 @@ class Speculation:
                 likelihood *= rate
                 expected += likelihood
             done = n
-            seconds = n * token + self._pass_seconds(n, plain) + expected * sampling
+            seconds = n * token + self._pass_seconds(n) + expected * sampling
             gain = expected * (plain + sampling) / seconds
             if gain > best_gain:
                 best, best_gain = n, gain
+            if self._passes[n].seconds is None:
+                break  # longer drafts wait until it is known what this one takes
         return best, best_gain if best else 1.0
 
-    def _pass_seconds(self, n: int, plain: float) -> float:
-        """Never less than a plain pass: one that seems so was measured when the machine had more to do."""
-        return max(plain, self._passes[n].seconds or plain * (1 + PRIOR_COST * n))
+    def _pass_seconds(self, n: int) -> float:
+        """Of a pass over `n` drafted ids; before it is measured, at least what one over fewer takes.
+
+        Never less than a plain pass: one that seems so was measured when the machine had more to do.
+        """
+        plain = self._plain.seconds or 0.0
+        measured = self._passes[n].seconds
+        if measured is None:
+            fewer = [self._passes[each].seconds or 0.0 for each in DRAFTS if each < n]
+            measured = max([plain * (1 + PRIOR_COST * n), *fewer])
+        return max(plain, measured)

@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from mmcli.generate.engine import Engine
-from mmcli.generate.sampler import sample
+from mmcli.generate.sampler import sample, sample_one
 from mmcli.generate.sequence import TokenSequence
 
 Key = TypeVar("Key")
@@ -43,6 +43,10 @@ def step(
         UserError: an id that the model does not have.
         MmcliError: the model's logits are not finite, or a grammar cannot be followed.
     """
+    if len(held) == 1 and budget is None and watch is None:  # a reply, token by token: no time for what others need
+        ((slot, sequence),) = held.items()
+        if sequence.finish_reason is None and not sequence.is_new and engine.length(slot) == len(sequence.ids) - 1:
+            return {slot: draw([sequence], engine.decode([slot], sequence.ids[-1:]))[0]}
     active = [slot for slot, sequence in held.items() if sequence.finish_reason is None]
     logits = _logits(engine, held, active) if budget is None else _logits_within(engine, held, active, budget)
     if not logits:
@@ -118,6 +122,12 @@ def draw(sequences: Sequence[TokenSequence], logits_SV: np.ndarray) -> list[int]
     Raises:
         MmcliError: the logits are not finite, or a grammar cannot be followed.
     """
+    if len(sequences) == 1:
+        (sequence,), logits_V = sequences, logits_SV[0]
+        allowed_V = sequence.allowed(len(logits_V))
+        id = sample_one(logits_V, sequence.sampling, sequence.seen_ids, len(sequence.ids), allowed_V)
+        sequence.append(id)
+        return [id]
     drawn: list[int] = sample(
         logits_SV,
         [sequence.sampling for sequence in sequences],

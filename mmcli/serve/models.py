@@ -72,21 +72,26 @@ def footprint(ref: ModelRef, *, slots: int, max_len: int | None) -> Footprint:
     return Footprint(model_name(ref), weight_bytes(config, "fp32"), cache)
 
 
-def check_memory(footprints: Sequence[Footprint]) -> int:
+def check_memory(footprints: Sequence[Footprint], most: float | None = None) -> int:
     """The bytes of all together.
 
+    Args:
+        most: bytes that they may take; None for as many as the machine has left.
+
     Raises:
-        UserError: they are more than the machine has left.
+        UserError: they are more than that, or than the machine has left.
     """
     needed = sum(each.weights + each.cache for each in footprints)
     machine = memory()
-    if machine is not None and needed > machine.available:
-        parts = "; ".join(f"{each.name}: {_gb(each.weights)} + {_gb(each.cache)}" for each in footprints)
-        raise UserError(
-            f"the models take up to {_gb(needed)} (weights + keys and values: {parts}), "
-            f"{_gb(machine.available)} are available",
-            "give fewer models, fewer --slots or a smaller --max-len",
-        )
+    bounds = [(most, f"--max-memory allows {_gb(most)}")] if most is not None else []
+    bounds += [(machine.available, f"{_gb(machine.available)} are available")] if machine is not None else []
+    for bound, words in bounds:
+        if needed > bound:
+            parts = "; ".join(f"{each.name}: {_gb(each.weights)} + {_gb(each.cache)}" for each in footprints)
+            raise UserError(
+                f"the models take up to {_gb(needed)} (weights + keys and values: {parts}), {words}",
+                "give fewer models, fewer --slots or a smaller --max-len",
+            )
     return needed
 
 
@@ -154,5 +159,5 @@ def refuse_same_names(refs: Collection[ModelRef], adapters: Mapping[str, Path]) 
         seen[name] = path
 
 
-def _gb(count: int) -> str:
-    return f"{count / 1e9:.1f} GB"
+def _gb(count: float) -> str:
+    return f"{count / 1e9:.2f} GB"

@@ -9,8 +9,10 @@ import socket
 import threading
 from collections.abc import Collection, Iterator
 
+import h11
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import HANDLED_SIGNALS
 
 from mmcli.errors import UserError
@@ -18,6 +20,7 @@ from mmcli.serve.models import ServedModel
 
 DRAIN_SECONDS = 3.0  # that replies under way have to finish once a signal came
 CLOSE_SECONDS = 2  # after that, for what was written to reach the clients
+HEAD_SECONDS = 30.0  # for a client to send the first line and the headers of a request
 KEEP_ALIVE_SECONDS = 75  # above nginx's 60, so that it is never the server that closes first
 
 
@@ -46,13 +49,48 @@ def listen(host: str, port: int) -> socket.socket:
     return bound
 
 
+class Connection(H11Protocol):
+    """An HTTP/1.1 connection that is closed if the head of a request does not come in time.
+
+    uvicorn itself bounds only the pause between two requests; what says nothing, or no more, would stay for ever.
+    """
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """The first head is awaited."""
+        super().connection_made(transport)
+        self._await_head()
+
+    def data_received(self, data: bytes) -> None:
+        """A head may have begun, or come to its end; a byte now and then does not put the end off."""
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._cancel_deadline()
+        elif self._deadline is None:
+            self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing is awaited any more."""
+        self._cancel_deadline()
+        super().connection_lost(exc)
+
+    def _await_head(self) -> None:
+        self._deadline = self.loop.call_later(HEAD_SECONDS, self.timeout_keep_alive_handler)
+
+    def _cancel_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
 class Server(uvicorn.Server):
     """uvicorn, which on SIGINT or SIGTERM lets replies finish, ends what goes on, and raises the signal again."""
 
     def __init__(self, app: ASGIApp, models: Collection[ServedModel]) -> None:
         config = uvicorn.Config(
             app,
-            http="h11",
+            http=Connection,
             ws="none",
             lifespan="off",
             log_config=None,

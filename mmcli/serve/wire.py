@@ -167,6 +167,7 @@ class EventStream(Response):
             async for event in self._events:
                 self._sent += 1
                 await send({"type": "http.response.body", "body": event, "more_body": True})
+                await asyncio.sleep(0)  # of a reply that waits whole, too, others get their turn between two events
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _keep_alive(self, send: Send) -> None:

@@ -328,6 +328,13 @@ def test_the_commands(by_hand: ByHand, tmp_path: Path, capsys: pytest.CaptureFix
     assert shown.out == "" and all(command in shown.err for command in chat_terminal.COMMANDS)
 
 
+def test_the_help_fits_a_narrow_terminal() -> None:
+    assert chat_terminal.help_text(80) == chat_terminal.HELP
+    narrow = chat_terminal.help_text(40).splitlines()
+    assert all(len(line) <= 40 for line in narrow)
+    assert narrow[1:3] == ["/edit [TEXT]    change your last", "                message, answer it again"]
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -655,3 +662,21 @@ def test_the_module_imports_nothing_heavy() -> None:
     code = "import sys, mmcli.cli.chat; print(*({'torch', 'numpy', 'tokenizers', 'rich.console'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_a_call_of_a_model_that_is_compared_is_told_and_not_run(
+    by_hand: ByHand,
+    runs_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tools: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    called(monkeypatch, "Hi.", CALL + "<tool_call>{</tool_call>")
+    other = ByHand(runs_dir).conversation
+    other.tools = [tool.schema for tool in load_tools(Path(tools))]
+    lines = iter(["1 + 2?", "/compare other"])
+    opened = chat_terminal.OpenModel("other", "", other)
+    with pytest.raises(StopIteration):
+        Terminal(by_hand.conversation, lambda *_: next(lines), open_model=lambda name: opened).run()
+    told = capsys.readouterr().err
+    assert 'it calls add({"a": 1, "b": 2}), which is not run' in told and told.count("it calls") == 1

@@ -8,7 +8,7 @@ import re
 import pytest
 from rich.console import Console
 
-from mmcli.cli.chat_view import MarkdownStream, render, split_blocks
+from mmcli.cli.chat_view import MarkdownStream, render, split_blocks, without_calls
 
 TEXT = """# 标题
 
@@ -81,3 +81,11 @@ def test_reasoning_is_folded() -> None:
     assert isinstance(console.file, io.StringIO)
     text = lines(console.file.getvalue())
     assert any(line.startswith("thought for 0.") and "/think" in line for line in text) and text[-1] == "Yes."
+
+
+def test_a_call_that_can_be_run_is_left_out() -> None:
+    call = ["<tool_call>", '{"name": "add", ', '"arguments": {"a": 2}}', "</tool_call>"]
+    broken = ["<tool_call>", "2 * 3", "</tool_call>"]
+    assert "".join(without_calls(["Well", ": ", *call, "\n", *call, " so."])) == "Well: \n so."
+    assert "".join(without_calls(["a", *broken, "b"])) == "a<tool_call>2 * 3</tool_call>b"
+    assert "".join(without_calls(["\ufffd<tool_call>", "cut"])) == "\ufffd<tool_call>cut"

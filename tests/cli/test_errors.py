@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import re
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from mmcli.cli import run
+from mmcli.cli import console, run
+from mmcli.errors import UserError
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 2) -> str:
@@ -91,3 +95,16 @@ def test_nothing_to_resume(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
 def test_resume_takes_no_other_options(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     text = refused(capsys, "pretrain", "--resume", "--lr", "1e-3", "--runs-dir", str(tmp_path))
     assert "--lr would change it" in text
+
+
+def test_a_long_error_breaks_where_the_terminal_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    terminal = Console(file=shown, width=40, force_terminal=True, color_system=None, highlight=False)
+    monkeypatch.setattr(console, "err", lambda: terminal)
+    console.print_error(UserError("there is no command [bold]", "choose one of: /compare, /edit, /exit, /help, \x1b"))
+    lines = [line.rstrip() for line in re.sub(r"\x1b\[[0-9;]*m", "", shown.getvalue()).splitlines()]
+    assert lines == [
+        "error: there is no command [bold]",
+        "  fix: choose one of: /compare, /edit,",
+        "/exit, /help, \\x1b",
+    ]

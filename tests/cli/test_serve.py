@@ -55,6 +55,8 @@ def refused(runs_dir: Path, *args: str) -> MmcliError:
         (["--cors", "example.com"], "--cors example.com is not an origin", "https://example.com"),
         (["9"], 'there is no run "9"', "mmcli runs list"),
         (["--slots", "1000000000"], "the models take up to", "fewer --slots"),
+        (["1", "2", "--max-memory", "0.05"], "--max-memory allows 0.05 GB", "give fewer models"),
+        (["--max-memory", "nan"], "--max-memory nan is not above 0", "such as 2 or 0.5"),
         (["--adapter", "tutor"], "--adapter tutor is not NAME=DIR", "--adapter tutor=runs/"),
         (["--adapter", "latest=x"], 'there is a "latest" already', "a name of its own"),
         (["1", "2", "--adapter", "a=x"], "--adapter goes with one model, and 2 are named", "name the model"),

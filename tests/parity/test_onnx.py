@@ -16,8 +16,9 @@ from mmcli.export.decoder import build_model
 from mmcli.export.locate import Dtype, Ops
 from mmcli.export.matrices import FORMATS
 from mmcli.export.onnx_folder import write_graph
-from mmcli.generate.onnx_engine import OnnxEngine, open_session
+from mmcli.generate.onnx_engine import OnnxEngine
 from mmcli.generate.onnx_growing import GrowingOnnxEngine
+from mmcli.generate.onnx_session import open_session
 from mmcli.generate.torch_engine import TorchEngine
 from mmcli.model.config import ModelConfig
 from mmcli.model.transformer import Transformer

@@ -19,7 +19,8 @@ from mmcli.generate import onnx_engine
 from mmcli.generate.conversation import Conversation
 from mmcli.generate.engine import PromptTooLong
 from mmcli.generate.generate import generate, generate_batch
-from mmcli.generate.onnx_engine import OnnxEngine, open_session
+from mmcli.generate.onnx_engine import OnnxEngine
+from mmcli.generate.onnx_session import open_session
 from mmcli.generate.sampler import SamplingConfig
 from mmcli.generate.speculation import Speculation
 from mmcli.generate.torch_engine import TorchEngine

@@ -9,7 +9,7 @@ from pathlib import Path
 from mmcli.errors import UserError
 from mmcli.export.locate import WEB_FOLDER, Dtype
 from mmcli.files import write_json
-from mmcli.generate.onnx_engine import GRAPH_FILE
+from mmcli.generate.onnx_session import GRAPH_FILE
 
 # By the format of the matrices: what transformers.js calls it, and the name of its graph there.
 WEB_DTYPES: Mapping[Dtype, tuple[str, str]] = {

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from mmcli.errors import MmcliError, UserError
@@ -90,11 +91,32 @@ def test_standard_operators_go_through_the_gate_and_chat(save: Save, tmp_path: P
     assert max(made.proof.logits.values()) < 1e-4 and made.proof.greedy_equal == made.proof.greedy_tokens
     genai = json.loads((made.folder / "genai_config.json").read_text())
     assert genai["search"]["past_present_share_buffer"] is False
-    assert isinstance(open_onnx_engine(ModelRef(made.folder, None), slots=2), GrowingOnnxEngine)
+    ref, context = ModelRef(made.folder, None), read_model_config(made.folder).max_seq_len
+    assert isinstance(open_onnx_engine(ref, slots=2), GrowingOnnxEngine)
+    with pytest.raises(UserError, match=f"max_len = {context + 1} does not fit the exported context"):
+        open_onnx_engine(ref, max_len=context + 1)
     assert check_export(made.folder).proof == made.proof
-    for dtype in ("int8", "int4"):
-        with pytest.raises(UserError, match=f"--ops standard --dtype {dtype}"):
-            export_onnx(tmp_path / "model", tmp_path / "out", dtype=dtype, ops="standard")
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_standard_operators_hold_integers(dtype: Dtype, save: Save, tmp_path: Path) -> None:
+    """A `DequantizeLinear` before each product; ONNX Runtime makes its own operator of the two again."""
+    source = save(init_std=0.05)
+    made = export_onnx(source, tmp_path / "standard", dtype=dtype, ops="standard", target="mobile")
+    graph = onnx.load(made.folder / "model.onnx")
+    onnx.checker.check_model(graph)
+    assert {each.domain for each in graph.graph.node} == {""}
+    standard = load_onnx_engine(made.folder, profile=tmp_path / "profile")
+    fused = load_onnx_engine(export_onnx(source, tmp_path / "fused", dtype=dtype).folder)
+    for engine in (standard, fused):
+        engine.prefill(0, [5, 6, 7, 8])
+    found, expected = (engine.decode([0], [9])[0] for engine in (standard, fused))
+    assert np.abs(found - expected).max() <= 0.02 * expected.std()
+    events = json.loads(standard.end_profile().read_text())
+    ran = [each["args"]["op_name"] for each in events if each.get("cat") == "Node" and "kernel" in each["name"]]
+    assert (
+        "MatMulNBits" in ran and ran.count("MatMul") == 2
+    )  # the head, in two passes: its matrix is the embedding's too
 
 
 def test_each_has_a_place_of_its_own(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from mmcli.errors import MmcliError, UserError
-from mmcli.generate.sampler import BLOCK, SamplingConfig, _draw, distribution, sample, uniform
+from mmcli.generate.sampler import BLOCK, SamplingConfig, _draw, distribution, sample, sample_one, uniform
 
 OFF = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
 
@@ -30,6 +30,26 @@ def random_logits(seed: int, vocab: int = 6400, spread: float = 3.0) -> np.ndarr
 def draw(config: SamplingConfig, logits_V: np.ndarray, seen: Any, position: int) -> int:
     """The next id of one sequence alone."""
     return int(sample(logits_V[None], [config], [seen], [position])[0])
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_one_alone_is_the_one_of_a_batch(temperature: float, penalty: float) -> None:
+    config = SamplingConfig(temperature=temperature, repetition_penalty=penalty, seed=3)
+    allowed_V = np.arange(6400) % 3 == 0
+    for position in range(20):
+        logits_V, seen = random_logits(position), [int(random_logits(position).argmax()), 5]
+        for allowed in (None, allowed_V):
+            batch = sample(np.stack([logits_V] * 2), [config] * 2, [seen] * 2, [position] * 2, [allowed] * 2)
+            assert batch.tolist() == [sample_one(logits_V, config, seen, position, allowed)] * 2
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_one_alone_refuses_what_is_not_finite(bad: float) -> None:
+    logits_V = random_logits(1)
+    logits_V[77] = bad
+    with pytest.raises(MmcliError, match=r"position 9 are not finite \(token 77: "):
+        sample_one(logits_V, SamplingConfig(temperature=0, repetition_penalty=1), [], 9)
 
 
 def transformers_probs(config: SamplingConfig, logits_V: np.ndarray, seen: list[int]) -> np.ndarray:

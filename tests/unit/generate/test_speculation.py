@@ -103,6 +103,7 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
         return (n, 2.0) if n < sequence.room else (0, 1.0)
 
     monkeypatch.setattr(Speculation, "_best", best)
+    monkeypatch.setattr(speculation_module, "LOSS", 1e9)
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
@@ -143,6 +144,30 @@ def test_a_text_that_never_repeats_costs_nothing(clock: Clock) -> None:
     engine = Periodic(clock, period=5000)
     list(generate(engine, 0, [0], GREEDY, max_new_tokens=400, speculation=Speculation(engine)))
     assert engine.passes == [1] * 400
+
+
+class Teasing(Periodic):
+    """A model of few words in no order: what followed the last two before does not follow them now."""
+
+    def __init__(self, clock: Clock, *, words: int, cost: float) -> None:
+        super().__init__(clock, period=words, cost=cost)
+        self.text = np.random.default_rng(7).integers(0, words, self.max_len).tolist()
+
+    def _run(self, ids: Sequence[int]) -> np.ndarray:
+        first = len(self.held)
+        super()._run(ids)
+        return np.stack([self._logits(self.text[place] - 1) for place in range(first, first + len(ids))])
+
+
+@pytest.mark.parametrize("cost", [0.1, 0.3, 0.6, 1.0])
+@pytest.mark.parametrize("words", [4, 12, 30])
+def test_drafts_that_fail_cost_nothing(clock: Clock, words: int, cost: float) -> None:
+    """Nor while it is being found out: a reply is short."""
+    engine = Teasing(clock, words=words, cost=cost)
+    generation = generate(engine, 0, [0] * 6 + [1], GREEDY, max_new_tokens=257, speculation=Speculation(engine))
+    next(generation)
+    start = clock.now
+    assert len(list(generation)) == 256 and clock.now - start <= 256 / 0.985
 
 
 def test_a_dear_pass_is_soon_left_alone(clock: Clock) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+
+from mmcli.serve.wire import EventStream
 
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -79,6 +82,40 @@ def test_connections_that_say_nothing_keep_nobody_out(server: Any, writes: Calla
         connection.close()
 
 
+@pytest.mark.parametrize("begun", [b"", b"POST", b"GET /health HTTP/1.1\r\nHost: "])
+@pytest.mark.parametrize("kept_alive", [True, False])
+def test_a_head_that_does_not_come_ends_the_connection(
+    server: Any, monkeypatch: pytest.MonkeyPatch, begun: bytes, kept_alive: bool
+) -> None:
+    monkeypatch.setattr("mmcli.serve.server.HEAD_SECONDS", 0.3)
+    with connect(server) as silent:
+        if kept_alive:
+            silent.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            answer = b""
+            while not answer.endswith(b"}"):
+                answer += silent.recv(1000)
+        silent.sendall(begun)
+        if begun or not kept_alive:
+            assert silent.recv(100) == b""
+        else:  # the pause after an answer may be longer
+            silent.settimeout(0.6)
+            with pytest.raises(TimeoutError):
+                silent.recv(100)
+
+
+def test_what_comes_after_the_head_may_take_longer(
+    server: Any, writes: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmcli.serve.server.HEAD_SECONDS", 0.4)
+    writes("rain")
+    data = request({"model": "written", "messages": HELLO, "max_tokens": 3})
+    with connect(server) as slow:
+        slow.sendall(data[:-3])
+        time.sleep(0.7)
+        slow.sendall(data[-3:])
+        assert slow.recv(100).startswith(b"HTTP/1.1 200")
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_connection_that_is_half_closed_gives_its_slot_back(
     server: Any, writes: Callable[..., Any], stream: bool
@@ -102,3 +139,29 @@ def test_a_reset_connection_gives_its_slot_back(server: Any, writes: Callable[..
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
     connection.close()  # RST rather than FIN
     assert idle(server, 1.5)
+
+
+def test_between_events_that_wait_already_others_get_their_turn() -> None:
+    sent: list[Any] = []
+    seen: set[int] = set()
+
+    async def documents() -> AsyncIterator[dict[str, int]]:
+        for number in range(5):
+            yield {"number": number}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    async def watch() -> None:
+        while len(sent) < 6:
+            seen.add(len(sent))
+            await asyncio.sleep(0)
+
+    async def both() -> None:
+        await asyncio.gather(EventStream(documents(), lambda: None)({}, receive, send), watch())
+
+    asyncio.run(both())
+    assert len(seen) >= 4
