@@ -19,46 +19,12 @@ from torch import Tensor
 
 from mmcli.model.cache import CacheView, KVCache
 from mmcli.model.config import ModelConfig
+from mmcli.model.documents import document_attention
 
 Kernel = Literal["parts", "varlen", "documents", "causal", "full", "masked", "plain"]
 FLASH_DTYPES = (torch.bfloat16, torch.float16)  # FlashAttention on CUDA takes no others
 FLASH_HEAD_DIM = 256  # its widest head
 FLASH_CAPABILITY = (8, 0)  # its oldest GPUs
-
-
-GROUPING_PAYS = 0.5  # share of a row's scores, T x T, up to which computing those of its documents alone is quicker
-
-
-@dataclass(frozen=True)
-class Documents:
-    """The documents of a batch in groups of about equal length: what lies between documents is never computed.
-
-    Attributes:
-        places_DL: of each group, [D, L] int64: where the tokens of its documents are in the flattened batch; a shorter
-            document's last place is repeated, which causal attention keeps from all that is before it.
-        inverse_N: [B * T] int64: where each token is among those of all groups, one after the other.
-    """
-
-    places_DL: tuple[Tensor, ...]
-    inverse_N: Tensor
-
-    @classmethod
-    def of(cls, edges: np.ndarray, n_rows: int, n_tokens: int) -> Documents | None:
-        """The groups of the documents that begin at `edges` of the flattened batch; None where they do not pay."""
-        lengths = np.diff(edges, append=n_rows * n_tokens)
-        bounds = 2 ** np.ceil(np.log2(np.maximum(lengths, 16))).astype(np.int64)
-        places, inverse, before, scores = [], np.empty(n_rows * n_tokens, dtype=np.int64), 0, 0
-        for bound in np.unique(bounds):
-            length_D, start_D = lengths[bounds == bound], edges[bounds == bound]
-            index_L = np.arange(length_D.max())
-            places_DL = start_D[:, None] + np.minimum(index_L, length_D[:, None] - 1)
-            real_DL = index_L < length_D[:, None]
-            inverse[places_DL[real_DL]] = before + np.flatnonzero(real_DL)
-            before, scores = before + places_DL.size, scores + places_DL.size * len(index_L)
-            places.append(torch.from_numpy(places_DL))
-        if scores > GROUPING_PAYS * n_rows * n_tokens**2:
-            return None
-        return cls(tuple(places), torch.from_numpy(inverse))
 
 
 @dataclass(frozen=True)
@@ -78,7 +44,6 @@ class AttnContext:
     single_segment: bool  # each row is one segment, then at most padding: plain causal attention is exact
     rows: int  # rows that hold at least one real token
     varlen: bool = False  # the device and torch have FlashAttention over `cu_seqlens`
-    documents: Documents | None = None  # on the CPU, where documents are short for their rows
     cache: CacheView | None = None
     parts: tuple[AttnContext, ...] = ()  # of a pass over slots that get different numbers of tokens: its one row
 
@@ -114,7 +79,6 @@ class AttnContext:
             single_segment=bool(one_document.all() and padding_is_last),
             rows=int((~padding).any(axis=1).sum()),
             varlen=_has_varlen(torch.device(device)),
-            documents=Documents.of(edges, n_rows, n_tokens) if torch.device(device).type == "cpu" else None,
         )
 
     @classmethod
@@ -176,7 +140,7 @@ class AttnContext:
     def to(self, device: torch.device) -> AttnContext:
         """The same context on `device`; a copy from pinned memory does not wait."""
         moved = self._map(lambda tensor: tensor.to(device, non_blocking=True))
-        return replace(moved, varlen=_has_varlen(device), documents=self.documents if device.type == "cpu" else None)
+        return replace(moved, varlen=_has_varlen(device))
 
     def pin_memory(self) -> AttnContext:
         """The same context in page-locked host memory, from which a copy to a CUDA device does not wait."""
@@ -250,8 +214,7 @@ def choose_kernel(
 
     "plain" is the softmax written out; "causal" and "full" are SDPA without a mask, "masked" with one; "varlen" is
     FlashAttention over the documents of the flattened batch, which only CUDA has (a mask would lose FlashAttention
-    there); "documents" is SDPA over groups of them on the CPU. (A compiled graph would be made anew for every batch.)
-    "parts": each part of the context has a kernel of its own.
+    there); "documents" is the same on the CPU. "parts": each part of the context has a kernel of its own.
     """
     if ctx.parts:
         return "parts"
@@ -265,8 +228,8 @@ def choose_kernel(
     fits = dtype in FLASH_DTYPES and head_dim % 8 == 0 and head_dim <= FLASH_HEAD_DIM
     if ctx.varlen and fits and dropout_p == 0.0:
         return "varlen"
-    alone = ctx.documents is not None and not limited and dropout_p == 0.0
-    return "documents" if alone and not torch.compiler.is_compiling() else "masked"
+    on_cpu = ctx.document_ids_BT is not None and ctx.document_ids_BT.device.type == "cpu"
+    return "documents" if on_cpu and not limited and dropout_p == 0.0 else "masked"
 
 
 @dataclass(frozen=True)
@@ -331,8 +294,10 @@ def attend(q_BTHd: Tensor, k_BJKd: Tensor, v_BJKd: Tensor, plan: AttentionPlan) 
     if kernel == "varlen":
         return _varlen(q_BTHd, k_BJKd, v_BJKd, plan.ctx, plan.window)
     if kernel == "documents":
-        assert plan.ctx.documents is not None
-        return _by_documents(q_BTHd, k_BJKd, v_BJKd, plan.ctx.documents)
+        assert plan.ctx.document_ids_BT is not None
+        flat = (each.flatten(0, 1) for each in (q_BTHd, k_BJKd, v_BJKd, plan.ctx.document_ids_BT))
+        out_NHd, _ = document_attention(*flat)
+        return out_NHd.view_as(q_BTHd)
     q, k, v = q_BTHd.transpose(1, 2), k_BJKd.transpose(1, 2), v_BJKd.transpose(1, 2)
     if kernel == "plain":
         assert mask is not None
@@ -368,19 +333,6 @@ def _plain(q_BHTd: Tensor, k_BKJd: Tensor, v_BKJd: Tensor, mask_B1TJ: Tensor, dr
     weights = F.dropout(scores.softmax(dim=-1), dropout_p, training=dropout_p > 0.0)
     out_BKGTd = weights.to(v_BKJd.dtype) @ v_BKJd[:, :, None]
     return out_BKGTd.reshape(n_rows, n_heads, n_tokens, head_dim)
-
-
-def _by_documents(q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor, documents: Documents) -> Tensor:
-    """Causal attention within each document, those of a group together."""
-    flat = [each.flatten(0, 1) for each in (q_BTHd, k_BTKd, v_BTKd)]
-    found = []
-    for places_DL in documents.places_DL:
-        q, k, v = (
-            each.index_select(0, places_DL.flatten()).unflatten(0, places_DL.shape).transpose(1, 2) for each in flat
-        )
-        out_DHLd = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
-        found.append(out_DHLd.transpose(1, 2).flatten(0, 1))
-    return torch.cat(found).index_select(0, documents.inverse_N).view_as(q_BTHd)
 
 
 def _varlen(q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor, ctx: AttnContext, window: int | None) -> Tensor:

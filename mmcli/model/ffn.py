@@ -5,6 +5,9 @@ Shapes: B batch, T tokens, D hidden size.
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -22,8 +25,23 @@ def activate(gate: Tensor | None, up: Tensor, kind: str) -> Tensor:
     """The FFN activation: silu(gate) * up for "swiglu"; gelu(up) for "gelu" (exact) and "gelu_tanh" (approximate)."""
     if kind == "swiglu":
         assert gate is not None
-        return F.silu(gate) * up
+        product: Tensor = _SwiGLU.apply(gate, up)
+        return product
     return F.gelu(up, approximate="tanh" if kind == "gelu_tanh" else "none")
+
+
+class _SwiGLU(torch.autograd.Function):
+    """silu(gate) * up, which keeps these two alone: silu(gate) is computed again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
 
 
 class FeedForward(nn.Module):

@@ -20,8 +20,8 @@ def token_logps(
 ) -> Tensor:
     """log p(label) of each token, fp32, 0 where the label is -100.
 
-    Tokens that fit into one chunk use the plain cross-entropy. Otherwise the logits are computed chunk by chunk, and
-    recomputed in the backward pass, so that the logits of all tokens are never in memory together.
+    Of tokens that fit into one chunk one matrix [N, V] is kept for the backward pass. Otherwise the logits are computed
+    chunk by chunk, and again in the backward pass, so that those of all tokens are never in memory together.
 
     Args:
         hidden: [N, D] or [B, T, D], after the final norm.
@@ -35,17 +35,17 @@ def token_logps(
     """
     hidden_ND, labels_N = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
     chunk = chunk if chunk is not None else max(1, CHUNK_ELEMENTS // head_weight.shape[0])
-    if labels_N.shape[0] <= chunk:
-        logits_NV = F.linear(hidden_ND, head_weight, bias).float()
-        return -F.cross_entropy(logits_NV, labels_N, ignore_index=IGNORE, reduction="none").view(labels.shape)
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-    logps_N: Tensor = _ChunkedLogps.apply(hidden_ND, head_weight, bias, labels_N, chunk, dtype)
+    logps_N: Tensor = _TokenLogps.apply(hidden_ND, head_weight, bias, labels_N, chunk, dtype)
     return logps_N.view(labels.shape)
 
 
-class _ChunkedLogps(torch.autograd.Function):
-    """Chunked log-probabilities: forward saves one logsumexp per token, backward recomputes the logits."""
+class _TokenLogps(torch.autograd.Function):
+    """Log-probabilities whose gradient needs softmax - onehot alone, which takes the place of the logits.
+
+    What each token's gradient is multiplied by goes to the hidden states, which are narrower than the logits.
+    """
 
     @staticmethod
     def forward(
@@ -57,45 +57,59 @@ class _ChunkedLogps(torch.autograd.Function):
         chunk: int,
         dtype: torch.dtype,
     ) -> Tensor:
-        weight, bias = weight_VD.to(dtype), None if bias_V is None else bias_V.to(dtype)
-        logps, normalisers = [], []
+        logps: list[Tensor] = []
         for hidden_CD, labels_C in zip(hidden_ND.split(chunk), labels_N.split(chunk), strict=True):
-            logits_CV = F.linear(hidden_CD.to(dtype), weight, bias).float()
-            normaliser_C = logits_CV.logsumexp(dim=-1)
-            picked_C = logits_CV.gather(1, labels_C.clamp(min=0)[:, None])[:, 0]
-            logps.append(torch.where(labels_C == IGNORE, 0.0, picked_C - normaliser_C))
-            normalisers.append(normaliser_C)
-        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, labels_N, torch.cat(normalisers))
+            logps_C, error_CV = _logps_and_error(hidden_CD, weight_VD, bias_V, labels_C, dtype)
+            logps.append(logps_C)
+        kept_NV = error_CV if len(logps) == 1 else None
+        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, labels_N, kept_NV)
         ctx.chunk, ctx.dtype = chunk, dtype
         return torch.cat(logps)
 
     @staticmethod
     def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_ND, weight_VD, bias_V, labels_N, normaliser_N = ctx.saved_tensors
-        dtype, chunk = ctx.dtype, ctx.chunk
-        weight, bias = weight_VD.to(dtype), None if bias_V is None else bias_V.to(dtype)
-        grad_N = torch.where(labels_N == IGNORE, 0.0, grad_N)
-        grad_weight = torch.zeros(weight_VD.shape, dtype=torch.float32, device=weight_VD.device)
-        grad_bias = None if bias_V is None else torch.zeros(bias_V.shape, dtype=torch.float32, device=bias_V.device)
-        grads_hidden = []
-        for start in range(0, labels_N.shape[0], chunk):
-            part = slice(start, start + chunk)
-            hidden_CD = hidden_ND[part].to(dtype)
-            logits_CV = F.linear(hidden_CD, weight, bias).float()
-            # d logp(label) / d logits = onehot(label) - softmax(logits)
-            grad_CV = (logits_CV - normaliser_N[part, None]).exp() * -grad_N[part, None]
-            is_label_CV = labels_N[part, None] == torch.arange(weight.shape[0], device=weight.device)
-            grad_CV = torch.where(is_label_CV, grad_CV + grad_N[part, None], grad_CV)  # scatter_add may be random
-            if grad_bias is not None:
-                grad_bias += grad_CV.sum(dim=0)
-            grad_CV = grad_CV.to(dtype)
-            grads_hidden.append((grad_CV @ weight).to(hidden_ND.dtype))
-            grad_weight += (grad_CV.t() @ hidden_CD).float()
+        hidden_ND, weight_VD, bias_V, labels_N, kept_NV = ctx.saved_tensors
+        of_hidden, of_weight, of_bias = ctx.needs_input_grad[:3]
+        factor_N = torch.where(labels_N == IGNORE, 0.0, -grad_N)
+        grads_hidden, grad_weight, grad_bias = [], None, None
+        for start in range(0, max(1, labels_N.shape[0]), ctx.chunk):
+            part = slice(start, start + ctx.chunk)
+            hidden_CD, factor_C1 = hidden_ND[part], factor_N[part, None]
+            error_CV = kept_NV
+            if error_CV is None:
+                _, error_CV = _logps_and_error(hidden_CD, weight_VD, bias_V, labels_N[part], ctx.dtype)
+            if of_bias:
+                grad_bias = _added(grad_bias, factor_N[part] @ error_CV)
+            error_CV = error_CV.to(ctx.dtype)
+            if of_hidden:
+                grads_hidden.append((error_CV @ weight_VD.to(ctx.dtype)) * factor_C1)
+            if of_weight:
+                grad_weight = _added(grad_weight, (error_CV.t() @ (hidden_CD * factor_C1).to(ctx.dtype)).float())
         return (
-            torch.cat(grads_hidden),
-            grad_weight.to(weight_VD.dtype),
+            torch.cat(grads_hidden).to(hidden_ND.dtype) if of_hidden else None,
+            None if grad_weight is None else grad_weight.to(weight_VD.dtype),
             None if grad_bias is None else grad_bias.to(bias_V.dtype),
             None,
             None,
             None,
         )
+
+
+def _added(total: Tensor | None, part: Tensor) -> Tensor:
+    return part if total is None else total.add_(part)
+
+
+def _logps_and_error(
+    hidden_CD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels_C: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """(log p(label), softmax - onehot [C, V]) in fp32, the second in the memory of the logits."""
+    bias = None if bias_V is None else bias_V.to(dtype)
+    logits_CV = F.linear(hidden_CD.to(dtype), weight_VD.to(dtype), bias).float()
+    label_C1 = labels_C.clamp(min=0)[:, None]
+    picked_C1, most_C1 = logits_CV.gather(1, label_C1), logits_CV.amax(dim=1, keepdim=True)
+    softmax_CV = torch.softmax(logits_CV, dim=1, out=logits_CV)
+    # The likeliest token has exp(most) / sum of exp(logits): the logarithm of the sum, without another pass.
+    logsumexp_C1 = most_C1 - softmax_CV.amax(dim=1, keepdim=True).log()
+    logps_C = torch.where(labels_C == IGNORE, 0.0, (picked_C1 - logsumexp_C1)[:, 0])
+    error_CV = softmax_CV.scatter_(1, label_C1, softmax_CV.gather(1, label_C1) - 1.0)
+    return logps_C, error_CV

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,16 +75,35 @@ class Rotary(nn.Module):
         return self
 
     def forward(self, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """(cos, sin), each [B, T, 1, rotary_dim], fp32."""
+        """(cos, sin), each [B, T, 1, rotary_dim], fp32; the first half of sin is negative."""
         angles = positions_BT[:, :, None, None].float() * self.frequencies
-        angles = torch.cat((angles, angles), dim=-1)
-        return angles.cos() * self.factor, angles.sin() * self.factor
+        cos, sin = angles.cos() * self.factor, angles.sin() * self.factor
+        return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def rotate(x_BTHd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the first rotary_dim features of each head, feature i with i + rotary_dim/2; the rest passes."""
+    turned: Tensor = _Rotate.apply(x_BTHd, cos, sin)
+    return turned
+
+
+class _Rotate(torch.autograd.Function):
+    """A rotation, whose gradient is the opposite rotation: only the tables are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BTHd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turn(x_BTHd, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, grad_BTHd: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turn(grad_BTHd, cos, -sin), None, None
+
+
+def _turn(x_BTHd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     n_features = cos.shape[-1]
-    turned, passed = x_BTHd[..., :n_features].float(), x_BTHd[..., n_features:]
-    first, second = turned.chunk(2, dim=-1)
-    turned = turned * cos + torch.cat((-second, first), dim=-1) * sin
-    return torch.cat((turned.to(x_BTHd.dtype), passed), dim=-1)
+    before = x_BTHd[..., :n_features].float()
+    first, second = before.chunk(2, dim=-1)
+    turned = (before * cos).addcmul_(torch.cat((second, first), dim=-1), sin).to(x_BTHd.dtype)
+    return turned if n_features == x_BTHd.shape[-1] else torch.cat((turned, x_BTHd[..., n_features:]), dim=-1)

@@ -8,6 +8,8 @@ E experts.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,9 +35,34 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        normed: Tensor = _RMSNorm.apply(x, self.weight, self.eps)
+        return normed
+
+
+class _RMSNorm(torch.autograd.Function):
+    """The norm with a gradient by hand, which needs the input and one number a row."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         x32 = x.float()
-        x32 = x32 * torch.rsqrt(x32.square().mean(dim=-1, keepdim=True) + self.eps)
-        return (x32 * self.weight).to(x.dtype)
+        length = torch.linalg.vector_norm(x32, dim=-1, keepdim=True)
+        factor = torch.rsqrt(length.square() / x.shape[-1] + eps)
+        ctx.save_for_backward(x, weight, factor)
+        return (x32 * factor).mul_(weight).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight, factor = ctx.saved_tensors
+        width = x.shape[-1]
+        x32, weight32, grad = x.float(), weight.float(), grad.float()
+        product = x32 * grad
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            along = (product @ weight32)[..., None] * (factor**3 / width)
+            grad_x = (grad * weight32).mul_(factor).addcmul_(x32, along, value=-1.0).to(x.dtype)
+        if ctx.needs_input_grad[1]:
+            grad_weight = (factor.flatten() @ product.reshape(-1, width)).to(weight.dtype)
+        return grad_x, grad_weight, None
 
 
 def make_norm(config: ModelConfig) -> nn.Module:

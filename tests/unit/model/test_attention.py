@@ -11,6 +11,7 @@ from torch import Tensor
 from mmcli.model import attention
 from mmcli.model.attention import AttentionPlan, AttnContext, choose_kernel, plan_attention
 from mmcli.model.config import ModelConfig
+from mmcli.model.documents import document_attention
 from mmcli.model.transformer import Transformer
 
 SEGMENTS = np.array([[0, 0, 0, 1, 1, 2, 2, 2, 2, -1], [0, 0, 0, 0, 0, 0, 0, -1, -1, -1]])
@@ -136,12 +137,14 @@ def test_a_segment_number_that_comes_back_is_another_segment() -> None:
 
 def test_the_kernel_is_chosen_from_what_the_host_knows() -> None:
     packed, single = AttnContext.from_batch(POSITIONS, SEGMENTS), AttnContext.from_batch(POSITIONS, PADDED)
-    cuda = AttnContext(**{**vars(packed), "varlen": True})
+    cuda = AttnContext(**{**vars(packed.to(torch.device("meta"))), "varlen": True})
     usual: dict[str, Any] = {"flash": True, "dropout_p": 0.0, "window": None, "dtype": torch.bfloat16, "head_dim": 64}
     assert choose_kernel(single, **usual) == "causal"
     assert choose_kernel(single, **{**usual, "window": 10}) == "causal"
     assert choose_kernel(single, **{**usual, "window": 9}) == "masked"
-    assert choose_kernel(packed, **usual) == "masked"
+    assert choose_kernel(packed, **usual) == "documents"
+    for change in ({"window": 3}, {"dropout_p": 0.1}):
+        assert choose_kernel(packed, **{**usual, **change}) == "masked"
     assert choose_kernel(cuda, **usual) == "varlen"
     for change in ({"dtype": torch.float32}, {"head_dim": 12}, {"head_dim": 264}, {"dropout_p": 0.1}):
         assert choose_kernel(cuda, **{**usual, **change}) == "masked"
@@ -150,10 +153,10 @@ def test_the_kernel_is_chosen_from_what_the_host_knows() -> None:
 
 def test_a_plan_has_what_its_kernel_needs() -> None:
     packed, single = AttnContext.from_batch(POSITIONS, SEGMENTS), AttnContext.from_batch(POSITIONS, PADDED)
-    masked, causal = plan(packed), plan(single)
-    assert masked.kernel == "masked" and causal.kernel == "causal"
+    masked, causal, documents = plan(packed, dropout=0.1), plan(single), plan(packed)
+    assert (masked.kernel, causal.kernel, documents.kernel) == ("masked", "causal", "documents")
     assert masked.mask_B1TJ is not None and torch.equal(masked.mask_B1TJ, packed.mask(None))
-    assert causal.mask_B1TJ is None
+    assert causal.mask_B1TJ is None and documents.mask_B1TJ is None
     plain = plan(single, flash_attn=False, sliding_window=3)
     assert plain.mask_B1TJ is not None and torch.equal(plain.mask_B1TJ, single.mask(3))
     assert masked.valid_BT is None
@@ -212,22 +215,16 @@ def packed_rows(lengths: list[int], n_tokens: int = 64, padding: int = 5) -> tup
     return positions, segments
 
 
-@pytest.mark.parametrize("lengths", [[7, 3, 11, 1], [16], [20, 2, 5]], ids=str)
+@pytest.mark.parametrize("lengths", [[7, 3, 11, 1], [16], [60, 2, 5]], ids=str)
 def test_documents_by_themselves_attend_as_behind_a_mask(monkeypatch: pytest.MonkeyPatch, lengths: list[int]) -> None:
-    rows = packed_rows(lengths)
-    grouped = AttnContext.from_batch(*rows)
-    monkeypatch.setattr(attention, "GROUPING_PAYS", 0.0)
-    whole = AttnContext.from_batch(*rows)
-    assert grouped.documents is not None and whole.documents is None
-    given = {"flash": True, "window": None, "dtype": torch.float32, "head_dim": 8}
-    assert choose_kernel(grouped, dropout_p=0.0, **given) == "documents"
-    assert choose_kernel(grouped, dropout_p=0.1, **given) == choose_kernel(whole, dropout_p=0.0, **given) == "masked"
+    ctx = AttnContext.from_batch(*packed_rows(lengths))
     config = ModelConfig(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=50, max_seq_len=64)
     model, ids = Transformer(config, seed=1), torch.arange(3 * 64).view(3, 64) * 7 % 50
     found = []
-    for context in (grouped, whole):
+    for kernel in ("documents", "masked"):
+        monkeypatch.setattr(attention, "choose_kernel", lambda *_, kernel=kernel, **__: kernel)
         model.zero_grad()
-        hidden, _ = model(ids, context)
+        hidden, _ = model(ids, ctx)
         (hidden * torch.linspace(-1, 1, hidden.numel()).view_as(hidden)).sum().backward()
         found.append((hidden, [p.grad for p in model.parameters() if p.grad is not None]))
     torch.testing.assert_close(found[0][0], found[1][0])
@@ -235,8 +232,10 @@ def test_documents_by_themselves_attend_as_behind_a_mask(monkeypatch: pytest.Mon
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_documents_are_grouped_only_where_that_saves_half_of_the_scores() -> None:
-    assert AttnContext.from_batch(*packed_rows([60])).documents is None
-    short = AttnContext.from_batch(*packed_rows([4])).documents
-    assert short is not None and sum(each.numel() for each in short.places_DL) >= 3 * 64
-    assert short.inverse_N.unique().numel() == 3 * 64
+def test_the_operator_of_documents_is_as_torch_wants_it() -> None:
+    generator, ids_N = torch.Generator().manual_seed(0), torch.tensor([0, 0, 0, 1, 2, 2])
+    shapes = ((6, 4, 3), (6, 2, 3), (6, 2, 3))
+    qkv = [torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(document_attention, (*qkv, ids_N), test_utils=tests)
+    torch.autograd.gradcheck(lambda *given: document_attention(*given, ids_N)[0], qkv)
