@@ -95,12 +95,9 @@ def _train(stream: _Stream, vocab_size: int, pretokenizer: str, max_token_bytes:
     learner = tokenizers.Tokenizer(models.BPE())
     learner.pre_tokenizer = _pre_tokenizer(pretokenizer)
     learner.decoder = tokenizers.decoders.ByteLevel()
-    limit = (
-        {} if max_token_bytes is None else {"max_token_length": max_token_bytes}
-    )  # of characters that stand for bytes
     trainer = trainers.BpeTrainer(
-        **limit,
         vocab_size=vocab_size,
+        max_token_length=max_token_bytes,  # of characters that stand for bytes
         min_frequency=2,
         special_tokens=control_names(),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
