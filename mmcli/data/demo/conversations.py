@@ -181,7 +181,7 @@ def tools(talker: Talker) -> list[Message]:
 KINDS: dict[str, tuple[Callable[[Talker], list[Message]], int]] = {
     "facts": (_of("facts"), 900),
     "things": (_of("things"), 1200),
-    "order": (order, 900),
+    "order": (order, 600),
     "pairs": (pairs, 700),
     "translation": (translation, 1000),
     "word": (echoes.word, 700),

@@ -22,7 +22,7 @@ KINDS: dict[str, tuple[Callable[[Writer], str], int]] = {
     "bilingual": (passages.bilingual, 250),
     "story": (passages.story, 120),
     "questions": (lists.questions, 150),
-    "order": (lists.order, 900),
+    "order": (lists.order, 600),
     "opposites": (lists.opposites, 250),
     "counted": (lists.counted, 200),
     "translations": (lists.translations, 600),

@@ -18,8 +18,8 @@ from mmcli.data.demo.world import ATTRIBUTES, LANGUAGES, PEOPLE
 from mmcli.data.record import Record
 from mmcli.data.records.conversations import as_chat
 
-FIRST_1000_DOCUMENTS = "1ddb47e999ca9a54efbd19b8e998c440e6a6aa8e02409cbd0d19e740b8f8677f"
-FIRST_1000_CONVERSATIONS = "dad3c78cdd43f7afa6ff218239896b659dddafb2f3b9ce2e1aa0daf8869083d1"
+FIRST_1000_DOCUMENTS = "427fdb6d73f7e11d99e8c4f089b90fc34066fb2525e0153c3f221c0a38ac1394"
+FIRST_1000_CONVERSATIONS = "72b36bdd9d1c9be35a408d3d08b6d97d4a7c2180c5dd55ac26e0de62a1eec48e"
 ALL_QUESTIONS = "c343871f60b77fc52d9c9d39e3ea1801708f0442bef5ee437d995184e18d01e5"
 
 
