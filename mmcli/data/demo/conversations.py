@@ -8,7 +8,7 @@ from mmcli.data.demo.arithmetic import pick_task, task_ask
 from mmcli.data.demo.ask import Ask
 from mmcli.data.demo.asks import fact_ask
 from mmcli.data.demo.draw import Draw
-from mmcli.data.demo.reading import reading as read_text
+from mmcli.data.demo.reading import reading as reading_asks
 from mmcli.data.demo.render import fill
 from mmcli.data.demo.skills import CALCULATOR, counting_ask, thinking_ask, tool_ask
 from mmcli.data.demo.stories import CHAT_PAIRS, short_story
@@ -141,7 +141,7 @@ def describe(talker: Talker) -> list[Message]:
 def reading(talker: Talker) -> list[Message]:
     """A short text about invented people, and one to three questions about it."""
     draw, turns = talker.draw, list[str]()
-    for question, ask in read_text(draw, talker.language, draw.number(1, 3)):
+    for question, ask in reading_asks(draw, talker.language, draw.number(1, 3)):
         turns += [question if turns else draw.pick(ask.questions), ask.full()]
     return dialogue(*turns)
 

@@ -111,12 +111,11 @@ def test_standard_operators_hold_integers(dtype: Dtype, save: Save, tmp_path: Pa
     for engine in (standard, fused):
         engine.prefill(0, [5, 6, 7, 8])
     found, expected = (engine.decode([0], [9])[0] for engine in (standard, fused))
-    assert np.abs(found - expected).max() <= 0.02 * expected.std()
+    # The head, tied to the embedding, is not fused: it takes the hidden state as it is, the other in 8 bits.
+    assert np.abs(found - expected).max() <= 0.03 * expected.std()
     events = json.loads(standard.end_profile().read_text())
     ran = [each["args"]["op_name"] for each in events if each.get("cat") == "Node" and "kernel" in each["name"]]
-    assert (
-        "MatMulNBits" in ran and ran.count("MatMul") == 2
-    )  # the head, in two passes: its matrix is the embedding's too
+    assert "MatMulNBits" in ran and ran.count("MatMul") == 2  # the head, in two passes
 
 
 def test_each_has_a_place_of_its_own(tmp_path: Path) -> None:
