@@ -25,7 +25,8 @@ TOKEN_BYTES = 12  # four Chinese characters: a clause in one token could not be 
 STEPS = {"pretrain": 1900, "sft": 900, "dpo": 60}
 SEQ_LEN, ROWS = 320, 4  # a conversation with tools fits into a row
 TEXT, CHATS = "demo:text", "demo:chat"
-# Asked from the first step, a small model learns to answer from what it read; see docs/decisions/008-demo-recipe.md.
+# What this model learns soonest with; asked from its first step, it answers from what it read. See
+# docs/decisions/008-demo-recipe.md.
 MODEL = {"model.qk_norm": True}
 OPTIM = {
     "optim.optimizer": "muon",

@@ -13,8 +13,7 @@ class Ask:
     `questions` are the phrasings of the training text and `held_out_questions` those that only held-out questions use.
     `forms` are full answers with `{}` for the value, `value` the right value as shown there and `others` wrong ones.
     `answers` are the right short answers in lower case; `rivals` are names of other candidates, in both languages,
-    that a right reply does not contain; `subject` names what is asked about. With `exact` nothing but the answer is
-    right.
+    that a right reply does not contain; `subject` names what is asked about.
     """
 
     family: str
@@ -28,7 +27,6 @@ class Ask:
     rivals: tuple[str, ...]
     subject: tuple[str, ...] = ()
     held_out_questions: tuple[str, ...] = ()
-    exact: bool = False
 
     @property
     def short(self) -> str:

@@ -8,7 +8,7 @@ from mmcli.data.demo.arithmetic import pick_task, task_ask
 from mmcli.data.demo.ask import Ask
 from mmcli.data.demo.asks import fact_ask
 from mmcli.data.demo.draw import Draw
-from mmcli.data.demo.reading import reading as reading_asks
+from mmcli.data.demo.reading import reading_asks
 from mmcli.data.demo.render import fill
 from mmcli.data.demo.skills import CALCULATOR, counting_ask, thinking_ask, tool_ask
 from mmcli.data.demo.stories import CHAT_PAIRS, short_story
@@ -33,7 +33,8 @@ def translation(talker: Talker) -> list[Message]:
 def order(talker: Talker) -> list[Message]:
     """What comes after or before something, and then the other of the two, where it may be asked."""
     ask = next(talker.decks["order"])
-    other = talker.orders.get(ask.key.replace(".after", ".before") if ".after" in ask.key else ask.key[:-6] + "after")
+    item, _, relation = ask.key.rpartition(".")
+    other = talker.orders.get(f"{item}.{'before' if relation == 'after' else 'after'}")
     return dialogue(*talker.exchanges([ask, other] if other else [ask]))
 
 

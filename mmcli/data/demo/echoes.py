@@ -9,12 +9,12 @@ from mmcli.data.demo.draw import Draw
 from mmcli.data.demo.lexicon import DAYS, MEASURES, OPPOSITES, PLURALS, TRANSLATIONS
 from mmcli.data.demo.prompts import OTHER_NAMES
 from mmcli.data.demo.reading import NAMES
+from mmcli.data.demo.render import LISTED
 from mmcli.data.demo.talker import Message, Talker, dialogue
 from mmcli.data.demo.unknowns import STRANGERS
 from mmcli.data.demo.world import COLOURS, FOODS, JOBS, LANGUAGES, MONTHS, PEOPLE, PET_NAMES, PETS, Language, Term
 from mmcli.data.demo.writer import Writer
 
-_LISTED: dict[Language, tuple[str, str, str]] = {"en": (", ", ": ", "."), "zh": ("、", "：", "。")}
 _AGAIN: dict[Language, tuple[str, ...]] = {"en": ("Again: ", "Once more: ", ""), "zh": ("再来一遍：", "再说一次：", "")}
 _REPEAT: dict[Language, tuple[str, ...]] = {
     "en": ("Repeat after me: {}.", "Please repeat: {}.", "Say this again: {}.", "Write this again: {}."),
@@ -74,7 +74,7 @@ def _items(draw: Draw, language: Language, count: int) -> list[str]:
 def echo(writer: Writer) -> str:
     """Two lists of words, names and numbers, each said twice: in the same order, or pairs in another one."""
     draw, language, lines = writer.draw, writer.language, list[str]()
-    comma, colon, stop = _LISTED[language]
+    comma, colon, stop = LISTED[language]
     for _ in range(2):
         items = _items(draw, language, draw.number(4, 7))
         again = items
@@ -89,7 +89,7 @@ def echo(writer: Writer) -> str:
 def repeat(talker: Talker) -> list[Message]:
     """A list to repeat."""
     draw, language = talker.draw, talker.language
-    told = _LISTED[language][0].join(_items(draw, language, draw.number(2, 6)))
+    told = LISTED[language][0].join(_items(draw, language, draw.number(2, 6)))
     return dialogue(draw.pick(_REPEAT[language]).format(told), told)
 
 

@@ -3,7 +3,7 @@
 from mmcli.data.demo.arithmetic import pick_task, task_ask
 from mmcli.data.demo.exchanges import who, yes_no
 from mmcli.data.demo.lexicon import ORDERS
-from mmcli.data.demo.render import sentence
+from mmcli.data.demo.render import LISTED, sentence
 from mmcli.data.demo.words import COUNT, OPPOSITE, TRANSLATION, spaced
 from mmcli.data.demo.world import ENTITIES, OTHER, Language
 from mmcli.data.demo.writer import Writer
@@ -44,7 +44,7 @@ def order(writer: Writer) -> str:
     items, round_trip = ORDERS[name]
     start, count = draw.number(0, len(items) - (1 if round_trip else 5)), draw.number(5, 9)
     stretch = [items[i % len(items)].say(language) for i in range(start, start + count) if round_trip or i < len(items)]
-    comma, colon, stop = (", ", ": ", ".") if language == "en" else ("、", "：", "。")
+    comma, colon, stop = LISTED[language]
     title = _LIST_NAMES[language][name]
     if draw.chance(0.35):
         title, stretch = _BACKWARDS[language].format(title), stretch[::-1]

@@ -10,7 +10,7 @@ from mmcli.data.demo.ask import Ask
 from mmcli.data.demo.asks import asks, fact_ask
 from mmcli.data.demo.draw import Draw
 from mmcli.data.demo.judge import Question, normalise
-from mmcli.data.demo.reading import reading
+from mmcli.data.demo.reading import reading_asks
 from mmcli.data.demo.render import ASKED, fill
 from mmcli.data.demo.skills import CALCULATOR, counting_ask, thinking_ask, tool_ask
 from mmcli.data.demo.talker import Message, dialogue, follow_up
@@ -29,7 +29,7 @@ def _question(ask: Ask, family: str, messages: list[Message], number: int, exact
     rivals = tuple(name for name in _normal(ask.rivals) if name not in answers)
     name = f"{ask.language}/{family}/{ask.key.split(':', 1)[1]}/{number}"
     subject = tuple(name for name in _normal(ask.subject) if name not in (*answers, *rivals))
-    return Question(name, ask.language, family, tuple(messages), answers, rivals, subject, exact or ask.exact)
+    return Question(name, ask.language, family, tuple(messages), answers, rivals, subject, exact)
 
 
 def _asked(language: Language) -> Iterator[Question]:
@@ -151,7 +151,7 @@ def _skill(
 
 
 def _reading(draw: Draw, language: Language, held_out: bool) -> Ask:
-    ((_, ask),) = reading(draw, language, 1, held_out)
+    ((_, ask),) = reading_asks(draw, language, 1, held_out)
     return ask
 
 

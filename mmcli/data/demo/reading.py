@@ -204,7 +204,7 @@ def _values(slot: str) -> tuple[Term, ...]:
     return NAMES if _kind(slot) == "name" else _VALUES[_kind(slot)]
 
 
-def reading(draw: Draw, language: Language, count: int = 1, held_out: bool = False) -> list[tuple[str, Ask]]:
+def reading_asks(draw: Draw, language: Language, count: int = 1, held_out: bool = False) -> list[tuple[str, Ask]]:
     """Up to `count` different questions about one text of two or three sentences: (the question, its `Ask`).
 
     Each `Ask` has the text before the question. Other values of its kind are the rivals, and so is what else the text

@@ -10,6 +10,8 @@ from mmcli.data.demo.world import ATTRIBUTES, Entity, Language, Term, is_held_ou
 
 TEXT: dict[Language, ModuleType] = {"en": text_en, "zh": text_zh}
 ASKED: dict[Language, ModuleType] = {"en": asked_en, "zh": asked_zh}
+LISTED: dict[Language, tuple[str, str, str]] = {"en": (", ", ": ", "."), "zh": ("、", "：", "。")}
+"""Between the items of a list, before it and after it."""
 _KNOWN = {attribute for attributes in ATTRIBUTES.values() for attribute in attributes}
 _MEASURES = {"狗": "一条狗"}
 _OPENING_EN = re.compile(r"^(?:(?:in|on|by) )?(?:(?:a|an|the) )?")
@@ -97,8 +99,8 @@ def fill(template: str, entity: Entity, language: Language, pronoun: bool = Fals
 
 def joined(names: list[str], language: Language) -> str:
     """'Mira, Tom and Leo', '米拉、汤姆和里奥'."""
-    comma, last = (", ", " and ") if language == "en" else ("、", "和")
-    return comma.join(names[:-1]) + last + names[-1] if len(names) > 1 else names[0]
+    last = " and " if language == "en" else "和"
+    return LISTED[language][0].join(names[:-1]) + last + names[-1] if len(names) > 1 else names[0]
 
 
 @cache

@@ -6,6 +6,7 @@ from mmcli.data.demo.arithmetic import pair_is_held_out
 from mmcli.data.demo.ask import Ask
 from mmcli.data.demo.draw import Draw, stable_number
 from mmcli.data.demo.lexicon import TRANSLATIONS
+from mmcli.data.demo.render import LISTED
 from mmcli.data.demo.world import COLOURS, FOODS, HOBBIES, JOBS, PETS, Language
 
 COUNT: dict[Language, tuple[tuple[str, ...], tuple[str, ...]]] = {  # trained, and held out
@@ -46,7 +47,7 @@ def counting_ask(draw: Draw, language: Language, held_out: bool = False) -> Ask:
         words = [term.say(language) for term in draw.sample(draw.pick(_LISTED), draw.number(2, 5))]
         if (stable_number(f"counting:{'-'.join(words[-2:])}") % 100 < 20) == held_out:
             break
-    listed, value = (", " if language == "en" else "、").join(words), str(len(words))
+    listed, value = LISTED[language][0].join(words), str(len(words))
     return Ask(
         family="counting",
         key=f"counting:{'-'.join(words)}",

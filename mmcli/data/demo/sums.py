@@ -2,6 +2,7 @@
 
 from mmcli.data.demo.arithmetic import Task, pair_is_held_out, pick_task, result, tasks
 from mmcli.data.demo.draw import Draw
+from mmcli.data.demo.render import LISTED
 from mmcli.data.demo.world import Language
 from mmcli.data.demo.writer import Writer
 
@@ -91,7 +92,7 @@ def counting(writer: Writer) -> str:
 def _stretch(draw: Draw, language: Language) -> str:
     start, count = draw.number(0, 22), draw.number(3, 8)
     numbers = [str(n) for n in range(start, start + count)][:: draw.pick((1, -1))]
-    comma, stop = (", ", ".") if language == "en" else ("、", "。")
+    comma, _, stop = LISTED[language]
     return _FROM_TO[language].format(numbers[0], numbers[-1]) + comma.join(numbers) + stop
 
 

@@ -12,7 +12,7 @@ from mmcli.data.demo.ask import Ask
 from mmcli.data.demo.asks import asks, held_out_keys
 from mmcli.data.demo.draw import Draw
 from mmcli.data.demo.exchanges import ASKABLE
-from mmcli.data.demo.reading import HELD_OUT_LAYOUTS, reading, text_is_held_out
+from mmcli.data.demo.reading import HELD_OUT_LAYOUTS, reading_asks, text_is_held_out
 from mmcli.data.demo.render import ASKED, fill
 from mmcli.data.demo.world import ATTRIBUTES, LANGUAGES, PEOPLE, is_held_out
 
@@ -133,7 +133,7 @@ def test_the_texts_to_read_are_held_out():
             {
                 ask.questions[1].split("\n")[0]
                 for seed in range(300)
-                for _, ask in reading(Draw(seed, "a"), language, 1, hidden)
+                for _, ask in reading_asks(Draw(seed, "a"), language, 1, hidden)
             }
             for hidden in (False, True)
         )

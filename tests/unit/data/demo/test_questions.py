@@ -10,7 +10,7 @@ from mmcli.data.demo.arithmetic import result, task_ask, tasks
 from mmcli.data.demo.asks import Ask, asks
 from mmcli.data.demo.draw import Draw
 from mmcli.data.demo.questions import _question
-from mmcli.data.demo.reading import reading
+from mmcli.data.demo.reading import reading_asks
 from mmcli.data.demo.skills import counting_ask, thinking_ask
 from mmcli.data.demo.talker import dialogue
 from mmcli.data.demo.world import LANGUAGES
@@ -39,7 +39,7 @@ def every_ask() -> list[Ask]:
     for seed in range(40):
         for language in LANGUAGES:
             draw = Draw(seed, "asks")
-            found += [ask for _, ask in reading(draw, language, 2, held_out=True)]
+            found += [ask for _, ask in reading_asks(draw, language, 2, held_out=True)]
             found.append(counting_ask(draw, language, True))
             found.append(thinking_ask(draw, language, True)[0])
     return found
