@@ -62,8 +62,8 @@ def _values(language: Language) -> tuple[str, ...]:
 
 def _item(draw: Draw, language: Language) -> str:
     kind = draw.number(1, 10)
-    if kind <= 2:
-        return str(draw.number(0, 99))
+    if kind <= 3:
+        return str(draw.number(0, 999 if kind == 1 else 99))
     return draw.pick(_words(language) if kind <= 6 else _names(language) if kind <= 8 else _values(language))
 
 

@@ -1,6 +1,7 @@
 """Documents of ordered lists, word pairs, and questions with answers. Each function writes one document."""
 
 from mmcli.data.demo.arithmetic import pick_task, task_ask
+from mmcli.data.demo.draw import Draw
 from mmcli.data.demo.exchanges import who, yes_no
 from mmcli.data.demo.lexicon import ORDERS
 from mmcli.data.demo.render import LISTED, sentence
@@ -38,9 +39,12 @@ _BACKWARDS: dict[Language, str] = {"en": "{}, backwards", "zh": "{}，倒过来"
 
 
 def order(writer: Writer) -> str:
-    """A stretch of a list, forwards or backwards, and of some items what comes before and what comes after."""
-    draw, language = writer.draw, writer.language
-    name = draw.pick(("day", "day", "month", "month", "month", "season", "number", "number"))
+    """Two stretches of lists, forwards or backwards."""
+    return "\n".join(_stretch(writer.draw, writer.language) for _ in range(2))
+
+
+def _stretch(draw: Draw, language: Language) -> str:
+    name = draw.pick(tuple(ORDERS))
     items, round_trip = ORDERS[name]
     start, count = draw.number(0, len(items) - (1 if round_trip else 5)), draw.number(5, 9)
     stretch = [items[i % len(items)].say(language) for i in range(start, start + count) if round_trip or i < len(items)]
@@ -48,15 +52,17 @@ def order(writer: Writer) -> str:
     title = _LIST_NAMES[language][name]
     if draw.chance(0.35):
         title, stretch = _BACKWARDS[language].format(title), stretch[::-1]
-    lines = []
-    for _ in range(draw.number(3, 4)):
-        item, beside = next(writer.orders[name])
+    return f"{title}{colon}{comma.join(stretch)}{stop}"
+
+
+def neighbours(writer: Writer) -> str:
+    """Five to nine sentences of what comes before or after something: no list beside them, in which it could be read."""
+    draw, language, lines = writer.draw, writer.language, list[str]()
+    for _ in range(draw.number(5, 9)):
+        item, value, step = next(writer.neighbours)
         ways = _NEXT[language][0] if draw.chance(0.7) else draw.pick(_NEXT[language])
-        for value, step in beside[:: draw.pick((1, -1))]:
-            told = ways[0 if step == 1 else 1].format(item.say(language), value.say(language))
-            lines.append(sentence(spaced(told)))
-    told = writer.paragraph(list(dict.fromkeys(lines)))
-    return f"{title}{colon}{comma.join(stretch)}{stop}\n{told}"
+        lines.append(sentence(spaced(ways[0 if step == 1 else 1].format(item.say(language), value.say(language)))))
+    return "\n".join(lines)
 
 
 _OPPOSITE_FORMS: dict[Language, tuple[str, ...]] = {

@@ -10,15 +10,14 @@ from mmcli.data.demo.world import ENTITIES, LANGUAGES, MAIN_PEOPLE, PEOPLE, TOWN
 THINGS = tuple(e for e in ENTITIES if e.kind in ("animal", "plant", "object"))
 
 
-def _neighbours(name: str) -> list[tuple[Term, list[tuple[Term, int]]]]:
-    """Each item of a list with the next (1) and the previous one (-1), as far as there are."""
-    items, round_trip = ORDERS[name]
+def _neighbours() -> list[tuple[Term, Term, int]]:
+    """Each item of each list with the next (1) and with the previous one (-1), as far as there are."""
     return [
-        (
-            item,
-            [(items[(i + s) % len(items)], s) for s in (1, -1) if round_trip or 0 <= i + s < len(items)],
-        )
+        (item, items[(i + step) % len(items)], step)
+        for items, round_trip in ORDERS.values()
         for i, item in enumerate(items)
+        for step in (1, -1)
+        if round_trip or 0 <= i + step < len(items)
     ]
 
 
@@ -35,7 +34,7 @@ class Writer:
         self.opposites = self.draw.deck([terms[::step] for terms in OPPOSITES for step in (1, -1)])
         self.counted = self.draw.deck(PLURALS if language == "en" else MEASURES)
         self.translations = self.draw.deck([(term, into) for term in TRANSLATIONS for into in LANGUAGES])
-        self.orders = {name: self.draw.deck(_neighbours(name)) for name in ORDERS}
+        self.neighbours = self.draw.deck(_neighbours())
         facts = [ask for ask in asks(language) if ask.family == "facts"]
         self.fact_asks = self.draw.deck(facts)
         self.other_asks = self.draw.deck([ask for ask in asks(language) if ask.family != "facts"])
