@@ -27,12 +27,13 @@ SEQ_LEN, ROWS = 320, 4  # a conversation with tools fits into a row
 TEXT, CHATS = "demo:text", "demo:chat"
 # What this model learns soonest with; asked from its first step, it answers from what it read. See
 # docs/decisions/008-demo-recipe.md.
-MODEL = {"model.qk_norm": True}
+MODEL = {"model.qk_norm": True, "model.tie_embeddings": False, "model.n_kv_heads": 4}
 OPTIM = {
     "optim.optimizer": "muon",
     "optim.schedule": "linear",
     "optim.beta2": 0.99,
-    "optim.embedding_lr_factor": 4.0,
+    "optim.embedding_lr_factor": 8.0,
+    "optim.head_lr_factor": 2.0,
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "pretrain": {
