@@ -18,9 +18,9 @@ from mmcli.data.demo.world import ATTRIBUTES, LANGUAGES, PEOPLE
 from mmcli.data.record import Record
 from mmcli.data.records.conversations import as_chat
 
-FIRST_1000_DOCUMENTS = "427fdb6d73f7e11d99e8c4f089b90fc34066fb2525e0153c3f221c0a38ac1394"
-FIRST_1000_CONVERSATIONS = "72b36bdd9d1c9be35a408d3d08b6d97d4a7c2180c5dd55ac26e0de62a1eec48e"
-ALL_QUESTIONS = "c343871f60b77fc52d9c9d39e3ea1801708f0442bef5ee437d995184e18d01e5"
+FIRST_1000_DOCUMENTS = "714d5fe995cf485dea56804d4e8a7dbd50fd50ab44d7b4f3d111fba40378dcb4"
+FIRST_1000_CONVERSATIONS = "1d2d2c1d59d982bca01759a72eba5d4caa20ea196fb1d49500a13458e91b11e8"
+ALL_QUESTIONS = "64f04b88780a9b0418d5be3f725673e1f69b0b3ff10c61aef364a2ebbccc7325"
 
 
 def digest(texts) -> str:
@@ -38,7 +38,7 @@ def test_frozen_digests(documents, conversations):
         digest((q.id, q.messages, q.answers, q.rivals, q.subject, q.exact, q.call) for q in questions())
         == ALL_QUESTIONS
     )
-    assert demo.CORPUS_VERSION == "5"
+    assert demo.CORPUS_VERSION == "6"
 
 
 @pytest.mark.parametrize("hash_seed", ["0", "4711"])
