@@ -6,7 +6,6 @@ are seen in other tasks.
 """
 
 from functools import cache
-from typing import Literal
 
 from mmcli.data.demo.ask import Ask
 from mmcli.data.demo.draw import Draw, stable_number
@@ -14,8 +13,6 @@ from mmcli.data.demo.world import Language
 
 Task = tuple[int, str, int]
 """(first operand, '+', '-' or '>', second operand); '>' asks for the larger one."""
-Size = Literal["small", "mixed", "large"]
-_SIZES: tuple[Size, ...] = ("small",) * 4 + ("mixed",) * 2 + ("large",) * 3
 
 _WORDS: dict[Language, dict[str, tuple[str, ...]]] = {
     "en": {
@@ -102,38 +99,32 @@ def result(task: Task) -> int:
 
 
 @cache
-def tasks(operation: str, size: Size, held_out: bool = False) -> tuple[Task, ...]:
-    """All tasks of a kind and a size.
+def tasks(operation: str, small: bool, held_out: bool = False) -> tuple[Task, ...]:
+    """All tasks of a kind: small ones are of numbers to 10 and their sums, the others to 99, with no carry."""
+    found = []
+    for a in range(21 if small else 100):
+        for b in range(21 if small else 100):
+            if small:
+                fits = {"+": max(a, b) <= 10, "-": 0 <= a - b <= 10 and b <= 10, ">": a != b}[operation]
+            elif operation == ">":
+                fits = a != b and min(a, b) >= 10
+            else:
+                fits = max(a, b) > 10 and _digit_by_digit(a, operation, b)
+            if fits and pair_is_held_out(a, b) == held_out:
+                found.append((a, operation, b))
+    return tuple(found)
 
-    "small": of numbers to 10 and their sums; "mixed": one number of two digits and one of one, with or without a carry;
-    "large": both of two digits, with no carry.
-    """
-    span = range(21) if size == "small" else range(100)
-    return tuple(
-        (a, operation, b)
-        for a in span
-        for b in span
-        if _fits(a, operation, b, size) and pair_is_held_out(a, b) == held_out
-    )
 
-
-def _fits(a: int, operation: str, b: int, size: Size) -> bool:
-    if size == "small":
-        return {"+": max(a, b) <= 10, "-": 0 <= a - b <= 10 and b <= 10, ">": a != b}[operation]
-    if (a > 9) + (b > 9) != (2 if size == "large" else 1):
-        return False
-    if operation == ">":
-        return a != b
-    if size == "mixed":
-        return a + b <= 99 if operation == "+" else a - b >= 0
-    if operation == "+":
-        return a // 10 + b // 10 <= 9 and a % 10 + b % 10 <= 9
-    return a // 10 > b // 10 and a % 10 >= b % 10
+def _digit_by_digit(a: int, operation: str, b: int) -> bool:
+    """Whether nothing is carried or borrowed, and the result has two digits."""
+    (p, x), (q, y) = divmod(a, 10), divmod(b, 10)
+    return max(p + q, x + y) <= 9 if operation == "+" else p > q and x >= y
 
 
 def pick_task(draw: Draw) -> Task:
     """A task that is not held out: more often small than two-digit, more often a sum than anything else."""
-    return draw.pick(tasks(draw.pick("++++--->>"), draw.pick(_SIZES)))
+    operation = draw.pick("++++--->>")
+    return draw.pick(tasks(operation, small=draw.chance(0.55)))
 
 
 def task_ask(task: Task, language: Language) -> Ask:

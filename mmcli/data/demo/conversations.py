@@ -180,15 +180,15 @@ def tools(talker: Talker) -> list[Message]:
 
 # Who writes each kind, and how many conversations of it there are in each language.
 KINDS: dict[str, tuple[Callable[[Talker], list[Message]], int]] = {
-    "facts": (_of("facts"), 900),
+    "facts": (_of("facts"), 700),
     "things": (_of("things"), 1200),
-    "order": (order, 600),
+    "order": (order, 500),
     "pairs": (pairs, 700),
     "translation": (translation, 1000),
     "word": (echoes.word, 700),
     "repeat": (echoes.repeat, 500),
-    "arithmetic": (arithmetic, 2500),
-    "follow_ups": (follow_ups, 500),
+    "arithmetic": (arithmetic, 3000),
+    "follow_ups": (follow_ups, 400),
     "yes_no": (yes_no, 100),
     "who": (who, 100),
     "small_talk": (small_talk, 150),

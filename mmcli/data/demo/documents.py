@@ -11,9 +11,9 @@ MIN_CHARACTERS, MAX_CHARACTERS = 20, 1000
 
 # Who writes each kind, and how many documents of it there are in each language.
 KINDS: dict[str, tuple[Callable[[Writer], str], int]] = {
-    "profile": (passages.profile, 600),
-    "portrait": (passages.portrait, 120),
-    "roll": (passages.roll, 300),
+    "profile": (passages.profile, 450),
+    "portrait": (passages.portrait, 100),
+    "roll": (passages.roll, 220),
     "sheet": (passages.sheet, 800),
     "letter": (passages.letter, 60),
     "shared": (passages.shared, 80),
@@ -23,12 +23,12 @@ KINDS: dict[str, tuple[Callable[[Writer], str], int]] = {
     "story": (passages.story, 120),
     "questions": (lists.questions, 150),
     "order": (lists.order, 150),
-    "neighbours": (lists.neighbours, 500),
+    "neighbours": (lists.neighbours, 700),
     "opposites": (lists.opposites, 250),
     "counted": (lists.counted, 200),
     "translations": (lists.translations, 600),
     "echo": (echoes.echo, 600),
-    "sums": (sums.sums, 800),
+    "sums": (sums.sums, 900),
     "rows": (sums.rows, 250),
     "families": (sums.families, 200),
     "counting": (sums.counting, 150),
