@@ -22,7 +22,7 @@ app = App()
 LABEL = "demo"
 VOCAB_SIZE = 4096  # a word to translate is one token, in both languages
 TOKEN_BYTES = 12  # four Chinese characters: a clause in one token could not be put in another way
-STEPS = {"pretrain": 1900, "sft": 900, "dpo": 60}
+STEPS = {"pretrain": 1700, "sft": 800, "dpo": 60}
 SEQ_LEN, ROWS = 320, 4  # a conversation with tools fits into a row
 TEXT, CHATS = "demo:text", "demo:chat"
 # What this model learns soonest with; asked from its first step, it answers from what it read. See

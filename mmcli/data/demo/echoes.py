@@ -12,7 +12,7 @@ from mmcli.data.demo.reading import NAMES
 from mmcli.data.demo.render import LISTED
 from mmcli.data.demo.talker import Message, Talker, dialogue
 from mmcli.data.demo.unknowns import STRANGERS
-from mmcli.data.demo.world import COLOURS, FOODS, JOBS, LANGUAGES, MONTHS, PEOPLE, PET_NAMES, PETS, Language, Term
+from mmcli.data.demo.world import COLOURS, FOODS, JOBS, LANGUAGES, MONTHS, PEOPLE, PET_NAMES, PETS, SEASONS, Language, Term
 from mmcli.data.demo.writer import Writer
 
 _AGAIN: dict[Language, tuple[str, ...]] = {"en": ("Again: ", "Once more: ", ""), "zh": ("再来一遍：", "再说一次：", "")}
@@ -36,8 +36,8 @@ _IS: dict[Language, dict[Language, str]] = {
 
 @cache
 def _words(language: Language) -> tuple[str, ...]:
-    """The words that are asked for in quotation marks."""
-    terms: list[Term] = [*TRANSLATIONS, *(term for pair in OPPOSITES for term in pair)]
+    """The words that are asked for in quotation marks, and those that stand in an order."""
+    terms: list[Term] = [*TRANSLATIONS, *(term for pair in OPPOSITES for term in pair), *DAYS, *MONTHS, *SEASONS]
     counted = PLURALS if language == "en" else MEASURES
     return tuple(dict.fromkeys([*(t.say(language) for t in terms), *(word for word, _ in counted)]))
 
@@ -56,7 +56,7 @@ def _names(language: Language) -> tuple[str, ...]:
 
 @cache
 def _values(language: Language) -> tuple[str, ...]:
-    listed = (*COLOURS, *FOODS, *JOBS, *PETS, *DAYS, *MONTHS)
+    listed = (*COLOURS, *FOODS, *JOBS, *PETS)
     return tuple(dict.fromkeys(t.say(language) for t in listed))
 
 

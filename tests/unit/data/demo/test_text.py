@@ -18,9 +18,9 @@ from mmcli.data.demo.world import ATTRIBUTES, LANGUAGES, PEOPLE
 from mmcli.data.record import Record
 from mmcli.data.records.conversations import as_chat
 
-FIRST_1000_DOCUMENTS = "714d5fe995cf485dea56804d4e8a7dbd50fd50ab44d7b4f3d111fba40378dcb4"
-FIRST_1000_CONVERSATIONS = "1d2d2c1d59d982bca01759a72eba5d4caa20ea196fb1d49500a13458e91b11e8"
-ALL_QUESTIONS = "64f04b88780a9b0418d5be3f725673e1f69b0b3ff10c61aef364a2ebbccc7325"
+FIRST_1000_DOCUMENTS = "217acb62a94dbcab8d6ceb6256cf69ce948b967b47195e499a3d198d784892de"
+FIRST_1000_CONVERSATIONS = "5d836b85db3c16644fe69e121741b8766a43e4a7d6a76b8c991e61ea49dae27a"
+ALL_QUESTIONS = "4f3446a4dc85cfc3c9e68ae190f9d4d9efcf3bfeb3bfeb574a0fd9141179fafc"
 
 
 def digest(texts) -> str:
