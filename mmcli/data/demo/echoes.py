@@ -12,7 +12,19 @@ from mmcli.data.demo.reading import NAMES
 from mmcli.data.demo.render import LISTED
 from mmcli.data.demo.talker import Message, Talker, dialogue
 from mmcli.data.demo.unknowns import STRANGERS
-from mmcli.data.demo.world import COLOURS, FOODS, JOBS, LANGUAGES, MONTHS, PEOPLE, PET_NAMES, PETS, SEASONS, Language, Term
+from mmcli.data.demo.world import (
+    COLOURS,
+    FOODS,
+    JOBS,
+    LANGUAGES,
+    MONTHS,
+    PEOPLE,
+    PET_NAMES,
+    PETS,
+    SEASONS,
+    Language,
+    Term,
+)
 from mmcli.data.demo.writer import Writer
 
 _AGAIN: dict[Language, tuple[str, ...]] = {"en": ("Again: ", "Once more: ", ""), "zh": ("再来一遍：", "再说一次：", "")}

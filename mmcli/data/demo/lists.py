@@ -56,7 +56,7 @@ def _stretch(draw: Draw, language: Language) -> str:
 
 
 def neighbours(writer: Writer) -> str:
-    """Five to nine sentences of what comes before or after something: no list beside them, in which it could be read."""
+    """Five to nine sentences of what comes before or after something, with no list beside them to read it from."""
     draw, language, lines = writer.draw, writer.language, list[str]()
     for _ in range(draw.number(5, 9)):
         item, value, step = next(writer.neighbours)
