@@ -109,8 +109,9 @@ def generate(
 
     Raises:
         PromptTooLong: the prompt leaves no place in the context.
-        UserError: an empty prompt, `max_new_tokens` below 1, or a grammar without stop ids.
-        MmcliError: (while iterating) logits that are not finite, or a grammar that cannot be followed.
+        UserError: an empty prompt, `max_new_tokens` below 1, a grammar without stop ids, or (while iterating) one that
+            cannot be followed.
+        MmcliError: (while iterating) logits that are not finite.
     """
     sequence = TokenSequence(
         prompt_ids,

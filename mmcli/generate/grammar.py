@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmcli.errors import MmcliError, UserError
+from mmcli.errors import UserError
 from mmcli.generate.schema import check_schema
 from mmcli.text.tokenizer import Tokenizer
 
@@ -135,8 +135,8 @@ class GrammarState:
             vocab_size: of the model, which may have rows that the tokenizer has no token for.
 
         Raises:
-            UserError: nothing may come: the vocabulary cannot write what the grammar asks for.
-            MmcliError: the grammar is too complex to follow.
+            UserError: nothing may come: the vocabulary cannot write what the grammar asks for; or the grammar is too
+                complex to follow.
         """
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         self._refuse_error()
@@ -154,7 +154,7 @@ class GrammarState:
         """Go on by a drawn id, which must be allowed and no stop id.
 
         Raises:
-            MmcliError: the grammar is too complex to follow.
+            UserError: the grammar is too complex to follow.
         """
         self._matcher.consume_token(id)
         self._refuse_error()
@@ -162,7 +162,7 @@ class GrammarState:
     def _refuse_error(self) -> None:
         if self._matcher.is_error():
             reason = self._matcher.get_error().partition("\n")[0]
-            raise MmcliError(f"the grammar cannot be followed: {reason}", "use a simpler schema or grammar")
+            raise UserError(f"the grammar cannot be followed: {reason}", "use a simpler schema or grammar")
 
 
 def _require_library() -> None:

@@ -108,7 +108,7 @@ class TokenSequence:
         """[vocab_size] bool, the ids that the grammar lets come next; None without a grammar.
 
         Raises:
-            MmcliError: see `GrammarState.allowed`.
+            UserError: see `GrammarState.allowed`.
         """
         return None if self._grammar is None else self._grammar.allowed(vocab_size)
 

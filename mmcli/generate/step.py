@@ -40,8 +40,8 @@ def step(
         Slot -> the id drawn, a stop id included.
 
     Raises:
-        UserError: an id that the model does not have.
-        MmcliError: the model's logits are not finite, or a grammar cannot be followed.
+        UserError: an id that the model does not have, or a grammar that cannot be followed.
+        MmcliError: the model's logits are not finite.
     """
     if len(held) == 1 and budget is None and watch is None:  # a reply, token by token: no time for what others need
         ((slot, sequence),) = held.items()
@@ -120,7 +120,8 @@ def draw(sequences: Sequence[TokenSequence], logits_SV: np.ndarray) -> list[int]
     """Draw the next id of each sequence from the logits after it, and append it.
 
     Raises:
-        MmcliError: the logits are not finite, or a grammar cannot be followed.
+        UserError: a grammar cannot be followed.
+        MmcliError: the logits are not finite.
     """
     if len(sequences) == 1:
         (sequence,), logits_V = sequences, logits_SV[0]

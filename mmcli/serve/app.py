@@ -126,7 +126,7 @@ def create_app(
 
     @app.exception_handler(HTTPException)
     async def no_such_path(request: Request, error: HTTPException) -> Response:
-        message = f"{request.method} {request.url.path}: {error.detail}"
+        message = f"{request.method} {request.scope['path'][:200]}: {error.detail}"
         return error_response(ApiError(error.status_code, message, headers=dict(error.headers or {})))
 
     @app.exception_handler(ClientDisconnect)
@@ -175,7 +175,7 @@ class Gate:
                 message = f'the request is for "{name[:100]}", not for this machine; use 127.0.0.1, or --api-key'
                 return ApiError(403, message, code="wrong_host")
             return None
-        if request.url.path in OPEN_PATHS:
+        if request.scope["path"] in OPEN_PATHS:  # not `request.url`, which breaks at an odd Host
             return None
         given = request.headers.get("authorization", "").partition(" ")
         if given[0].lower() == "bearer" and hmac.compare_digest(given[2].strip().encode("latin-1"), self._api_key):

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 MAX_BODY = 4 * 2**20  # bytes
+MAX_DEPTH = 128  # lists and objects inside one another
 MAX_N = 16  # replies to one request
 MAX_MESSAGES = 4096
 MAX_TOOLS = 128

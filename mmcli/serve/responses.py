@@ -265,7 +265,7 @@ async def _events(
         failed = {
             "status": "failed",
             "output": output.items,
-            "error": {"code": "server_error", "message": error.message},
+            "error": {"code": "server_error" if error.status >= 500 else "invalid_prompt", "message": error.message},
         }
         yield {"type": "response.failed", "response": {**head, **failed}}
 

@@ -50,9 +50,10 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class Connection(H11Protocol):
-    """An HTTP/1.1 connection that is closed if the head of a request does not come in time.
+    """An HTTP/1.1 connection that is closed if the head of a request does not come in time, or is none.
 
-    uvicorn itself bounds only the pause between two requests; what says nothing, or no more, would stay for ever.
+    uvicorn itself bounds only the pause between two requests; what says nothing, or no more, would stay for ever. And
+    it fails where bytes that are no HTTP come after the head of a request.
     """
 
     _deadline: asyncio.TimerHandle | None = None
@@ -69,6 +70,16 @@ class Connection(H11Protocol):
             self._cancel_deadline()
         elif self._deadline is None:
             self._await_head()
+
+    def send_400_response(self, msg: str) -> None:
+        """The end of a connection whose bytes are no HTTP; what is answering it learns that nobody listens."""
+        try:
+            super().send_400_response(msg)
+        except h11.LocalProtocolError:  # an answer has begun, or is one to HEAD, which has no body
+            self.transport.close()
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is awaited any more."""
@@ -94,6 +105,7 @@ class Server(uvicorn.Server):
             ws="none",
             lifespan="off",
             log_config=None,
+            log_level="error",  # what clients do wrong is told to them
             access_log=False,
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,

@@ -15,11 +15,12 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from mmcli.serve.errors import ApiError, invalid
-from mmcli.serve.requests import MAX_BODY, Body
+from mmcli.serve.requests import MAX_BODY, MAX_DEPTH, Body
 
 B = TypeVar("B", bound=Body)
 T = TypeVar("T")
 BODY_SECONDS = 30.0  # for a client to send its body
+LINE_ENDS = "\x85\u2028\u2029"
 QUIET_SECONDS = 15.0  # of a stream, before a comment is sent so that no proxy gives it up
 
 
@@ -45,6 +46,8 @@ async def read_body(request: Request, kind: type[B]) -> B:
         value = json.loads(content, parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise invalid(f"the body is not valid JSON: {_reason(error)}") from None
+    if _is_deeper(value, MAX_DEPTH):
+        raise invalid(f"the body is nested too deeply: more than {MAX_DEPTH} lists and objects inside one another")
     try:
         return kind.model_validate(value)
     except (ValidationError, RecursionError, OverflowError) as error:
@@ -60,6 +63,15 @@ def _finite(text: str) -> float:
     if math.isinf(value):
         raise ValueError(f"{text[:40]} is too large a number")
     return value
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    """True for JSON with more than so many lists and objects inside one another."""
+    level = [value] if isinstance(value, list | dict) else []
+    for _ in range(depth):
+        inner = (each for one in level for each in (one.values() if isinstance(one, dict) else one))
+        level = [each for each in inner if isinstance(each, list | dict)]
+    return bool(level)
 
 
 def _reason(error: Exception) -> str:
@@ -96,8 +108,16 @@ def _param(place: Sequence[int | str], value: Any) -> str:
 
 
 def to_json(document: Mapping[str, Any]) -> bytes:
-    """A JSON document in UTF-8; half surrogate pairs, which a request may hold, are escaped."""
-    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
+    """A JSON document in UTF-8, on one line.
+
+    Escaped are half surrogate pairs, which a request may hold, and what ends a line for Unicode and so for clients that
+    split decoded text, though neither for JSON nor for server-sent events.
+    """
+    text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+    for end in LINE_ENDS:
+        if end in text:
+            text = text.replace(end, f"\\u{ord(end):04x}")
+    return text.encode("utf-8", "backslashreplace")
 
 
 class JsonResponse(Response):

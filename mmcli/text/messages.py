@@ -182,7 +182,8 @@ def _hide_properties(
 
 
 def _is_json_type(value: Any) -> bool:
-    return value in JSON_TYPES if isinstance(value, str) else isinstance(value, list) and JSON_TYPES.issuperset(value)
+    types = value if isinstance(value, list) else [value]
+    return all(isinstance(each, str) and each in JSON_TYPES for each in types)
 
 
 def _short(value: Any) -> str:

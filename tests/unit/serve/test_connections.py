@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import time
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mmcli.serve.wire import EventStream
+from mmcli.serve.wire import EventStream, to_json
 
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -116,6 +117,22 @@ def test_what_comes_after_the_head_may_take_longer(
         assert slow.recv(100).startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.parametrize("method", ["POST", "HEAD"])
+@pytest.mark.parametrize("rest", ["no chunk\r\n\r\n", "1" * 70_000], ids=["no chunk", "endless"])
+def test_bytes_that_are_no_http_end_the_connection_and_are_no_failure(
+    server: Any, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, method: str, rest: str
+) -> None:
+    for _ in range(5):
+        with connect(server) as broken:
+            head = f"{method} {CHAT} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
+            with contextlib.suppress(ConnectionError):
+                broken.sendall(f"{head}Content-Type: application/json\r\n\r\n{rest}".encode())
+                while broken.recv(1000):
+                    pass
+    assert server.ask("GET", "/health")[0] == 200
+    assert caplog.text == capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_connection_that_is_half_closed_gives_its_slot_back(
     server: Any, writes: Callable[..., Any], stream: bool
@@ -139,6 +156,13 @@ def test_a_reset_connection_gives_its_slot_back(server: Any, writes: Callable[..
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
     connection.close()  # RST rather than FIN
     assert idle(server, 1.5)
+
+
+def test_a_document_is_one_line_for_whoever_splits_it() -> None:
+    document = {"a\u2028": "\x85 \u2029 \n \x0b \x1c 雨 \ud800"}
+    text = to_json(document).decode()
+    assert text.splitlines() == [text] and "雨" in text
+    assert json.loads(text) == document
 
 
 def test_between_events_that_wait_already_others_get_their_turn() -> None:

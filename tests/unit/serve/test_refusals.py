@@ -22,7 +22,20 @@ TOOLS = [{"type": "function", "function": {"name": "add"}}]
 SCHEMA_PLACE = "response_format.json_schema.schema"
 ENDLESS_SCHEMA = {"name": "a", "schema": {"$ref": "#"}}
 BROKEN_SCHEMA = {"name": "a", "schema": {"type": "king"}}
+LONGER_AND_LONGER = {
+    "type": "object",
+    "properties": {"": {"$ref": "#"}},
+    "required": [""],
+    "additionalProperties": False,
+}
 BODY: dict[str, Any] = {"model": "random", "messages": HELLO, "max_tokens": 3}
+
+
+def nested(depth: int) -> Any:
+    value: Any = 0
+    for _ in range(depth):
+        value = {"a": [value]} if depth % 2 else [value]
+    return value
 
 
 @pytest.mark.parametrize(
@@ -62,6 +75,9 @@ BODY: dict[str, Any] = {"model": "random", "messages": HELLO, "max_tokens": 3}
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": 5}}}, SCHEMA_PLACE),
         ({"response_format": {"type": "json_schema", "json_schema": BROKEN_SCHEMA}}, "response_format"),
         ({"response_format": {"type": "json_schema", "json_schema": ENDLESS_SCHEMA}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": LONGER_AND_LONGER}}}, None),
+        ({"metadata": nested(200)}, None),
+        ({"tools": [{"type": "function", "function": {"name": "a", "parameters": {"a": nested(900)}}}]}, None),
         ({"repetition_penalty": 1e-320}, "repetition_penalty"),
         ({"store": True}, "store"),
         ({"frobnicate": 1}, "frobnicate"),
@@ -69,7 +85,7 @@ BODY: dict[str, Any] = {"model": "random", "messages": HELLO, "max_tokens": 3}
     ],
     ids=str,
 )
-def test_wrong_parameters_are_named(server: Any, change: dict[str, Any], param: str) -> None:
+def test_wrong_parameters_are_named(server: Any, change: dict[str, Any], param: str | None) -> None:
     status, document = server.post(CHAT, {**BODY, **change})
     error = document["error"]
     assert (status, error["type"], error["param"]) == (400, "invalid_request_error", param), document
@@ -116,6 +132,11 @@ def test_half_a_surrogate_pair_is_answered(server: Any) -> None:
     assert server.post(CHAT, {**BODY, "\ud800": 1})[0] == server.post(CHAT, {**BODY, "user": "\ud800"})[0] == 400
 
 
+def test_types_that_are_none_are_passed_on(server: Any) -> None:
+    tool = {"type": "function", "function": {"name": "a", "parameters": {"type": ["object", {}, 5]}}}
+    assert server.post(CHAT, {**BODY, "tools": [tool]})[0] == 200
+
+
 def test_models_health_metrics(server: Any) -> None:
     assert [model.id for model in server.client.models.list()] == ["random", "base", "written"]
     assert server.client.models.retrieve("base").owned_by == "mmcli"
@@ -147,6 +168,8 @@ def test_a_key_and_origins(tokenizer: Tokenizer, tmp_path: Any) -> None:
         key = {"Authorization": "Bearer secret", "Host": "any.example"}
         assert found.ask("GET", "/v1/models", headers=key)[0] == 200
         assert found.ask("GET", "/health")[0] == 200
+        assert found.ask("GET", "/v1/models", headers={"Host": "[::1"})[0] == 401
+        assert found.ask("GET", "/nowhere", headers={**key, "Host": "[::1"})[0] == 404
         assert found.ask("GET", "/") == (200, "<title>page</title>")
         asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
         assert found.ask("OPTIONS", CHAT, headers={"Origin": "https://a.example", **asked})[0] == 200
