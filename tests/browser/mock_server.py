@@ -25,6 +25,8 @@ class Script:
     key: str = ""  # needed, if not empty
     status: int = 200
     message: str = ""  # of an error
+    finish: str = "stop"
+    context: int = 0  # most messages that fit, if not 0
     delay: float = 0.0  # seconds between pieces
     cut: bool = False  # the connection is closed in the middle of a reply
     requests: list[dict[str, Any]] = field(default_factory=list)  # bodies of chat completions
@@ -69,6 +71,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.script.requests.append(body)
         if self.script.status != 200:
             return self._error(self.script.status, self.script.message)
+        if self.script.context and len(body["messages"]) > self.script.context:
+            return self._error(400, "The prompt is too long.", code="context_length_exceeded")
         replies = self.script.replies
         reply = replies.pop(0) if len(replies) > 1 else replies[0]
         self.send_response(200)
@@ -89,7 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             self._event({"choices": [{"index": 0, "delta": {"content": piece}}]})
             time.sleep(self.script.delay)
-        self._event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+        self._event({"choices": [{"index": 0, "delta": {}, "finish_reason": self.script.finish}]})
         self._event({"choices": [], "usage": {"completion_tokens": 42}})
         self.wfile.write(b"data: [DONE]\n\n")
 
@@ -100,8 +104,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _is_allowed(self) -> bool:
         return not self.script.key or self.headers.get("Authorization") == f"Bearer {self.script.key}"
 
-    def _error(self, status: int, message: str) -> None:
-        self._send(status, json.dumps({"error": {"message": message, "type": "invalid_request_error"}}).encode())
+    def _error(self, status: int, message: str, *, code: str | None = None) -> None:
+        error = {"message": message, "type": "invalid_request_error", "code": code}
+        self._send(status, json.dumps({"error": error}).encode())
 
     def _send(self, status: int, content: bytes, kind: str = "application/json") -> None:
         self.send_response(status)

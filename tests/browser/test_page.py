@@ -174,6 +174,27 @@ def test_a_turn_is_edited_and_a_reply_retried(open_page: Open) -> None:
     assert page.locator(".turn").count() == 2
 
 
+def test_the_oldest_turns_are_dropped_when_the_context_is_full(open_page: Open) -> None:
+    script = Script(replies=["one", "two", "three"], context=2)
+    page = open_page(script)
+    page.click("#open")
+    page.fill("#s-system", "Be brief.")
+    page.keyboard.press("Escape")
+    for number, text in enumerate(["First", "Second", "Third"], start=1):
+        ask(page, text)
+        page.wait_for_selector(f".reply:nth-of-type({2 * number}) .tools")
+    assert [each["content"] for each in script.requests[-1]["messages"]] == ["Be brief.", "Third"]
+    assert page.inner_text(".notice") == "The context is full: the model no longer sees the oldest 4 messages."
+    assert page.locator(".error").count() == 0 and page.locator(".turn").count() == 6
+    script.finish = "length"
+    ask(page, "On")
+    page.wait_for_selector(".reply:nth-of-type(8) .tools:has-text('the context is full')")
+    script.context = 1  # the system prompt leaves no room
+    ask(page, "Fourth")
+    page.wait_for_selector(".error")
+    assert page.input_value("#text") == "Fourth"
+
+
 def test_settings_are_sent_and_kept(open_page: Open) -> None:
     script = Script(replies=["yes"], models=["one", "two"])
     page = open_page(script)
