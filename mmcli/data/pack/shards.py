@@ -2,13 +2,15 @@
 
 A cache of more than `selection.SHARD` documents is used in shards: every S-th block of neighbours, so that each is a
 sample of the whole. What is held out and what a mixture takes are told by bounds on hashes, which a few passes find; a
-shard is selected and packed when one of its rows is needed, and forgotten later. The number of its rows stays known.
+shard is selected and packed when one of its rows is needed, and forgotten later. The number of its rows stays known,
+and is kept beside the cache (`counts.py`).
 
 A smaller cache is one shard, for which `selection.py` and `packing.py` do everything at once.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -17,8 +19,10 @@ from functools import lru_cache
 import numpy as np
 
 from mmcli.data.encode.cache import TokenCache
+from mmcli.data.pack.counts import ShardCounts, count_shards
 from mmcli.data.pack.packing import Rows, RowSet, nothing_left, pack_selection, trainable
 from mmcli.data.pack.selection import Selection, describe_mixture, scatter, token_targets
+from mmcli.errors import MmcliError
 from mmcli.stage import Reporter
 
 BLOCK = 2**10  # neighbours that stay together
@@ -47,6 +51,10 @@ class Choice:
     seed: int
     held_out: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
     bounds: tuple[int | None, ...] = ()
+
+    def describe(self) -> list[object]:
+        """All that this says, as JSON values: of the hashes their digest."""
+        return [self.seed, hashlib.sha256(self.held_out.tobytes()).hexdigest(), list(self.bounds)]
 
     def take(self, cache: TokenCache, documents_N: np.ndarray) -> tuple[Selection, np.ndarray]:
         """Those of some documents that are trained on, and their scattered hashes."""
@@ -155,7 +163,7 @@ class ShardedRows(RowSet):
     def __init__(
         self, cache: TokenCache, choice: Choice, seq_len: int, *, seed: int, shards: int, report: Reporter
     ) -> None:
-        """Pack every shard once, to know its rows: some microseconds a document.
+        """Pack every shard once to know its rows, some microseconds a document; what is kept of that is taken.
 
         Raises:
             UserError: nothing is left to train on.
@@ -163,22 +171,17 @@ class ShardedRows(RowSet):
         self._cache, self._choice, self._seed, self._shards = cache, choice, seed, shards
         self.seq_len = seq_len
         self._packed = lru_cache(maxsize=HELD * max(1, len(cache.course or ())))(self._pack)
-        self._tokens = self.dropped = self.truncated = self.truncated_tokens = 0
-        self.source_tokens = [0] * len(cache.sequences_by_source)
-        counts: list[tuple[int, ...]] = []
-        for shard in range(shards):
-            selection, rows = self._select(shard), self._packed(shard)
-            self.source_tokens = [
-                a + b for a, b in zip(self.source_tokens, selection.source_tokens(cache), strict=True)
-            ]
-            counts.append(rows.shard_rows[0])
-            self._tokens += rows.tokens
-            self.dropped += rows.dropped
-            self.truncated += rows.truncated
-            self.truncated_tokens += rows.truncated_tokens
-            report.progress("pack", shard + 1, shards, "shards")
-        self._counts = tuple(counts)
-        self._firsts = np.cumsum([0, *map(sum, counts)])
+        rules = [seq_len, seed, *choice.describe(), cache.course is not None]
+        found, self._kept_in = count_shards(
+            cache.folder, rules, shards, self._count, lambda done: report.progress("pack", done, shards, "shards")
+        )
+        self._counts = tuple(each.rows for each in found)
+        self._tokens = sum(each.tokens for each in found)
+        self.dropped = sum(each.dropped for each in found)
+        self.truncated = sum(each.truncated for each in found)
+        self.truncated_tokens = sum(each.truncated_tokens for each in found)
+        self.source_tokens = [sum(each) for each in zip(*(each.source_tokens for each in found), strict=True)]
+        self._firsts = np.cumsum([0, *map(sum, self._counts)])
         if not len(self):
             raise nothing_left(seq_len, self.dropped)
 
@@ -199,9 +202,18 @@ class ShardedRows(RowSet):
     def _pack(self, shard: int) -> Rows:
         return pack_selection(self._cache, self.seq_len, self._select(shard), seed=self._seed)
 
+    def _count(self, shard: int) -> ShardCounts:
+        rows, sources = self._packed(shard), self._select(shard).source_tokens(self._cache)
+        lost = (rows.dropped, rows.truncated, rows.truncated_tokens)
+        return ShardCounts(rows.shard_rows[0], tuple(sources), rows.tokens, *lost)
+
     def pieces(self, row: int) -> list[tuple[int, int, int]]:
         shard = int(np.searchsorted(self._firsts, row, side="right")) - 1
-        return self._packed(shard).pieces(row - int(self._firsts[shard]))
+        rows = self._packed(shard)
+        if rows.shard_rows[0] != self._counts[shard]:
+            what = f"{self._kept_in} does not count the rows that its token cache has: shard {shard}"
+            raise MmcliError(what, f"delete {self._kept_in}; the rows are counted again")
+        return rows.pieces(row - int(self._firsts[shard]))
 
     def describe_mixture(self) -> str | None:
         """One line for the person: how much this has of each source; None where there are no weights."""

@@ -15,11 +15,11 @@ import pytest
 from mmcli.data.encode.cache import CacheWriter, TokenCache
 from mmcli.data.pack import selection, shards
 from mmcli.data.pack.batches import Batches, make_batch
-from mmcli.data.pack.packing import pack_cache, trainable
+from mmcli.data.pack.packing import Rows, pack_cache, trainable
 from mmcli.data.pack.selection import Selection, scatter, shard_count, split_documents
 from mmcli.data.pack.shards import ShardedRows, choose_documents, shard_documents
 from mmcli.data.sources.sources import open_sources
-from mmcli.errors import UserError
+from mmcli.errors import MmcliError, UserError
 from mmcli.stage import Silent
 from mmcli.text.tokenizer import Tokenizer
 
@@ -113,6 +113,51 @@ def test_a_mixture_has_the_shares_of_the_weights(mix: Mix) -> None:
         everything = np.unique(scatter(np.asarray(cache.hashes), 5))
         empty = type(choice)(5, everything)
         ShardedRows(mix(), empty, SEQ_LEN, seed=5, shards=5, report=Silent())
+
+
+def test_rows_are_counted_once_and_go_on_where_a_count_was_interrupted(
+    mix: Mix, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The counts beside the cache are those of these very rules; damaged ones count as none."""
+    packed: list[int] = []
+    pack = ShardedRows._pack
+
+    def recording(rows: ShardedRows, shard: int) -> Rows:
+        if len(packed) == 3:
+            packed.clear()
+            raise KeyboardInterrupt
+        packed.append(shard)
+        return pack(rows, shard)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardedRows, "_pack", recording)
+        with pytest.raises(KeyboardInterrupt):
+            rows_of(mix())
+        whole, _ = rows_of(mix())
+        assert packed == [3, 4]
+        packed.clear()
+        again, _ = rows_of(mix())
+        assert packed == []
+    assert again.shard_rows == whole.shard_rows
+    assert (whole.tokens, whole.source_tokens, whole.describe()) == (
+        again.tokens,
+        again.source_tokens,
+        again.describe(),
+    )
+    assert again.pieces(len(again) - 1) == whole.pieces(len(whole) - 1)
+    kept = list(mix().folder.glob("rows-*.json"))
+    rows_of(mix(), seed=6)
+    rows_of(mix(":0.3", ":0.7"))
+    assert len(list(mix().folder.glob("rows-*.json"))) == 3
+    kept[0].write_bytes(kept[0].read_bytes().replace(b'"dropped": 0', b'"dropped": 9', 1))
+    assert rows_of(mix())[0].dropped == whole.dropped == 0
+
+
+def test_counts_of_other_rules_of_packing_are_refused(mix: Mix, monkeypatch: pytest.MonkeyPatch) -> None:
+    other, _ = rows_of(mix())
+    monkeypatch.setattr(shards, "pack_selection", lambda cache, *rest, **others: pack_cache(cache, SEQ_LEN))
+    with pytest.raises(MmcliError, match=r"rows-\w+\.json does not count the rows .* shard 0"):
+        other.pieces(0)
 
 
 def test_an_epoch_reads_every_row_once_shard_after_shard(mix: Mix) -> None:
