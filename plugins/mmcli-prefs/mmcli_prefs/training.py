@@ -6,28 +6,19 @@ from typing import Any
 
 from mmcli.api import (
     LossOutput,
-    Metric,
     ModelConfig,
     PairBatch,
     StageContext,
-    choose_accelerator,
     fill_reference,
-    make_deterministic,
-    open_data,
     open_pairs,
     pair_output,
     pair_task,
-    prepare_start,
     sequence_logps,
     train,
 )
 from mmcli_prefs import PrefsConfig
+from mmcli_prefs.begin import PAIR_METRICS, begin
 from mmcli_prefs.losses import pair_losses
-
-METRICS = (
-    *(Metric("loss"), Metric("margin"), Metric("accuracy", label="acc")),
-    *(Metric("val_loss", label="val"), Metric("val_accuracy", label="val acc")),
-)
 
 
 def run(config: PrefsConfig, context: StageContext) -> dict[str, Any]:
@@ -36,10 +27,7 @@ def run(config: PrefsConfig, context: StageContext) -> dict[str, Any]:
     Raises:
         UserError: the data or a model cannot be used.
     """
-    make_deterministic()
-    accelerator = choose_accelerator(config.train.device, config.train.precision, context)
-    data = open_data("preference", config.data)  # refuse what is not there before anything is made
-    start = prepare_start(None, data, config.train, context, accelerator.device)
+    data, start, accelerator = begin(config.data, config.train, context)
     pairs = open_pairs(data, config.train, start, accelerator, context)
     if config.loss == "ipo":
         fill_reference(pairs, config.reference, config.train, start, accelerator, context)
@@ -47,7 +35,7 @@ def run(config: PrefsConfig, context: StageContext) -> dict[str, Any]:
     def loss(model: Any, batch: PairBatch) -> LossOutput:
         return prefs_loss(model, batch, start.model.config, config)
 
-    task = pair_task(pairs, loss, start, accelerator, context, metrics=METRICS)
+    task = pair_task(pairs, loss, start, accelerator, context, metrics=PAIR_METRICS)
     return train(task, config.optim, config.train, context)
 
 

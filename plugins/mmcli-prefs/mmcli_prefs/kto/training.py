@@ -26,22 +26,17 @@ from mmcli.api import (
     Term,
     TokenBatch,
     UserError,
-    choose_accelerator,
     fill_reference,
-    make_deterministic,
     open_data,
     pair_task,
-    prepare_start,
     token_logps,
     train,
 )
+from mmcli_prefs.begin import ACCURACY, HELD_OUT_METRICS, begin, open_preferences
 from mmcli_prefs.kto import KtoConfig
 from mmcli_prefs.kto.replies import MISMATCHED, Replies, ReplyBatch, open_replies
 
-METRICS = (
-    *(Metric("loss"), Metric("kl", ".2f", "KL"), Metric("accuracy", label="acc")),
-    *(Metric("val_loss", label="val"), Metric("val_accuracy", label="val acc")),
-)
+METRICS = (Metric("loss"), Metric("kl", ".2f", "KL"), ACCURACY, *HELD_OUT_METRICS)
 SHARED = ("loss", "kl", "accuracy")  # measured on held-out replies too
 
 
@@ -51,10 +46,7 @@ def run(config: KtoConfig, context: StageContext) -> dict[str, Any]:
     Raises:
         UserError: the data or a model cannot be used.
     """
-    make_deterministic()
-    accelerator = choose_accelerator(config.train.device, config.train.precision, context)
-    data = open_labelled(config.data)  # refuse what is not there before anything is made
-    start = prepare_start(None, data, config.train, context, accelerator.device)
+    data, start, accelerator = begin(config.data, config.train, context, open_labelled)
     replies = open_replies(data, config.train, start, accelerator, context)
     fill_reference(replies.pairs, config.reference, config.train, start, accelerator, context)
     live, device = start.model, accelerator.device
@@ -93,7 +85,7 @@ def open_labelled(data: DataConfig) -> OpenedData:
         UserError: the data is neither.
     """
     try:
-        return open_data("preference", data)
+        return open_preferences(data)
     except UserError:
         return open_data("unpaired", data)
 

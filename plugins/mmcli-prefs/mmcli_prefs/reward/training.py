@@ -14,7 +14,6 @@ from torch import Tensor
 
 from mmcli.api import (
     LossOutput,
-    Metric,
     ModelConfig,
     PairBatch,
     PairData,
@@ -22,26 +21,18 @@ from mmcli.api import (
     RewardModel,
     StageContext,
     Start,
-    choose_accelerator,
     last_scores,
-    make_deterministic,
     new_score,
-    open_data,
     open_pairs,
     pair_output,
     pair_task,
-    prepare_start,
     save_adapter,
     save_reward_model,
     train,
 )
+from mmcli_prefs.begin import PAIR_METRICS, begin
 from mmcli_prefs.reward import RewardConfig
 from mmcli_prefs.reward.rows import WholePairs, last_places
-
-METRICS = (
-    *(Metric("loss"), Metric("margin"), Metric("accuracy", label="acc")),
-    *(Metric("val_loss", label="val"), Metric("val_accuracy", label="val acc")),
-)
 
 
 def run(config: RewardConfig, context: StageContext) -> dict[str, Any]:
@@ -50,10 +41,7 @@ def run(config: RewardConfig, context: StageContext) -> dict[str, Any]:
     Raises:
         UserError: the data or the model cannot be used.
     """
-    make_deterministic()
-    accelerator = choose_accelerator(config.train.device, config.train.precision, context)
-    data = open_data("preference", config.data)  # refuse what is not there before anything is made
-    start = prepare_start(None, data, config.train, context, accelerator.device)
+    data, start, accelerator = begin(config.data, config.train, context)
     found = open_pairs(data, config.train, start, accelerator, context, whole=True)
     held_out = None if found.held_out is None else _whole(found.held_out)
     pairs = PairData(_whole(found.training), held_out, found.steps)
@@ -62,7 +50,7 @@ def run(config: RewardConfig, context: StageContext) -> dict[str, Any]:
     def loss(model: Any, batch: PairBatch) -> LossOutput:
         return reward_loss(model, batch, start.model.config, config)
 
-    task = pair_task(pairs, loss, start, accelerator, context, metrics=METRICS)
+    task = pair_task(pairs, loss, start, accelerator, context, metrics=PAIR_METRICS)
     task = replace(task, model=model, save_model=lambda folder: save(folder, model, start, context))
     return train(task, config.optim, config.train, context)
 
