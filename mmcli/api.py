@@ -49,11 +49,11 @@ if TYPE_CHECKING:
     from mmcli.data.sources.pinning import as_read as as_read
     from mmcli.data.sources.pinning import pin as pin
     from mmcli.data.sources.pinning import pin_data as pin_data
+    from mmcli.data.sources.source import split_weight as split_weight
     from mmcli.data.sources.sources import OpenedData as OpenedData
     from mmcli.data.sources.sources import Sources as Sources
     from mmcli.data.sources.sources import open_data as open_data
     from mmcli.data.sources.sources import open_sources as open_sources
-    from mmcli.data.sources.sources import split_weight as split_weight
     from mmcli.errors import Interrupted as Interrupted
     from mmcli.errors import MmcliError as MmcliError
     from mmcli.errors import UserError as UserError
@@ -198,7 +198,8 @@ _HOMES = {  # module -> the names that it gives
     "mmcli.data.record": "Record Rejected RecordError EncodedRecord",
     "mmcli.data.records.conversations": "as_chat",
     "mmcli.data.records.kinds": "RecordKind is_chat register_kind",
-    "mmcli.data.sources.sources": "Sources open_sources open_data OpenedData split_weight",
+    "mmcli.data.sources.source": "split_weight",
+    "mmcli.data.sources.sources": "Sources open_sources open_data OpenedData",
     "mmcli.data.sources.pinning": "pin pin_data as_read",
     "mmcli.data.encode.cache": "TokenCache",
     "mmcli.data.encode.encoders": "encode_conversations encode_records",

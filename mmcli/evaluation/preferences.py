@@ -19,7 +19,8 @@ from mmcli.data.encode.encoders import encode_records
 from mmcli.data.pack.batches import NO_LABEL, PADDING, Batch
 from mmcli.data.record import EncodedRecord
 from mmcli.data.records.account import RecordAccount
-from mmcli.data.sources.sources import DEMO, open_any, open_sources
+from mmcli.data.sources.source import DEMO
+from mmcli.data.sources.sources import open_any, open_sources
 from mmcli.errors import UserError
 from mmcli.evaluation.engines import check_vocabulary
 from mmcli.evaluation.loss import batch_nats

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from mmcli.data.config import DataConfig
 from mmcli.data.sources.hub import COMMIT, NAME, PREFIX, find_commit
-from mmcli.data.sources.sources import DEMO, Sources, is_hub, split_weight
+from mmcli.data.sources.source import DEMO, is_hub, split_weight
+from mmcli.data.sources.sources import Sources
 from mmcli.errors import UserError
 from mmcli.inputs import Input
 from mmcli.run import RESOLVED, Run

@@ -16,7 +16,7 @@ import mmcli
 from mmcli.config import Resolved
 from mmcli.data.config import DataConfig
 from mmcli.data.pack.batches import Batches
-from mmcli.data.sources import sources as sources_module
+from mmcli.data.sources import source as source_module
 from mmcli.data.sources.sources import open_data
 from mmcli.run import Run
 from mmcli.stage import Silent, StageContext
@@ -26,10 +26,12 @@ from mmcli.train.config import TrainConfig
 
 PACKAGE = Path(mmcli.__file__).parent
 # Not on the way of the record: configuration and errors, the reporter, the finding of files, and the run folder with
-# what is kept there of the inputs (their names and keys, which no record is part of).
+# what is kept there of the inputs (their names and keys, which no record is part of); what an argument names, and the
+# life of a cache's folder.
 BESIDE = {
     *("config.py", "errors.py", "stage.py", "data/config.py", "plugins.py", "data/formats/find.py"),
     *("run.py", "files.py", "manifest.py", "inputs.py", "stages/pins.py", "data/sources/pinning.py"),
+    *("data/sources/source.py", "data/encode/stored.py"),
 }
 MOST_FILES = 12
 
@@ -81,8 +83,8 @@ def test_a_source_is_opened_once(tmp_path: Path, tokenizer: Tokenizer, monkeypat
         opened.append(name)
         return real(name)
 
-    real = sources_module.open_files
-    monkeypatch.setattr(sources_module, "open_files", open_files)
+    real = source_module.open_files
+    monkeypatch.setattr(source_module, "open_files", open_files)
     names = (write(tmp_path / "a.jsonl"), write(tmp_path / "b.jsonl"))
     data = open_data("text", DataConfig(sources=names[:1], val=names[1:], seq_len=32))
     open_rows(data, TrainConfig(), tokenizer, context(tmp_path))

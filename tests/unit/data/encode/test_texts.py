@@ -14,7 +14,7 @@ from mmcli.data.encode.cache import TokenCache
 from mmcli.data.encode.texts import Corpus, EvenSample, open_corpus
 from mmcli.data.record import Record
 from mmcli.data.records.kinds import as_text
-from mmcli.data.sources import sources as sources_module
+from mmcli.data.sources import source as source_module
 from mmcli.data.sources.sources import open_sources
 from mmcli.errors import UserError
 from mmcli.text.chat import encode_chat
@@ -138,8 +138,8 @@ def test_a_corpus_opens_each_of_its_sources_once(tmp_path: Path, monkeypatch: py
         opened.append(name)
         return real(name)
 
-    real = sources_module.open_files
-    monkeypatch.setattr(sources_module, "open_files", open_files)
+    real = source_module.open_files
+    monkeypatch.setattr(source_module, "open_files", open_files)
     names = []
     for name, value in (("a", {"body": "one"}), ("b", {"dialog": MESSAGES})):
         path = tmp_path / f"{name}.jsonl"

@@ -16,7 +16,8 @@ from mmcli.data.pack.batches import Batches
 from mmcli.data.pack.course import Course
 from mmcli.data.pack.packing import pack_cache
 from mmcli.data.pack.selection import Selection
-from mmcli.data.sources.sources import Weight, open_data, open_sources, split_weight
+from mmcli.data.sources.source import Weight, split_weight
+from mmcli.data.sources.sources import open_data, open_sources
 from mmcli.errors import UserError
 from mmcli.text.tokenizer import Tokenizer
 

@@ -13,7 +13,8 @@ from mmcli.data.check import check_data
 from mmcli.data.encode.cache import TokenCache
 from mmcli.data.pack.packing import pack_cache
 from mmcli.data.pack.selection import Selection, split_documents, take_tokens, token_targets
-from mmcli.data.sources.sources import Weight, open_sources, split_weight
+from mmcli.data.sources.source import Weight, split_weight
+from mmcli.data.sources.sources import open_sources
 from mmcli.errors import UserError
 from mmcli.text.tokenizer import Tokenizer
 
