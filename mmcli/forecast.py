@@ -28,6 +28,26 @@ PUBLISHED = {"small": "2.1 h and 2.73 yuan on one RTX 3090 (published by MiniMin
 
 
 @dataclass(frozen=True)
+class Tokenized:
+    """What becomes of the data of a stage that predicts tokens, all of it: from the part of it that was encoded.
+
+    Attributes:
+        bytes: of its files; 0 where it has none.
+        documents, tokens: of the token cache, whose files take `cache_bytes`.
+        shards: in which it is shuffled and packed (docs/decisions/011-shards.md).
+        rows: of `seq_len` tokens, of one epoch.
+    """
+
+    bytes: int
+    documents: int
+    tokens: int
+    cache_bytes: int
+    shards: int
+    rows: int
+    seq_len: int
+
+
+@dataclass(frozen=True)
 class Forecast:
     """What a training will take, from a few measured steps.
 
@@ -43,6 +63,7 @@ class Forecast:
         share: part of the data that was read, 0 to 1; below 1, what rests on the size of the data is an estimate.
             None: its size is not known before all is read.
         published: what the preset's authors say that their training took.
+        data: None for stages whose data is not one sequence of tokens after the other, and for data of the hub.
     """
 
     stage: str
@@ -64,6 +85,7 @@ class Forecast:
     fits: bool
     share: float | None
     published: str | None
+    data: Tokenized | None
 
     @property
     def tokens_per_second(self) -> float:
@@ -90,7 +112,7 @@ def forecast(
     layers, preset = runner.stage_layers(stage, own, runs_dir=runs_dir, preset=preset, config_file=config_file)
     resolved: Resolved[Any] = resolve(stage.config, layers)
     with _workplace(runs_dir) as folder:
-        config, share = _with_part(resolved.config, folder)
+        config, share, size = _with_part(resolved.config, folder)
         run = Run.create(folder / "runs", stage.name, preset or "plan")
         run.update(preset=preset)
         trial = Trial(share=share or 1.0)
@@ -104,7 +126,7 @@ def forecast(
             what = f"mmcli {stage.name} does not return the totals of a training loop: it cannot be planned"
             raise UserError(what, f"start it: mmcli {stage.name}")
         cache = sum(path.stat().st_size for path in (folder / "runs" / ".cache").rglob("*") if path.is_file())
-        return _made(stage, preset, resolved.config, found, run.read_config(RESOLVED), cache, share)
+        return _made(stage, preset, resolved.config, found, run.read_config(RESOLVED), cache, share, size)
 
 
 def _made(
@@ -115,6 +137,7 @@ def _made(
     chosen: dict[str, Any],
     cache_bytes: int,
     share: float | None,
+    data_bytes: int,
 ) -> Forecast:
     whole = share or 1.0
     encode_seconds = found.get("encode_seconds", 0.0) / whole
@@ -141,6 +164,25 @@ def _made(
         fits=not found["halved"],
         share=share,
         published=PUBLISHED.get(preset or "") if stage.name == "pretrain" else None,
+        data=None if share is None else _tokenized(config, found, cache_bytes, share, data_bytes),
+    )
+
+
+def _tokenized(config: Any, found: dict[str, Any], cache_bytes: int, share: float, data_bytes: int) -> Tokenized | None:
+    from mmcli.data.pack.selection import shards_of
+
+    data = found.get("data", {})
+    if "tokens" not in data:
+        return None
+    documents = round(data["kept"] / share)
+    return Tokenized(
+        bytes=data_bytes,
+        documents=documents,
+        tokens=round(data["tokens"] / share),
+        cache_bytes=round(cache_bytes / share),
+        shards=shards_of(documents),
+        rows=round(found["steps_per_epoch"] * config.train.batch_size),
+        seq_len=config.data.seq_len,
     )
 
 
@@ -182,18 +224,19 @@ def _workplace(runs_dir: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _with_part(config: Any, folder: Path) -> tuple[Any, float | None]:
-    """(the config with a part of its data, in `folder`; the share of the whole), or all of it where it is small."""
+def _with_part(config: Any, folder: Path) -> tuple[Any, float | None, int]:
+    """(the config with a part of its data, in `folder`, or all of it where it is small; the share of the whole; the
+    bytes of all its files)."""
     from mmcli.data.config import DataConfig
     from mmcli.data.sources.sources import find_sources
 
     data = getattr(config, "data", None)
     if not isinstance(data, DataConfig):
-        return config, 1.0
+        return config, 1.0, 0
     sources = find_sources(data.sources, data.columns or ())
     of_hub = any(each.hub is not None for each in sources.members)
     if not of_hub and sources.size <= PART_BYTES:
-        return config, 1.0
+        return config, 1.0, sources.size
     names, read = [], 0
     for number, source in enumerate(sources.members):
         if source.demo:
@@ -204,32 +247,35 @@ def _with_part(config: Any, folder: Path) -> tuple[Any, float | None]:
         read += _write_part(source, sources.columns, path, part or PART_BYTES)
         names.append(str(path) if source.weight is None else f"{path}:{source.weight}")
     data = dataclasses.replace(data, sources=tuple(names), columns=None)
-    return dataclasses.replace(config, data=data), None if of_hub else min(1.0, read / sources.size)
+    share = None if of_hub else min(1.0, read / sources.size)
+    return dataclasses.replace(config, data=data), share, sources.size
 
 
 def _write_part(source: Any, columns: Any, path: Path, part: float) -> int:
-    """Write about `part` bytes of a source's records, from several of its files, as JSON lines; the bytes read."""
+    """Write the records in about `part` bytes of a source, from several of its files, as JSON lines; these bytes."""
     from mmcli.data.formats.files import read_file
     from mmcli.data.record import Record
     from mmcli.data.records.kinds import is_known
     from mmcli.data.sources.columns import renamed
 
     files = source.files[:: max(1, len(source.files) // PART_FILES)][:PART_FILES]
-    read = [0]
+    read = used = written = 0  # a block is used up when the next one is read
 
     def count(number: int) -> None:
-        read[0] += number
+        nonlocal read, used
+        used, read = read, read + number
 
     streams = [read_file(file, is_known, count) for file in files] if files else [source.hub.records()]
-    written = 0
     with path.open("w", encoding="utf-8") as file:
         for number, items in enumerate(streams, 1):
             limit = part * number / len(streams)
             for item in renamed(items, columns) if columns else items:
                 if isinstance(item, Record):
                     written += file.write(json.dumps(item.value, ensure_ascii=False, default=str) + "\n")
-                if (read[0] if files else written) >= limit:
+                if (used if files else written) >= limit:
+                    read = used
                     break
+            used = read
     if not written:
         raise MmcliError(f"no record can be read at the beginning of {source.name}", "check it: mmcli data check")
-    return read[0]
+    return used

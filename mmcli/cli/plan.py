@@ -90,6 +90,24 @@ def plan_stage(
     out().print(grid)
 
 
+def _data_rows(found: Forecast, about: str) -> list[tuple[str, str]]:
+    """What the data becomes, where the stage predicts tokens."""
+    from mmcli.files import size
+    from mmcli.train.config import duration
+
+    data = found.data
+    if data is None:
+        return []
+    in_shards = f" in {data.shards:,} shards" if data.shards > 1 else ""
+    files = f"{size(data.bytes)}: " if data.bytes else ""
+    rate = f" at {data.bytes / found.encode_seconds / 1e6:.2g} MB/s" if found.share != 1.0 else ""
+    return [
+        ("data", f"{about}{files}{data.documents:,} documents, {data.tokens:,} tokens"),
+        ("rows", f"{about}{data.rows:,} of {data.seq_len:,} tokens{in_shards}"),
+        ("tokenize", f"{about}{duration(found.encode_seconds)}{rate}, once, to {size(data.cache_bytes)} of disk"),
+    ]
+
+
 def _rows(found: Forecast) -> list[tuple[str, str]]:
     """The lines of a forecast."""
     from mmcli.train.config import duration
@@ -97,6 +115,7 @@ def _rows(found: Forecast) -> list[tuple[str, str]]:
     about = "about " if found.share != 1.0 else ""
     parts = f"with {duration(found.encode_seconds)} to tokenize, {duration(found.other_seconds)} to validate and save"
     rows = [
+        *_data_rows(found, about),
         ("model", f"{found.preset or 'as given'}, {found.parameters / 1e6:.1f}M parameters"),
         ("device", f"{found.device}, {found.precision}"),
         ("steps", f"{about}{found.steps:,} of {found.step_tokens:,} tokens, {found.epochs:.2g} epochs"),

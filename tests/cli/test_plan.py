@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,31 @@ def test_of_a_large_corpus_a_part_tells_about_the_whole(
     part = planned(root, capsys, "pretrain", "--data", str(root / "large.txt"), *SHAPE)
     assert part["share"] < 0.7
     assert part["steps"] == pytest.approx(12 * small["steps"], rel=0.15)
+    assert small["data"]["bytes"] == (root / "text.txt").stat().st_size and small["data"]["documents"] == 3000
+    for name in ("documents", "tokens", "cache_bytes", "rows"):
+        assert part["data"][name] == pytest.approx(12 * small["data"][name], rel=0.15), name
+    assert part["data"]["rows"] > part["data"]["tokens"] / 64 * 0.9 and part["data"]["shards"] == 1
+
+
+def test_a_file_of_gigabytes_is_not_read_through(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end is a hole of the disk that no reader would take for text; time, disk and shards are told by paper."""
+    monkeypatch.setattr(forecast, "PART_BYTES", 300_000)
+    text = (root / "text.txt").read_bytes()
+    path = root / "huge.txt"
+    with path.open("wb") as file:
+        while file.tell() < 2_000_000:
+            file.write(text + b"\n")
+        file.truncate(100 * G)
+    capsys.readouterr()
+    argv = ["plan", "pretrain", "--data", str(path), *SHAPE, *SHORT, "--runs-dir", str(root / "runs")]
+    assert mmcli(argv) == 0
+    shown = re.sub(r"\s+", " ", capsys.readouterr().out)
+    path.unlink()
+    assert re.search(r"data about 100(\.0)? GB: [\d,]{10,} documents, [\d,]{13,} tokens", shown), shown
+    assert re.search(r"rows about [\d,]{11,} of 64 tokens in [\d,]{3,} shards", shown), shown
+    assert re.search(r"tokenize about .* at [\d.]+ MB/s, once, to [\d.]+ GB of disk", shown), shown
 
 
 def test_dpo_takes_its_model_from_the_runs(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

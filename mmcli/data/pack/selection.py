@@ -92,7 +92,12 @@ class Selection:
 
 def shard_count(cache: TokenCache) -> int:
     """Shards of a cache: 1 for a small one, and for one of pairs."""
-    return -(-len(cache) // SHARD) if cache.sequences_per_record == 1 else 1
+    return shards_of(len(cache)) if cache.sequences_per_record == 1 else 1
+
+
+def shards_of(documents: int) -> int:
+    """Shards of a cache of so many documents."""
+    return max(1, -(-documents // SHARD))
 
 
 def split_documents(
