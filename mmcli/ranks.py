@@ -4,8 +4,8 @@
 `Ranks` is what the training asks of the others; alone, every answer is its own. `mmcli.train.ranks` has the one of
 several processes.
 
-Rank 0 alone writes: the run folder, the token cache, checkpoints. It prepares the run first; then the others read what
-it has made, as a resumed run would, and the training begins.
+Rank 0 alone writes: the run folder, the token cache, checkpoints. It prepares the run first, and has the others encode
+parts of large data; then they read what it has made, as a resumed run would, and the training begins.
 """
 
 from __future__ import annotations
@@ -123,6 +123,7 @@ class Ranks:
 
     rank = 0
     world = 1
+    local_world = 1  # of this machine
 
     @property
     def is_writer(self) -> bool:
@@ -143,6 +144,11 @@ class Ranks:
 
     def prepared(self, message: Any) -> None:
         """Rank 0 has prepared the run: the others, who wait for this `message`, begin to read it."""
+
+    def order(self, work: Any) -> bool:
+        """Rank 0, while it prepares the run, has the others do some work with it, JSON values that tell them which;
+        False where nobody waits for that."""
+        return False
 
     def copy_weights(self, parameters: Iterable[Any]) -> None:
         """Every parameter becomes that of rank 0, which may have made its own by more than the seed."""

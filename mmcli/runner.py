@@ -319,8 +319,16 @@ def _check_ranks(stage: Stage, config: Any, ranks: Ranks) -> None:
 
 
 def _follow(ranks: Ranks, report: Reporter) -> Run:
-    """Take part in the run of rank 0, once that has prepared it: what it made and chose is read, nothing is written."""
+    """Take part in the run of rank 0, once that has prepared it: what it made and chose is read, nothing is written.
+
+    Until then this rank encodes what that one tells it to.
+    """
     message: Any = ranks.broadcast(None)
+    while "encode" in message:
+        from mmcli.data.encode.parts import assist
+
+        assist(message["encode"], ranks)
+        message = ranks.broadcast(None)
     run = FollowedRun(Path(message["run"]))
     if message["trains"]:
         stage = load_stage(run.stage)

@@ -36,6 +36,11 @@ def usable_cores() -> int:
     return _within_quota(allowed_cores())
 
 
+def cores_among(processes: int) -> int:
+    """Cores for this one of `processes` of a machine, which share them unless each is bound to some of its own."""
+    return max(1, usable_cores() // processes) if allowed_cores() == os.cpu_count() else usable_cores()
+
+
 def allowed_cores() -> int:
     """Cores that this process may run on, whatever time a quota leaves it on them."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

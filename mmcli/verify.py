@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmcli.data.encode.cache import META, TOKEN_CACHES, DamagedCacheError, TokenCache, is_outdated
+from mmcli.data.encode.cache import TOKEN_CACHES, TokenCache, is_outdated
+from mmcli.data.encode.stored import META, DamagedCacheError
 from mmcli.errors import UserError
 from mmcli.inputs import config_input, difference, read_inputs
 from mmcli.lock import Locked, file_lock, is_locked

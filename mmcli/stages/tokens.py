@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import numpy as np
 from torch import nn
 
 from mmcli.data.encode.cache import TOKEN_CACHES, TokenCache
+from mmcli.data.encode.parts import PART, build_in_parts
 from mmcli.data.encode.prompts import mismatch_of_records
 from mmcli.data.pack.batches import Batches, evaluation_batches
 from mmcli.data.pack.packing import Rows, RowSet, pack_cache, trainable
@@ -63,7 +65,14 @@ def open_cache(
     folder = context.run.path.parent / TOKEN_CACHES
     started = time.perf_counter()
     cache = TokenCache.build_or_open(
-        folder, sources, tokenizer, options=options, report=context.report, quarantine=kept_in
+        folder,
+        sources,
+        tokenizer,
+        options=options,
+        report=context.report,
+        quarantine=kept_in,
+        build=functools.partial(build_in_parts, ranks=context.ranks) if sources.size > PART else None,
+        check=context.run.is_writable,  # of several ranks the first one has done that
     )
     if context.trial is not None:
         context.run.update(encode_seconds=time.perf_counter() - started + context.run.info().get("encode_seconds", 0.0))

@@ -20,7 +20,7 @@ from torch import Tensor
 from mmcli.errors import MmcliError, UserError
 from mmcli.ranks import Place, RankLost, Ranks
 from mmcli.run import RESOLVED, Run
-from mmcli.threads import allowed_cores, usable_cores
+from mmcli.threads import allowed_cores, cores_among
 
 T = TypeVar("T")
 MEETING = timedelta(minutes=5)  # all processes have to be there by then
@@ -36,7 +36,7 @@ class ProcessRanks(Ranks):
     """The ranks of an initialized process group."""
 
     def __init__(self, place: Place) -> None:
-        self.rank, self.world = place.rank, place.world
+        self.rank, self.world, self.local_world = place.rank, place.world, place.local_world
         self._told = False
 
     def gather(self, value: T) -> list[T]:
@@ -80,9 +80,11 @@ class ProcessRanks(Ranks):
             self._told = True
             self.broadcast(message)
 
-    def await_prepared(self) -> Any:
-        """The message of rank 0, once it has prepared the run."""
-        return self.broadcast(None)
+    def order(self, work: Any) -> bool:
+        if not self.is_writer or self._told:
+            return False
+        self.broadcast(work)
+        return True
 
     def copy_weights(self, parameters: Iterable[Tensor]) -> None:
         with lost_as_error(), torch.no_grad():
@@ -174,7 +176,7 @@ def _share_threads(place: Place) -> None:
     if "OMP_NUM_THREADS" in os.environ or "SLURM_CPUS_PER_TASK" in os.environ or place.local_world == 1:
         return
     if allowed_cores() == os.cpu_count():  # else each process has cores of its own already
-        torch.set_num_threads(max(1, usable_cores() // place.local_world))
+        torch.set_num_threads(cores_among(place.local_world))
 
 
 def rank_device(device: torch.device, place: Place) -> torch.device:

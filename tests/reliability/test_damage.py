@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from mmcli.cli import run as mmcli
-from mmcli.data.encode.cache import TOKEN_CACHES, DamagedCacheError, TokenCache
+from mmcli.data.encode.cache import TOKEN_CACHES, TokenCache
+from mmcli.data.encode.stored import DamagedCacheError
 from mmcli.errors import UserError
 from mmcli.generate.onnx_engine import OnnxEngine
 from mmcli.manifest import MANIFEST, refuse_damaged

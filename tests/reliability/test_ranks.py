@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,10 +95,12 @@ class Forked:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
 
-    def __call__(self, *args: str, runs: Path, ranks: int = 1, codes: list[int] | None = None) -> str:
-        """What all ranks said on stderr; they end with `codes`, by default 0."""
+    def __call__(
+        self, *args: str, runs: Path, ranks: int = 1, codes: list[int] | None = None, part: int | None = None
+    ) -> str:
+        """What all ranks said on stderr; they end with `codes`, by default 0; `part` bytes are encoded together."""
         assert self._process.stdin is not None and self._process.stdout is not None
-        asked = {"argv": [*args, "--runs-dir", str(runs)], "world": ranks}
+        asked = {"argv": [*args, "--runs-dir", str(runs)], "world": ranks, "part": part}
         self._process.stdin.write(json.dumps(asked) + "\n")
         self._process.stdin.flush()
         answer = json.loads(self._process.stdout.readline())
@@ -218,6 +221,27 @@ def test_split_weights_resume_on_another_number_of_ranks(forked: Forked, data: P
     cut_back(newest(runs), 3)
     forked("resume", newest(runs).name[:4], "--shard", runs=runs, ranks=2)
     assert_close(logged(newest(runs)), plain)
+
+
+def test_ranks_encode_large_data_together(forked: Forked, data: Path, runs: Path, tmp_path: Path) -> None:
+    """The cache has the bytes of one process; what `--strict` refuses is said once, by rank 0, whoever met it."""
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for number in range(5):
+        lines = (json.dumps({"text": f"cat {i} sleeps in house {number}"}) for i in range(40))
+        (texts / f"{number}.jsonl").write_text("\n".join(lines) + "\n")
+    started = ["pretrain", "--data", str(texts), "--tokenizer", "1", *SMALL, *UNEVEN, "--steps", "2"]
+    files = []
+    for ranks, part in ((1, None), (2, 1000)):
+        forked(*started, runs=runs, ranks=ranks, part=part)
+        key = json.loads((newest(runs) / "run.json").read_text())["data"]["cache"]
+        cache = runs / ".cache/tokens" / key
+        files.append({path.name: path.read_bytes() for path in cache.iterdir()})
+        shutil.rmtree(cache)
+    assert files[0] == files[1]
+    (texts / "3.jsonl").write_text("{ no JSON\n" + (texts / "3.jsonl").read_text())
+    said = forked(*started, "--strict", runs=runs, ranks=2, part=1000, codes=[2, 75])
+    assert said.count("3.jsonl:1 not JSON") == 1 and "Traceback" not in said
 
 
 def cut_back(run: Path, step: int) -> None:

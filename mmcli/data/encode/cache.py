@@ -4,12 +4,8 @@ A cache lies in `<cache_dir>/<key>/`; the key is a SHA-256 over the content of t
 options and the format. Names and times of files are not part of it: edited text is encoded again, touched text is not.
 
 Every block of a cache has a checksum, and all of them are compared whenever a cache is opened, at about the speed of
-reading it: what is damaged is made again.
-
-A cache is written beside its place, flushed to disk, then renamed, so that it is whole or absent. Two processes that
-build the same one each write their own folder; the first rename wins and the loser's folder is dropped. A builder
-holds a lock on `building-*.lock`; folders whose lock is free belong to a process that died, and the next builder
-removes them.
+reading it: what is damaged is made again. `stored.py` has the life of the folder; large
+data is encoded in parts (`parts.py`).
 """
 
 from __future__ import annotations
@@ -19,43 +15,33 @@ import json
 import os
 import secrets
 import shutil
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from mmcli.data.encode.encoders import encode_records
+from mmcli.data.encode.stored import META, DamagedCacheError, building, check_files, publish, read_meta, seal
 from mmcli.data.formats.files import FileHashes
 from mmcli.data.records.account import RecordAccount, Tally, refused_by_strict
 from mmcli.data.records.kinds import Encode, find_kind
 from mmcli.data.sources.sources import Sources
-from mmcli.files import sync_directory
-from mmcli.manifest import describe_blocks, of_blocks
 from mmcli.stage import Reporter, Silent
 from mmcli.text.tokenizer import Tokenizer
 
-try:
-    import fcntl
-except ImportError:  # Windows: what dead builders left stays until it is removed by hand
-    fcntl = None  # type: ignore[assignment]  # a module that is not there
-
 FORMAT = 4
 CHECKED_SINCE = 4  # the first format with checksums
-META = "meta.json"
+TOKEN_CACHES = ".cache/tokens"  # the caches of a runs folder; safe to delete
+HASHES_OF_FILES = "files.json"  # beside the caches
 TOKENS, TRAINED, OFFSETS, HASHES = "tokens.bin", "trained.bin", "offsets.bin", "hashes.bin"
 LABELS = "labels.bin"  # of kinds whose records have a label
 REJECTED = "rejected.jsonl"
-TOKEN_CACHES = ".cache/tokens"  # the caches of a runs folder; safe to delete
-HASHES_OF_FILES = "files.json"  # beside the caches
 BUFFER = 2**20  # bytes
 OFFSETS_AT_ONCE = 2**18
 
-
-class DamagedCacheError(Exception):
-    """A cache folder whose files are not as they were written: names the file and where it differs."""
+Build = Callable[[Path, Sources, Tokenizer, Mapping[str, Any], Mapping[str, Any], Reporter], None]  # as `build_at_once`
 
 
 class TokenCache:
@@ -74,15 +60,18 @@ class TokenCache:
         course: (share at the first step, share at the last) of each source, where shares change. Neither.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, check: bool = True) -> None:
         """Open a finished cache, all of which is read and compared with its checksums.
+
+        Args:
+            check: False where another process has just done that.
 
         Raises:
             DamagedCacheError: a file is missing, or differs from what was written.
         """
-        meta = _read_meta(folder)
-        for name, checksums in meta["checksums"].items():
-            _check_file(folder / name, meta["sizes"][name], checksums)
+        meta = read_meta(folder)
+        if check:
+            check_files(folder, meta)
         self.folder = folder
         self.key: str = meta["key"]
         self.kind: str = meta["kind"]
@@ -158,6 +147,8 @@ class TokenCache:
         options: Mapping[str, Any] | None = None,
         report: Reporter | None = None,
         quarantine: Path | None = None,
+        build: Build | None = None,
+        check: bool = True,
     ) -> TokenCache:
         """The cache of `sources` under `tokenizer`: opened if it is there, else built.
 
@@ -166,6 +157,8 @@ class TokenCache:
             encode: how records become ids; by default the encoder of `sources.kind`.
             options: what `encode` is given; JSON values, part of the key.
             quarantine: where the list of rejected records goes, if there are any.
+            build: fills the folder of a cache that is not there; by default all is encoded at once.
+            check: see `TokenCache`.
 
         Raises:
             UserError: no usable record; with `sources.strict`, a rejected one; data that changed while it was read.
@@ -183,11 +176,15 @@ class TokenCache:
         }
         key = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
         place = cache_dir / key
-        cache = _open(place, report)
+        cache = _open(place, report, check=check)
         if cache is None:
             with building(cache_dir) as folder:
                 try:
-                    _build(folder, sources, tokenizer, encode, options, {"key": key, **ingredients}, report)
+                    meta = {"key": key, **ingredients}
+                    if build is None:
+                        build_at_once(folder, sources, tokenizer, meta, options, report, encode=encode)
+                    else:
+                        build(folder, sources, tokenizer, meta, options, report)
                 finally:
                     _copy_rejected(folder, quarantine)
                 publish(folder, place)
@@ -215,50 +212,11 @@ def is_outdated(folder: Path) -> bool:
         return False
 
 
-def _meta_text(meta: Mapping[str, Any]) -> bytes:
-    """meta.json, which ends with a checksum of all before it."""
-    own = zlib.crc32(json.dumps(meta).encode())
-    return (json.dumps({**meta, "checksum": own}, indent=1) + "\n").encode()
-
-
-def _read_meta(folder: Path) -> dict[str, Any]:
-    path = folder / META
-    try:
-        stored = path.read_bytes()
-        meta = json.loads(stored)
-        meta.pop("checksum")
-        whole = _meta_text(meta) == stored
-    except FileNotFoundError:
-        raise DamagedCacheError(f"{path} is missing") from None
-    except OSError as error:
-        raise DamagedCacheError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        whole = False
-    if not whole:
-        raise DamagedCacheError(f"{path} is damaged")
-    return dict(meta)
-
-
-def _check_file(path: Path, size: int, checksums: list[int]) -> None:
-    try:
-        now = path.stat().st_size
-        found = of_blocks(path, zlib.crc32)
-    except FileNotFoundError:
-        raise DamagedCacheError(f"{path} is missing") from None
-    except OSError as error:
-        raise DamagedCacheError(f"{path} cannot be read: {error.strerror}") from None
-    if now != size:
-        raise DamagedCacheError(f"{path} has {now:,} bytes instead of {size:,}")
-    wrong = [i for i, pair in enumerate(zip(found, checksums, strict=True)) if pair[0] != pair[1]]
-    if wrong:
-        raise DamagedCacheError(f"{path} is damaged: {describe_blocks(wrong, size)}")
-
-
-def _open(place: Path, report: Reporter) -> TokenCache | None:
+def _open(place: Path, report: Reporter, *, check: bool) -> TokenCache | None:
     if not place.is_dir():
         return None
     try:
-        return TokenCache(place)
+        return TokenCache(place, check=check)
     except DamagedCacheError as error:
         report.warn(f"the token cache is damaged and is rebuilt ({error})")
     aside = place.with_name(f"damaged-{secrets.token_hex(4)}")
@@ -276,52 +234,100 @@ def _copy_rejected(folder: Path, quarantine: Path | None) -> None:
         shutil.copyfile(folder / REJECTED, quarantine)
 
 
-def _build(
+def build_at_once(
     folder: Path,
     sources: Sources,
     tokenizer: Tokenizer,
-    encode: Encode | None,
+    meta: Mapping[str, Any],
     options: Mapping[str, Any],
-    meta: dict[str, Any],
     report: Reporter,
+    *,
+    encode: Encode | None = None,
 ) -> None:
-    """Encode everything into `folder`."""
-    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+    """Encode everything into `folder`, which lies beside its place.
+
+    Args:
+        meta: what identifies the cache, the first entries of its description.
+
+    Raises:
+        UserError: no usable record; with `sources.strict`, a rejected one; data that changed while it was read.
+    """
+    with RecordAccount(folder / REJECTED, strict=sources.strict) as account:
+        written = encode_into(folder, sources, tokenizer, account, encode=encode, options=options, report=report)
+        account.check(sources.named)
+    sources.check_unchanged()
+    written.finish(meta, tokenizer, account)
+
+
+@dataclass
+class Written:
+    """What was written into a folder.
+
+    Attributes:
+        sequences_by_source: of each source of the data.
+        writer: of the files; None until a record is kept.
+    """
+
+    sequences_by_source: list[int]
     writer: CacheWriter | None = None
-    text_bytes, per_record = 0, 1
-    sequences = [0] * len(sources.members)
-    try:
-        with RecordAccount(folder / REJECTED, strict=sources.strict) as account:
-            batches = encode_records(sources, tokenizer, account, encode=encode, options=options, report=report)
-            for batch in batches:
-                for _, record in batch.kept:
-                    if writer is None:
-                        masked, labelled = record.trained is not None, record.label is not None
-                        writer = CacheWriter(folder, dtype, masked=masked, labelled=labelled)
-                        per_record = len(record.ids)
-                    masks = record.trained if record.trained is not None else [None] * per_record
-                    for ids, trained in zip(record.ids, masks, strict=True):
-                        writer.append(ids, trained, record.label)
-                    text_bytes += record.text_bytes
-                sequences[batch.source] += per_record * len(batch.kept)
-            account.check(sources.named)
-        sources.check_unchanged()
-        assert writer is not None  # `check` refuses data with nothing kept
+    sequences_per_record: int = 1
+    text_bytes: int = 0
+
+    def finish(self, meta: Mapping[str, Any], tokenizer: Tokenizer, account: RecordAccount) -> None:
+        """Flush everything, and describe it in `meta.json`."""
+        assert self.writer is not None  # `RecordAccount.check` refuses data with nothing kept
         rest = {
-            "dtype": dtype.name,
-            "masked": (folder / TRAINED).exists(),
-            "sequences_per_record": per_record,
-            "sequences": writer.sequences,
-            "tokens": writer.tokens,
-            "text_bytes": text_bytes,
+            "dtype": id_type(tokenizer).name,
+            "masked": (self.writer.folder / TRAINED).exists(),
+            "sequences_per_record": self.sequences_per_record,
+            "sequences": self.writer.sequences,
+            "tokens": self.writer.tokens,
+            "text_bytes": self.text_bytes,
             "pad_id": tokenizer.pad_id,
-            "parts": sequences,
+            "parts": self.sequences_by_source,
             "tally": account.tally.to_json(),
         }
-        writer.finish({**meta, **rest})
-    finally:
-        if writer is not None:
-            writer.close()
+        self.writer.finish({**meta, **rest})
+
+
+def id_type(tokenizer: Tokenizer) -> np.dtype[Any]:
+    """What holds an id: two bytes where the vocabulary fits into them, else four."""
+    return np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+
+
+def encode_into(
+    folder: Path,
+    sources: Sources,
+    tokenizer: Tokenizer,
+    account: RecordAccount,
+    *,
+    encode: Encode | None = None,
+    options: Mapping[str, Any],
+    report: Reporter,
+    workers: int | None = None,
+) -> Written:
+    """Encode all records of some data into the files of a folder, which are closed where that fails."""
+    found = Written([0] * len(sources.members))
+    try:
+        batches = encode_records(
+            sources, tokenizer, account, encode=encode, options=options, workers=workers, report=report
+        )
+        for batch in batches:
+            for _, record in batch.kept:
+                if found.writer is None:
+                    masked, labelled = record.trained is not None, record.label is not None
+                    found.writer = CacheWriter(folder, id_type(tokenizer), masked=masked, labelled=labelled)
+                    found.sequences_per_record = len(record.ids)
+                masks = record.trained if record.trained is not None else [None] * len(record.ids)
+                for ids, trained in zip(record.ids, masks, strict=True):
+                    found.writer.append(ids, trained, record.label)
+                found.text_bytes += record.text_bytes
+            found.sequences_by_source[batch.source] += found.sequences_per_record * len(batch.kept)
+    except BaseException:
+        if found.writer is not None:
+            found.writer.close()
+        raise
+    return found
 
 
 class CacheWriter:
@@ -330,7 +336,7 @@ class CacheWriter:
     def __init__(self, folder: Path, dtype: np.dtype[Any], *, masked: bool, labelled: bool = False) -> None:
         self._dtype = dtype
         names = [TOKENS, OFFSETS, HASHES, *([TRAINED] if masked else []), *([LABELS] if labelled else [])]
-        self._folder = folder
+        self.folder = folder
         self._files: dict[str, IO[bytes]] = {name: (folder / name).open("wb", buffering=BUFFER) for name in names}
         self._files[OFFSETS].write(np.int64(0).tobytes())
         self.sequences = 0
@@ -351,67 +357,25 @@ class CacheWriter:
             assert label is not None
             self._files[LABELS].write(np.float32(label).tobytes())
 
+    def extend(self, part: Path) -> None:
+        """Add every sequence of another cache folder, whose files are the same."""
+        offsets = np.fromfile(part / OFFSETS, dtype=np.int64)[1:]
+        self._files[OFFSETS].write((offsets + self.tokens).tobytes())
+        self.sequences += len(offsets)
+        self.tokens += int(offsets[-1])
+        for name in self._files.keys() - {OFFSETS}:
+            with (part / name).open("rb") as file:
+                shutil.copyfileobj(file, self._files[name], BUFFER)
+
     def finish(self, meta: dict[str, Any]) -> None:
         """Flush everything to the disk, the description of the cache last, with a checksum of each block (CRC-32)."""
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
         self.close()
-        paths = [self._folder / name for name in (*self._files, REJECTED)]
-        paths = [path for path in paths if path.exists()]
-        meta["sizes"] = {path.name: path.stat().st_size for path in paths}
-        meta["checksums"] = {path.name: of_blocks(path, zlib.crc32) for path in paths}
-        with (self._folder / META).open("wb") as description:
-            description.write(_meta_text(meta))
-            description.flush()
-            os.fsync(description.fileno())
+        seal(self.folder, (*self._files, REJECTED), meta)
 
     def close(self) -> None:
         """Close the files; a cache that is not finished stays unusable."""
         for file in self._files.values():
             file.close()
-
-
-@contextmanager
-def building(cache_dir: Path) -> Iterator[Path]:
-    """A new folder to build in, removed at the end unless it was published (renamed)."""
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    _sweep(cache_dir)
-    name = f"building-{os.getpid()}-{secrets.token_hex(4)}"
-    lock, folder = cache_dir / f"{name}.lock", cache_dir / name
-    with lock.open("wb") as held:
-        if fcntl is not None:
-            fcntl.flock(held, fcntl.LOCK_EX)
-        try:
-            folder.mkdir()
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            lock.unlink(missing_ok=True)
-
-
-def _sweep(cache_dir: Path) -> None:
-    """Remove what dead builders left: those whose lock can be taken."""
-    if fcntl is None:
-        return
-    for lock in cache_dir.glob("building-*.lock"):
-        try:
-            with lock.open("rb") as held:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
-                lock.unlink(missing_ok=True)
-        except (BlockingIOError, FileNotFoundError):
-            continue
-
-
-def publish(folder: Path, place: Path) -> bool:
-    """Rename a finished folder to its place; False if another process was first."""
-    sync_directory(folder)
-    try:
-        folder.rename(place)
-    except OSError:
-        if place.is_dir():
-            return False
-        raise
-    sync_directory(place.parent)
-    return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -96,6 +97,30 @@ class RecordAccount:
         self._quarantine(item)
         if self._strict:
             raise refused_by_strict(f"{item.file}:{item.line} {item.reason}")
+
+    def to_json(self) -> dict[str, Any]:
+        """The counts, in all and of each file, for `add`."""
+        first = {file: [item.line, item.reason] for file, item in self.first_by_file.items()}
+        return {
+            "tally": self.tally.to_json(),
+            "kept": self.kept_by_file,
+            "rejected": self.rejected_by_file,
+            "first": first,
+        }
+
+    def add(self, other: Mapping[str, Any]) -> None:
+        """Count what another account has counted (`to_json`) of the data after this one's; nothing is quarantined."""
+        tally = Tally(**other["tally"])
+        self.tally.kept += tally.kept
+        self.tally.rejected += tally.rejected
+        for reason, count in tally.reasons.items():
+            self.tally.reasons[reason] = self.tally.reasons.get(reason, 0) + count
+        self.tally.first = [*self.tally.first, *tally.first][:SHOWN]
+        for own, added in ((self.kept_by_file, other["kept"]), (self.rejected_by_file, other["rejected"])):
+            for file, count in added.items():
+                own[file] = own.get(file, 0) + count
+        for file, (line, reason) in other["first"].items():
+            self.first_by_file.setdefault(file, Rejected(file, line, reason, b""))
 
     def _quarantine(self, item: Rejected) -> None:
         if self._path is None:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmcli.data.encode.cache import CacheWriter, DamagedCacheError, TokenCache
+from mmcli.data.encode.cache import CacheWriter, TokenCache
+from mmcli.data.encode.stored import DamagedCacheError
 from mmcli.data.record import EncodedRecord, Record, RecordError
 from mmcli.data.sources.sources import open_sources
 from mmcli.errors import UserError
