@@ -1,7 +1,9 @@
 """One thread a model: it keeps the engine's slots busy with whatever replies are asked for (continuous batching).
 
-In each step of the engine every reply under way gets its next token, and as much of new prompts is read as the others
-can wait for. So a long prompt delays the others by little, and a reply is the same alone and among others.
+A step of the engine reads a new prompt, or gives every reply under way its next token. Prompts go first, so that a
+first token waits for nothing but what is being computed as its request comes; but between two tokens of the others only
+so much is read as they can wait for. So a long prompt delays the others by little, and a reply is the same alone and
+among others.
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ from mmcli.serve.metrics import ModelMetrics
 from mmcli.serve.reader import Delta, Reader, TokenLogprob, token_logprob
 from mmcli.serve.slots import Slots
 
-STEP_SECONDS = 0.2  # that a step with prompts may take, about: so long the other replies wait for their next token
-FIRST_BUDGET, LEAST_BUDGET, MOST_BUDGET = 128, 32, 2048  # tokens of prompts in one step
+READ_SECONDS = 0.2  # of reading between two tokens of the other replies, about
+FIRST_BUDGET, LEAST_BUDGET, MOST_BUDGET = 128, 32, 2048  # tokens of prompts in this time
+TOGETHER = 0.25  # of the budget: prompts that are shorter together are read in one pass, others one after the other
 
 
 @dataclass(frozen=True)
@@ -66,19 +69,19 @@ class Job:
 
 
 class ReadBudget:
-    """Tokens of prompts that one step may read to take about STEP_SECONDS, learned from the steps before."""
+    """Tokens of prompts that are read in about READ_SECONDS, learned from the steps before."""
 
     def __init__(self) -> None:
         self.tokens = FIRST_BUDGET
         self._rate: float | None = None  # tokens a second
 
     def learn(self, tokens: int, seconds: float) -> None:
-        """A step took so long in which so many were read. Of few, the time is that of the other replies' tokens."""
+        """A step took so long in which so many were read. Few say nothing: the weights take their time for one too."""
         if tokens < LEAST_BUDGET:
             return
         rate = tokens / seconds
         self._rate = rate if self._rate is None else 0.8 * self._rate + 0.2 * rate
-        self.tokens = max(LEAST_BUDGET, min(MOST_BUDGET, int(self._rate * STEP_SECONDS)))
+        self.tokens = max(LEAST_BUDGET, min(MOST_BUDGET, int(self._rate * READ_SECONDS)))
 
 
 class Scheduler:
@@ -93,6 +96,7 @@ class Scheduler:
         self._waiting: deque[Job] = deque()
         self._held: dict[int, Job] = {}  # those with a slot; whose prompt is read first, comes first
         self._budget = ReadBudget()
+        self._left = 0  # tokens of prompts that may be read before the other replies have their turn
         self._changed = threading.Condition()
         self._draining = False
         self._closed = False
@@ -185,18 +189,36 @@ class Scheduler:
             self._held[job.slot] = job
 
     def _advance(self) -> None:
-        """The next id of every reply, and the next part of the prompts; who has read all of its own draws its first."""
+        """A step: the next part of prompts, whose readers draw their first id at the end; or every reply's next id."""
         if not self._held:
             return
         self.metrics.steps += 1
+        jobs = {slot: self._held[slot] for slot in self._turn()}
+        unread, start = sum(map(_unread, jobs.values())), time.perf_counter()
+        self._step(jobs)
+        read = unread - sum(map(_unread, jobs.values()))
+        self._budget.learn(read, time.perf_counter() - start)
+        self._left -= read
+        slot, job = next(iter(jobs.items()))
+        if self._held.get(slot) is job and job.sequence.is_new:
+            self._held[slot] = self._held.pop(slot)  # it had all of the budget: now the others
+
+    def _turn(self) -> list[int]:
+        """The slots of the next step: those whose prompts are read, or those whose replies are written."""
         reading = [slot for slot, job in self._held.items() if job.sequence.is_new]
         writing = sorted(self._held.keys() - set(reading))  # neighbours need no copy of their caches
-        jobs = {slot: self._held[slot] for slot in (*writing, *reading)}
-        unread, start = sum(_unread(job) for job in jobs.values()), time.perf_counter()
-        self._step(jobs)
-        self._budget.learn(unread - sum(_unread(job) for job in jobs.values()), time.perf_counter() - start)
-        if reading and (first := self._held.get(reading[0])) is jobs[reading[0]] and first.sequence.is_new:
-            self._held[reading[0]] = self._held.pop(reading[0])  # it had all of the budget: now the others
+        budget = self._budget.tokens
+        if not reading or (writing and self._left < min(budget, _unread(self._held[reading[0]]))):
+            self._left = budget
+            return writing
+        if not writing:
+            self._left = budget
+        tokens = 0
+        for number, slot in enumerate(reading):
+            tokens += _unread(self._held[slot])
+            if number and tokens > TOGETHER * budget:
+                return reading[:number]
+        return reading
 
     def _step(self, jobs: Mapping[int, Job]) -> None:
         held = {slot: job.sequence for slot, job in jobs.items()}

@@ -17,7 +17,16 @@ from mmcli.model.config import ModelConfig
 from mmcli.model.transformer import Transformer
 from mmcli.serve.metrics import BOUNDS, Histogram, ModelMetrics, Requests, exposition
 from mmcli.serve.reader import ChatReader, TextReader
-from mmcli.serve.scheduler import FIRST_BUDGET, MOST_BUDGET, STEP_SECONDS, Finished, Job, ReadBudget, Scheduler
+from mmcli.serve.scheduler import (
+    FIRST_BUDGET,
+    MOST_BUDGET,
+    READ_SECONDS,
+    TOGETHER,
+    Finished,
+    Job,
+    ReadBudget,
+    Scheduler,
+)
 from mmcli.serve.slots import Slots
 from mmcli.serve.stops import StopStrings
 from mmcli.text.tokenizer import Tokenizer
@@ -63,29 +72,50 @@ def test_a_long_prompt_is_read_between_the_tokens_of_others(
         pass
     scheduler.cancel([short])
     scheduler.drain(1)
-    assert [each for each in engine.passes if len(each) == 2] == [[1, FIRST_BUDGET]] * 6 + [[1, 1]] * 2
+    first = engine.passes.index([FIRST_BUDGET])
+    assert engine.passes[first : first + 13] == [[FIRST_BUDGET], [1]] * 5 + [[FIRST_BUDGET], [1, 1], [1, 1]]
 
 
-def test_prompts_share_a_pass_and_a_long_one_lets_the_others_by(
+def test_first_tokens_come_before_the_next_ones_of_others(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(ReadBudget, "learn", lambda *args: None)
+    engine = Logged(tokenizer.vocab_size, 5)
+    scheduler = Scheduler(engine, queue=8, metrics=ModelMetrics())
+    (writing,) = jobs_of(tokenizer, [[7, 8]], 1900)
+    scheduler.submit([writing])
+    while [1] not in engine.passes:
+        time.sleep(0.001)
+    some, few = FIRST_BUDGET // 2 - 1, int(FIRST_BUDGET * TOGETHER) // 2
+    late = jobs_of(tokenizer, [[6] * some, [4] * some, [3] * few, [2] * few], 3)
+    scheduler.submit(late)
+    while scheduler.busy > 1 or not late[-1].taken:
+        time.sleep(0.001)
+    scheduler.cancel([writing])
+    scheduler.drain(1)
+    first = engine.passes.index([some])
+    assert engine.passes[first : first + 4] == [[some], [some], [1, 1, 1], [few, few]]
+    assert engine.passes[first + 4] == [1, 1, 1, 1, 1]
+
+
+def test_a_long_prompt_lets_the_others_by(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ReadBudget, "learn", lambda *args: None)
     engine = Logged(tokenizer.vocab_size, 3)
     scheduler = Scheduler(engine, queue=8, metrics=ModelMetrics())
     long, some = [5] * (2 * FIRST_BUDGET + 10), FIRST_BUDGET // 2
     scheduler.submit(jobs_of(tokenizer, [long, [6] * some, [7] * some], 2))
     scheduler.drain(5)
-    assert engine.passes[:3] == [[FIRST_BUDGET], [some, some], [1, 1, FIRST_BUDGET]]
+    assert engine.passes[:4] == [[FIRST_BUDGET], [some], [some], [1, 1]]
 
 
 def test_the_budget_follows_the_speed_of_the_machine() -> None:
     budget = ReadBudget()
     budget.learn(5, 10.0)  # a step of little but other replies' tokens says nothing
     assert budget.tokens == FIRST_BUDGET
-    budget.learn(100, STEP_SECONDS / 10)
+    budget.learn(100, READ_SECONDS / 10)
     assert budget.tokens == 1000
     for _ in range(50):
-        budget.learn(100, STEP_SECONDS * 2)
+        budget.learn(100, READ_SECONDS * 2)
     assert 50 <= budget.tokens < 60
     budget.learn(10_000, 0.001)
     assert budget.tokens == MOST_BUDGET
