@@ -4,8 +4,8 @@ A cache lies in `<cache_dir>/<key>/`; the key is a SHA-256 over the content of t
 options and the format. Names and times of files are not part of it: edited text is encoded again, touched text is not.
 
 Every block of a cache has a checksum, and all of them are compared whenever a cache is opened, at about the speed of
-reading it: what is damaged is made again. `stored.py` has the life of the folder; large
-data is encoded in parts (`parts.py`).
+reading it: what is damaged is made again. `stored.py` has the life of the folder; large data is encoded in parts
+(`parts.py`).
 """
 
 from __future__ import annotations
@@ -157,12 +157,14 @@ class TokenCache:
             encode: how records become ids; by default the encoder of `sources.kind`.
             options: what `encode` is given; JSON values, part of the key.
             quarantine: where the list of rejected records goes, if there are any.
-            build: fills the folder of a cache that is not there; by default all is encoded at once.
+            build: fills the folder of a cache that is not there, with the encoder of `sources.kind`; by default all is
+                encoded at once.
             check: see `TokenCache`.
 
         Raises:
             UserError: no usable record; with `sources.strict`, a rejected one; data that changed while it was read.
         """
+        assert build is None or encode is None, "a build of its own has the encoder of the kind"
         report = report or Silent()
         options = dict(options or {})
         function = encode or find_kind(sources.kind).encoder

@@ -113,12 +113,14 @@ class RecordAccount:
         tally = Tally(**other["tally"])
         self.tally.kept += tally.kept
         self.tally.rejected += tally.rejected
-        for reason, count in tally.reasons.items():
-            self.tally.reasons[reason] = self.tally.reasons.get(reason, 0) + count
         self.tally.first = [*self.tally.first, *tally.first][:SHOWN]
-        for own, added in ((self.kept_by_file, other["kept"]), (self.rejected_by_file, other["rejected"])):
-            for file, count in added.items():
-                own[file] = own.get(file, 0) + count
+        for own, added in (
+            (self.tally.reasons, tally.reasons),
+            (self.kept_by_file, other["kept"]),
+            (self.rejected_by_file, other["rejected"]),
+        ):
+            for name, count in added.items():
+                own[name] = own.get(name, 0) + count
         for file, (line, reason) in other["first"].items():
             self.first_by_file.setdefault(file, Rejected(file, line, reason, b""))
 
