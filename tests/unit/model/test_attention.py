@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmcli.model import attention
+from mmcli.model import attention, documents
 from mmcli.model.attention import AttentionPlan, AttnContext, choose_kernel, plan_attention
 from mmcli.model.config import ModelConfig
 from mmcli.model.documents import document_attention
@@ -239,3 +239,30 @@ def test_the_operator_of_documents_is_as_torch_wants_it() -> None:
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(document_attention, (*qkv, ids_N), test_utils=tests)
     torch.autograd.gradcheck(lambda *given: document_attention(*given, ids_N)[0], qkv)
+
+
+@pytest.mark.parametrize(("lengths", "wide"), [([40, 70], True), ([600, 30], False), ([540, 600], False)], ids=str)
+def test_bf16_documents_have_the_gradient_of_fp32(
+    monkeypatch: pytest.MonkeyPatch, lengths: list[int], wide: bool
+) -> None:
+    """Short documents go through the kernel in fp32, as forward passes do; long ones have their gradient in bf16."""
+    kernel, seen = documents._flash_backward, set[torch.dtype]()
+
+    def spy(*given: Any) -> Any:
+        seen.add(given[0].dtype)
+        return kernel(*given)
+
+    monkeypatch.setattr(documents, "_flash_backward", spy)
+    generator, tokens = torch.Generator().manual_seed(0), sum(lengths)
+    ids_N = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    qkv = [torch.randn(tokens, heads, 16, generator=generator).bfloat16().requires_grad_() for heads in (4, 2, 2)]
+    grad_NHd = torch.randn(tokens, 4, 16, generator=generator).bfloat16()
+    out, _ = document_attention(*qkv, ids_N)
+    found = torch.autograd.grad(out, qkv, grad_NHd)
+    assert seen == {torch.float32 if wide else torch.bfloat16}
+    exact = [each.detach().float().requires_grad_() for each in qkv]
+    expected, _ = document_attention(*exact, ids_N)
+    torch.testing.assert_close(out.float(), expected, atol=1e-2, rtol=1e-2)
+    for own, right in zip(found, torch.autograd.grad(expected, exact, grad_NHd.float()), strict=True):
+        assert own.dtype == torch.bfloat16
+        torch.testing.assert_close(own.float(), right, atol=2e-2, rtol=2e-2)
