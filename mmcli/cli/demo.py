@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_module
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +23,10 @@ app = App()
 LABEL = "demo"
 VOCAB_SIZE = 4096  # a word to translate is one token, in both languages
 TOKEN_BYTES = 12  # four Chinese characters: a clause in one token could not be put in another way
-STEPS = {"pretrain": 1700, "sft": 800, "dpo": 60}
+BUDGET = "10m"
+SHARES = {"pretrain": 0.68, "sft": 0.32}  # of the steps of both, and of their time
+FEWEST, MOST = 2300, 5000  # of the steps of both, where no time and no steps are asked for
+DPO_STEPS = 60
 SEQ_LEN, ROWS = 320, 4  # a conversation with tools fits into a row
 TEXT, CHATS = "demo:text", "demo:chat"
 # What this model learns soonest with; asked from its first step, it answers from what it read. See
@@ -57,15 +61,23 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 KEPT = "demo.json"  # in the folder of the runs: what the demo showed last
 ONNX = "dpo, ONNX int8"
-SPEED_REACHED = 0.4  # of the rate of a large matrix product, by a step of this model
-OTHER_SECONDS = 100.0  # tokenizer, encoding, dpo, export, questions
+PASSES = 0.8  # of the time of a step are forward and backward passes over its rows; the rest is the update
+OTHER_SECONDS = 110.0  # tokenizer, encoding, dpo, export, questions
+RESERVE = 0.05  # of the budget
+LEAST_TRAINING_SECONDS = 60.0
 
 
 @app.command()
 def demo(
-    pretrain_steps: Annotated[int, typer.Option(help="Optimizer steps of pretraining.", min=1)] = STEPS["pretrain"],
-    sft_steps: Annotated[int, typer.Option(help="Optimizer steps of SFT.", min=1)] = STEPS["sft"],
-    dpo_steps: Annotated[int, typer.Option(help="Optimizer steps of DPO.", min=1)] = STEPS["dpo"],
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Time for all of it, such as 20m; default: 10m, or what a good model takes.", metavar="TIME"),
+    ] = None,
+    pretrain_steps: Annotated[
+        int | None, typer.Option(help="Optimizer steps of pretraining, whatever time they take.", min=1)
+    ] = None,
+    sft_steps: Annotated[int | None, typer.Option(help="Optimizer steps of SFT, likewise.", min=1)] = None,
+    dpo_steps: Annotated[int, typer.Option(help="Optimizer steps of DPO.", min=1)] = DPO_STEPS,
     limit: Annotated[
         int | None, typer.Option(help="Held-out questions of each family for the scores; default: all.", min=1)
     ] = None,
@@ -83,18 +95,18 @@ def demo(
     from mmcli.find import find_model
 
     began, report = time.perf_counter(), reporter()
-    steps = {"pretrain": pretrain_steps, "sft": sft_steps, "dpo": dpo_steps}
     kept = runs_dir / KEPT
     facts = _read_facts(kept, limit, runs_dir)
     if facts is not None:
         report.note("the demo is done; this is what it made (mmcli runs remove takes runs away)")
     else:
-        parameters, seconds = _size(steps)
-        report.note(announcement(seconds, parameters))
+        length = _length(budget, {"pretrain": pretrain_steps, "sft": sft_steps})
+        report.note(announcement(length.seconds, length.parameters))
         runs = {"tokenizer": _tokenizer(runs_dir, report)}
-        for stage, count in steps.items():
-            runs[stage] = _stage(stage, count, seed, runs, runs_dir, report)
-        models = {stage: find_model(runs[stage].name, runs_dir) for stage in steps}
+        trained = {**length.stages, "dpo": {"train.steps": dpo_steps}}
+        for stage, values in trained.items():
+            runs[stage] = _stage(stage, {**values, "train.seed": seed}, runs, runs_dir, report)
+        models = {stage: find_model(runs[stage].name, runs_dir) for stage in trained}
         models[ONNX] = _export(models["dpo"], report)
         report.note("\n6. the held-out questions")
         scores = {name: _score(model, limit, report) for name, model in models.items()}
@@ -102,7 +114,7 @@ def demo(
         said = converse(models[ONNX])
         names = {stage: run.name for stage, run in runs.items()}
         spent = sum(float(run.info().get("elapsed_seconds", 0.0)) for run in runs.values())
-        facts = Facts(names, scores, preferred, said, parameters, max(spent, time.perf_counter() - began))
+        facts = Facts(names, scores, preferred, said, length.parameters, max(spent, time.perf_counter() - began))
         write_json(kept, {"limit": limit, **facts.to_json()})
     if json:
         print_json(facts.to_json())
@@ -126,21 +138,58 @@ def _read_facts(path: Path, limit: int | None, runs_dir: Path) -> Facts | None:
     return facts if same and all(state == "finished" for _, state in newest.values()) else None
 
 
-def _size(steps: Mapping[str, int]) -> tuple[int, float]:
-    """(parameters, about how many seconds everything takes here): the FLOPs of its steps at the measured rate."""
-    import torch
+@dataclass(frozen=True)
+class _Length:
+    """How long the demo is going to take, and how much its stages train in that."""
 
+    parameters: int
+    seconds: float  # of everything
+    stages: Mapping[str, Mapping[str, Any]]  # stage -> configuration of its steps and its time
+
+
+def _length(budget: str | None, asked: Mapping[str, int | None]) -> _Length:
+    """What fits into the time, by the speed of a few passes of such a model here.
+
+    Without a budget it is `BUDGET`, or longer where the fewest steps of a good model take longer.
+
+    Args:
+        asked: steps of a stage, whatever time they take; None: what fits.
+
+    Raises:
+        UserError: the budget leaves no time for training.
+    """
     from mmcli.config import Layer, preset_layers, resolve
-    from mmcli.model.count import count_parameters, training_flops_per_token
+    from mmcli.errors import UserError
+    from mmcli.model.count import count_parameters
+    from mmcli.model.transformer import Transformer
     from mmcli.stages import PretrainConfig
-    from mmcli.train.device import Accelerator, measure_peak_flops
+    from mmcli.train.bench import bench_train
+    from mmcli.train.config import duration, parse_duration
+    from mmcli.train.device import choose_accelerator
 
     layers = [*preset_layers("tiny", "pretrain"), Layer("demo", {"model.vocab_size": VOCAB_SIZE, **MODEL})]
     config = resolve(PretrainConfig, layers).config.model
-    tokens = (steps["pretrain"] + steps["sft"]) * ROWS * SEQ_LEN
-    rate = SPEED_REACHED * measure_peak_flops(Accelerator(torch.device("cpu"), "fp32"))
-    seconds = OTHER_SECONDS + tokens * training_flops_per_token(config, SEQ_LEN) / rate
-    return count_parameters(config).total, seconds
+    accelerator = choose_accelerator("auto", "auto", width=config.dim)
+    speed = bench_train(Transformer(config), accelerator, batch_size=ROWS, seq_len=SEQ_LEN)
+    step_seconds = ROWS * SEQ_LEN / (PASSES * speed.tokens_per_second)
+    training = (1.0 - RESERVE) * parse_duration(budget or BUDGET) - OTHER_SECONDS
+    if budget is None:
+        training = max(training, FEWEST * step_seconds)
+    if training < LEAST_TRAINING_SECONDS and None in asked.values():
+        rest = f"all but the training takes about {duration(OTHER_SECONDS)}"
+        raise UserError(f"--budget {budget} is too short: {rest}", "give 4m or more, or leave --budget out")
+    seconds, stages = OTHER_SECONDS, dict[str, dict[str, Any]]()
+    for stage, share in SHARES.items():
+        steps, time_given = asked[stage], share * training
+        most = round(share * MOST) if budget is None else None
+        if steps is not None:
+            stages[stage] = {"train.steps": steps}
+            time_given = steps * step_seconds
+        else:
+            stages[stage] = {"train.steps": most, "train.budget": duration(time_given)}
+            time_given = min(time_given, most * step_seconds) if most else time_given
+        seconds += time_given
+    return _Length(count_parameters(config).total, seconds, stages)
 
 
 def _newest(stage: str, runs_dir: Path) -> tuple[Run | None, str]:
@@ -166,7 +215,7 @@ def _tokenizer(runs_dir: Path, report: Reporter) -> Run:
     )
 
 
-def _stage(stage: str, steps: int, seed: int, before: Mapping[str, Run], runs_dir: Path, report: Reporter) -> Run:
+def _stage(stage: str, values: Mapping[str, Any], before: Mapping[str, Run], runs_dir: Path, report: Reporter) -> Run:
     """Run one stage of the demo, resume it, or take it as done."""
     from mmcli import runner
     from mmcli.cli.console import reporter
@@ -181,8 +230,7 @@ def _stage(stage: str, steps: int, seed: int, before: Mapping[str, Run], runs_di
     if run is not None and (run.path / "config.toml").is_file():
         return runner.resume(run, reporter(run.metrics))
     source = "data.tokenizer" if stage == "pretrain" else "train.start_from"
-    fixed = {"train.steps": steps, "train.seed": seed, source: list(before.values())[-1].name}
-    own = [Layer("demo", {**SETTINGS[stage], **fixed})]
+    own = [Layer("demo", {**SETTINGS[stage], **values, source: list(before.values())[-1].name})]
     return runner.start(runner.load_stage(stage), own, runs_dir=runs_dir, name=LABEL, report=report)
 
 

@@ -50,7 +50,7 @@ def _gradient(
     document_ids_N: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype, lengths = q_NHd.dtype, _lengths(document_ids_N)
-    given = (grad_NHd, q_NHd, k_NKd, v_NKd, out_NHd, logsumexp_NH)
+    given: tuple[Tensor, ...] = (grad_NHd, q_NHd, k_NKd, v_NKd, out_NHd, logsumexp_NH)
     if sum(length for length in lengths if length >= LONG) < sum(lengths) / 2:
         given = _wide(*given)
     grads = tuple(torch.empty_like(each) for each in given[1:4])

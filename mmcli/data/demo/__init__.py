@@ -29,7 +29,7 @@ __all__ = [
     "records",
 ]
 
-CORPUS_VERSION = "6"
+CORPUS_VERSION = "7"
 """Changes whenever the generated text does."""
 
 

@@ -1,11 +1,12 @@
 """Addition, subtraction and comparison of whole numbers from 0 to 99, with whole operand pairs held out.
 
 A pair is held out whatever the operation, the order of its numbers and the language: its expression is in no training
-text. Single digits are tokens of their own, and two-digit tasks never carry or borrow, so the digits of a held-out task
-are seen in other tasks.
+text. Single digits are tokens of their own, so the digits of a held-out task are seen in other tasks: those of 8 + 6 in
+28 + 6, for what a small sum comes to is to be worked out like any other, not remembered.
 """
 
 from functools import cache
+from typing import Literal
 
 from mmcli.data.demo.ask import Ask
 from mmcli.data.demo.draw import Draw, stable_number
@@ -13,6 +14,9 @@ from mmcli.data.demo.world import Language
 
 Task = tuple[int, str, int]
 """(first operand, '+', '-' or '>', second operand); '>' asks for the larger one."""
+
+Size = Literal["small", "digits", "carry"]
+"""Of a task: numbers to 10 and their sums; to 99, digit by digit; a number of two digits and one of one that carry."""
 
 _WORDS: dict[Language, dict[str, tuple[str, ...]]] = {
     "en": {
@@ -99,32 +103,36 @@ def result(task: Task) -> int:
 
 
 @cache
-def tasks(operation: str, small: bool, held_out: bool = False) -> tuple[Task, ...]:
-    """All tasks of a kind: small ones are of numbers to 10 and their sums, the others to 99, with no carry."""
+def tasks(operation: str, size: Size, held_out: bool = False) -> tuple[Task, ...]:
+    """All tasks of a kind."""
     found = []
-    for a in range(21 if small else 100):
-        for b in range(21 if small else 100):
-            if small:
-                fits = {"+": max(a, b) <= 10, "-": 0 <= a - b <= 10 and b <= 10, ">": a != b}[operation]
-            elif operation == ">":
-                fits = a != b and min(a, b) >= 10
-            else:
-                fits = max(a, b) > 10 and _digit_by_digit(a, operation, b)
-            if fits and pair_is_held_out(a, b) == held_out:
+    highest = 20 if size == "small" else 99
+    for a in range(highest + 1):
+        for b in range(highest + 1):
+            if _fits(a, operation, b, size) and pair_is_held_out(a, b) == held_out:
                 found.append((a, operation, b))
     return tuple(found)
 
 
-def _digit_by_digit(a: int, operation: str, b: int) -> bool:
-    """Whether nothing is carried or borrowed, and the result has two digits."""
+def _fits(a: int, operation: str, b: int, size: Size) -> bool:
+    if size == "small":
+        return {"+": max(a, b) <= 10, "-": 0 <= a - b <= 10 and b <= 10, ">": a != b}[operation]
+    if operation == ">":
+        return size == "digits" and a != b and min(a, b) >= 10
     (p, x), (q, y) = divmod(a, 10), divmod(b, 10)
-    return max(p + q, x + y) <= 9 if operation == "+" else p > q and x >= y
+    if size == "digits":
+        within = max(p + q, x + y) <= 9 if operation == "+" else p > q and x >= y
+        return max(a, b) > 10 and within
+    one_digit = (p == 0) != (q == 0) if operation == "+" else q == 0
+    return one_digit and (x + y > 9 and a + b < 100 if operation == "+" else x < y and p >= 2)
 
 
 def pick_task(draw: Draw) -> Task:
-    """A task that is not held out: more often small than two-digit, more often a sum than anything else."""
-    operation = draw.pick("++++--->>")
-    return draw.pick(tasks(operation, small=draw.chance(0.55)))
+    """A task that is not held out: more often a sum than anything else."""
+    operation = draw.pick("++++---->>")
+    if operation != ">" and draw.chance(0.2):
+        return draw.pick(tasks(operation, "carry"))
+    return draw.pick(tasks(operation, "small" if draw.chance(0.3) else "digits"))
 
 
 def task_ask(task: Task, language: Language) -> Ask:

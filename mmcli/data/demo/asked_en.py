@@ -11,6 +11,9 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "In which town is {p} home?",
             "Where is {p} house?",
             "What is the name of the town where {s} lives?",
+            "What town does {s} live in?",
+            "Which town do you go to if you visit {o}?",
+            "Where is {s} at home?",
         ),
         "job": (
             "What is {p} job?",
@@ -18,6 +21,9 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "What kind of work does {s} do?",
             "What does {s} work as?",
             "What is {p} profession?",
+            "What is {p} work?",
+            "How does {s} make a living?",
+            "Which job does {s} have?",
         ),
         "pet": (
             "What pet does {s} have?",
@@ -25,6 +31,9 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "What kind of pet lives with {o}?",
             "What animal is {p} pet?",
             "Which animal does {s} look after?",
+            "Which pet does {s} have?",
+            "Does {s} have a pet, and which one?",
+            "What animal does {s} have at home?",
         ),
         "petname": (
             "What is {p} pet called?",
@@ -32,6 +41,9 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "What name did {s} give the pet?",
             "What does {s} call the pet?",
             "Which name does {p} pet have?",
+            "What do people call {p} pet?",
+            "Can you name {p} pet?",
+            "How did {s} name the pet?",
         ),
         "food": (
             "What is {p} favourite food?",
@@ -39,6 +51,9 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "What does {s} like to eat most?",
             "What food does {s} love?",
             "What does {s} love to eat?",
+            "What would {s} eat every day?",
+            "What tastes best to {o}?",
+            "What should we cook for {o}?",
         ),
         "colour": (
             "What is {p} favourite colour?",
@@ -46,6 +61,9 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "What colour does {s} like most?",
             "What colour does {s} love?",
             "Of all colours, which one does {s} like best?",
+            "What is the colour that {s} loves?",
+            "Which colour would {s} choose?",
+            "What colour does {s} prefer?",
         ),
         "month": (
             "When is {p} birthday?",
@@ -53,6 +71,9 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "Which month is {p} birthday in?",
             "When was {s} born?",
             "In what month does {s} have a birthday?",
+            "In which month is {p} birthday?",
+            "Which month does {s} have a birthday in?",
+            "When does {s} celebrate a birthday?",
         ),
         "hobby": (
             "What is {p} hobby?",
@@ -60,6 +81,9 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "What does {s} enjoy doing?",
             "Which hobby does {s} have?",
             "What does {s} like to do at weekends?",
+            "How does {s} spend the weekends?",
+            "What is {s} fond of doing?",
+            "What does {s} do for fun?",
         ),
     },
     "town": {
@@ -69,6 +93,7 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "What is the landmark of {s}?",
             "What is the best-known place in {s}?",
             "Why do people visit {s}?",
+            "What should visitors look at in {s}?",
         ),
         "product": (
             "What is made in {s}?",
@@ -76,6 +101,7 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "What does {s} sell?",
             "What product is {s} known for?",
             "What do people in {s} make?",
+            "What do you buy in {s}?",
         ),
         "terrain": (
             "Where does {s} lie?",
@@ -83,6 +109,7 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "In what kind of place is {s}?",
             "Where do you find {s}?",
             "What is the land around {s} like?",
+            "What is around {s}?",
         ),
     },
     "animal": {
@@ -92,6 +119,7 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "What is the sound of {s}?",
             "Which sound comes from {s}?",
             "What do you hear from {s}?",
+            "How does {s} sound?",
         ),
         "home": (
             "Where does {s} live?",
@@ -99,6 +127,7 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "Where is the home of {s}?",
             "In what place does {s} live?",
             "Where is {s} at home?",
+            "Where would you look for {s}?",
         ),
         "diet": (
             "What does {s} eat?",
@@ -106,6 +135,7 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "What does {s} like to eat?",
             "What do you feed {s}?",
             "Which food does {s} eat?",
+            "What does {s} feed on?",
         ),
         "class": (
             "What kind of animal is {s}?",
@@ -113,6 +143,7 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "Which class of animals is {s} in?",
             "What sort of animal is {s}?",
             "What type of animal is {s}?",
+            "Which class of animals does {s} belong to?",
         ),
     },
     "plant": {
@@ -122,6 +153,7 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "What is the colour of {s}?",
             "What colour does {s} show?",
             "Which colour is {s}?",
+            "In what colour do we see {s}?",
         ),
         "season": (
             "When is {s} most beautiful?",
@@ -129,6 +161,7 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "Which season is best for {s}?",
             "What is the season of {s}?",
             "When should you look at {s}?",
+            "Which season suits {s} best?",
         ),
         "place": (
             "Where does {s} grow?",
@@ -136,6 +169,7 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "In what place does {s} grow?",
             "Where should you look for {s}?",
             "Where do people see {s}?",
+            "Where would you go to see {s}?",
         ),
     },
     "object": {
@@ -145,6 +179,7 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "Where will you find {s}?",
             "Which room is {s} in?",
             "What is the place of {s}?",
+            "Where do we keep {s}?",
         ),
         "material": (
             "What is {s} made of?",
@@ -152,6 +187,7 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "What is the material of {s}?",
             "What did the maker use for {s}?",
             "From which material is {s} made?",
+            "What material do you need to make {s}?",
         ),
         "use": (
             "What is {s} used for?",
@@ -159,6 +195,7 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "What do we need {s} for?",
             "What is the use of {s}?",
             "What is {s} good for?",
+            "Why do people need {s}?",
         ),
     },
 }

@@ -30,7 +30,7 @@ KINDS: dict[str, tuple[Callable[[Writer], str], int]] = {
     "echo": (echoes.echo, 600),
     "sums": (sums.sums, 900),
     "rows": (sums.rows, 250),
-    "families": (sums.families, 200),
+    "families": (sums.families, 100),
     "counting": (sums.counting, 150),
     "problems": (sums.problems, 80),
 }

@@ -78,7 +78,7 @@ class _Source:
             return next(self._decks[family])
         if not self.held_out:
             return task_ask(pick_task(draw), self.talker.language)
-        found = tasks(draw.pick("+->"), small=draw.chance(0.5), held_out=True)
+        found = tasks(draw.pick("+->"), "small" if draw.chance(0.5) else "digits", held_out=True)
         return task_ask(draw.pick(found), self.talker.language)
 
     def prompt(self, ask: Ask) -> list[Message]:

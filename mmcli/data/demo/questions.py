@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import cache
 
 from mmcli.data.demo import identity, prompts, unknowns
-from mmcli.data.demo.arithmetic import pick_task, task_ask, tasks
+from mmcli.data.demo.arithmetic import Size, pick_task, task_ask, tasks
 from mmcli.data.demo.ask import Ask
 from mmcli.data.demo.asks import asks, fact_ask
 from mmcli.data.demo.draw import Draw
@@ -58,15 +58,18 @@ def _phrasing(language: Language) -> Iterator[Question]:
 
 def _arithmetic(language: Language) -> Iterator[Question]:
     draw = Draw(0, f"questions:arithmetic:{language}")
-    for operation, small, count in (
-        ("+", True, 25),
-        ("+", False, 25),
-        ("-", True, 20),
-        ("-", False, 20),
-        (">", False, 15),
-    ):
+    kinds: tuple[tuple[str, Size, int], ...] = (
+        ("+", "small", 25),
+        ("+", "digits", 25),
+        ("+", "carry", 10),
+        ("-", "small", 20),
+        ("-", "digits", 20),
+        ("-", "carry", 10),
+        (">", "digits", 15),
+    )
+    for operation, size, count in kinds:
         # A sum whose answer is one of its own numbers could be "answered" by repeating it.
-        found = [t for t in tasks(operation, small, held_out=True) if operation == ">" or _is_open(*t)]
+        found = [t for t in tasks(operation, size, held_out=True) if operation == ">" or _is_open(*t)]
         for n, task in enumerate(draw.sample(found, count)):
             ask = task_ask(task, language)
             yield _question(ask, "arithmetic", dialogue(draw.pick(ask.questions)), n)

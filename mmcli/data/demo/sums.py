@@ -1,6 +1,6 @@
 """Documents of sums, differences, comparisons and counting. Each function writes one document."""
 
-from mmcli.data.demo.arithmetic import Task, pair_is_held_out, pick_task, result, tasks
+from mmcli.data.demo.arithmetic import Size, Task, pair_is_held_out, pick_task, result, tasks
 from mmcli.data.demo.draw import Draw
 from mmcli.data.demo.render import LISTED
 from mmcli.data.demo.world import Language
@@ -60,15 +60,16 @@ def sums(writer: Writer) -> str:
 
 
 def rows(writer: Writer) -> str:
-    """Two rows of tasks that differ by one step, rising or falling: 8 + 3 = 11, 8 + 4 = 12, 8 + 5 = 13."""
+    """Two rows of tasks that share a number, rising or falling: 8 + 3 = 11, 8 + 4 = 12, 8 + 5 = 13."""
     return "\n".join(line(task) for _ in range(2) for task in _row(writer.draw))
 
 
 def _row(draw: Draw) -> list[Task]:
     operation, found = draw.pick("++-"), list[Task]()
     while len(found) < 4:
-        fixed, place = draw.number(0, 20), draw.pick((0, 2))
-        found = [task for task in tasks(operation, small=True) if task[place] == fixed]
+        size: Size = draw.pick(("small", "digits", "carry"))
+        fixed, place = draw.number(0, 20 if size == "small" else 99), draw.pick((0, 2))
+        found = [task for task in tasks(operation, size) if task[place] == fixed]
     count = min(len(found), draw.number(4, 6))
     start = draw.number(0, len(found) - count)
     return found[start : start + count][:: draw.pick((1, 1, -1))]
@@ -78,7 +79,7 @@ def families(writer: Writer) -> str:
     """Sums with their turned-round sums and their differences: 8 + 5 = 13, 5 + 8 = 13, 13 - 5 = 8."""
     draw, lines = writer.draw, []
     for _ in range(3):
-        a, _, b = draw.pick(tasks("+", small=True))
+        a, _, b = draw.pick(tasks("+", "small"))
         lines += [line((a, "+", b)), line((b, "+", a))]
         lines += [line((a + b, "-", n)) for n in (a, b) if not pair_is_held_out(a + b, n)]
     return "\n".join(dict.fromkeys(lines))
@@ -101,9 +102,9 @@ def problems(writer: Writer) -> str:
     draw, lines = writer.draw, []
     for _ in range(draw.number(1, 2)):
         operation = draw.pick("+-")
-        a, _, b = task = draw.pick(tasks(operation, small=draw.chance(0.6)))
+        a, _, b = task = draw.pick(tasks(operation, "small" if draw.chance(0.6) else "digits"))
         while min(a, b, result(task)) < 2:  # "1 apples"
-            a, _, b = task = draw.pick(tasks(operation, small=True))
+            a, _, b = task = draw.pick(tasks(operation, "small"))
         x, y = (next(writer.people).name.say(writer.language) for _ in range(2))
         template, goods = draw.pick(_PROBLEMS[writer.language][operation]), draw.pick(_GOODS[writer.language])
         lines.append(template.format(x=x, y=y, a=a, b=b, c=result(task), goods=goods))

@@ -2,11 +2,12 @@
 
 import json
 from collections import Counter
+from typing import get_args
 
 import pytest
 
 from mmcli.data.demo import Question, is_correct, questions
-from mmcli.data.demo.arithmetic import result, task_ask, tasks
+from mmcli.data.demo.arithmetic import Size, result, task_ask, tasks
 from mmcli.data.demo.asks import Ask, asks
 from mmcli.data.demo.draw import Draw
 from mmcli.data.demo.questions import _question
@@ -32,8 +33,8 @@ def test_there_are_enough_questions_of_every_family():
 def every_ask() -> list[Ask]:
     found = [ask for language in LANGUAGES for ask in (*asks(language, held_out=True), *asks(language)[::4])]
     for operation in "+->":
-        for small in (True, False):
-            for task in tasks(operation, small, held_out=True)[:60]:
+        for size in get_args(Size):
+            for task in tasks(operation, size, held_out=True)[:60]:
                 if operation == ">" or result(task) not in (task[0], task[2]):
                     found += [task_ask(task, language) for language in LANGUAGES]
     for seed in range(40):

@@ -18,9 +18,9 @@ from mmcli.data.demo.world import ATTRIBUTES, LANGUAGES, PEOPLE
 from mmcli.data.record import Record
 from mmcli.data.records.conversations import as_chat
 
-FIRST_1000_DOCUMENTS = "217acb62a94dbcab8d6ceb6256cf69ce948b967b47195e499a3d198d784892de"
-FIRST_1000_CONVERSATIONS = "5d836b85db3c16644fe69e121741b8766a43e4a7d6a76b8c991e61ea49dae27a"
-ALL_QUESTIONS = "4f3446a4dc85cfc3c9e68ae190f9d4d9efcf3bfeb3bfeb574a0fd9141179fafc"
+FIRST_1000_DOCUMENTS = "3d24654ac2c0ce94c8c323dd5913ae2e06a0c732f350ef777238bfb38e573a59"
+FIRST_1000_CONVERSATIONS = "a611012d27e780daf16474c832147a02373a7ae9da498ffcb901a52fcfbcbeff"
+ALL_QUESTIONS = "7cfe46990225dc7994d79102abb49d6faa3ca39c93af8fcde091d1ca12b53765"
 
 
 def digest(texts) -> str:
@@ -38,7 +38,7 @@ def test_frozen_digests(documents, conversations):
         digest((q.id, q.messages, q.answers, q.rivals, q.subject, q.exact, q.call) for q in questions())
         == ALL_QUESTIONS
     )
-    assert demo.CORPUS_VERSION == "6"
+    assert demo.CORPUS_VERSION == "7"
 
 
 @pytest.mark.parametrize("hash_seed", ["0", "4711"])
