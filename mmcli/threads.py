@@ -9,19 +9,22 @@ from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
 CPUS = Path("/sys/devices/system/cpu")
+SPINS = "5000"  # rounds of libgomp, some tens of microseconds
 
 
 def prepare_openmp() -> None:
     """Set what OpenMP reads once, when torch is loaded, unless the person has set it. Call it before that.
 
-    Threads that have nothing to do sleep at once. By default libgomp lets them spin, which on a machine with other work
-    takes the core away from the very thread that they wait for (docs/decisions/006-passive-threads.md). And there are
-    no more threads than the quota of a container lets run: torch counts the cores of the host.
+    Threads that wait for the next parallel region spin for a short while, then sleep. By default libgomp lets them spin
+    sixty times as long, which on a machine with other work takes the core away from the very thread that they wait for;
+    to sleep at once makes the steps of a small model take twice as long on an idle one
+    (docs/decisions/006-waiting-threads.md). And there are no more threads than the quota of a container lets run: torch
+    counts the cores of the host.
     """
     if sys.platform != "linux":
         return
     if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}:
-        os.environ["OMP_WAIT_POLICY"] = "passive"
+        os.environ["GOMP_SPINCOUNT"] = SPINS
     if "OMP_NUM_THREADS" not in os.environ and (threads := usable_threads()) < physical_cores():
         os.environ["OMP_NUM_THREADS"] = str(threads)
 
