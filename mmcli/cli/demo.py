@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 app = App()
 LABEL = "demo"
 VOCAB_SIZE = 4096  # a word to translate is one token, in both languages
-TOKEN_BYTES = 12  # four Chinese characters: a clause in one token could not be put in another way
+TOKEN_BYTES = 9  # three Chinese characters: a clause in one token could not be put in another way
 BUDGET = "10m"
 SHARES = {"pretrain": 0.68, "sft": 0.32}  # of the steps of both, and of their time
 FEWEST, MOST = 2300, 5000  # of the steps of both, where no time and no steps are asked for

@@ -70,7 +70,7 @@ def announcement(seconds: float, parameters: int) -> str:
     return (
         f"mmcli demo: a model of {count} parameters, trained from zero on the built-in\n"
         f"corpus in English and Chinese: {', '.join(PARTS)}.\n"
-        f"About {duration(60 * max(1, round(seconds / 60)))} on this machine. Ctrl-C saves; the same command goes on.\n"
+        f"About {duration(30 * max(1, round(seconds / 30)))} on this machine. Ctrl-C saves; the same command goes on.\n"
     )
 
 
