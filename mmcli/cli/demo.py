@@ -167,17 +167,17 @@ def _length(budget: str | None, asked: Mapping[str, int | None]) -> _Length:
     from mmcli.train.config import duration, parse_duration
     from mmcli.train.device import choose_accelerator
 
+    training = (1.0 - RESERVE) * parse_duration(budget or BUDGET) - OTHER_SECONDS
+    if training < LEAST_TRAINING_SECONDS and None in asked.values():
+        rest = f"all but the training takes about {duration(OTHER_SECONDS)}"
+        raise UserError(f"--budget {budget} is too short: {rest}", "give 4m or more, or leave --budget out")
     layers = [*preset_layers("tiny", "pretrain"), Layer("demo", {"model.vocab_size": VOCAB_SIZE, **MODEL})]
     config = resolve(PretrainConfig, layers).config.model
     accelerator = choose_accelerator("auto", "auto", width=config.dim)
     speed = bench_train(Transformer(config), accelerator, batch_size=ROWS, seq_len=SEQ_LEN)
     step_seconds = ROWS * SEQ_LEN / (PASSES * speed.tokens_per_second)
-    training = (1.0 - RESERVE) * parse_duration(budget or BUDGET) - OTHER_SECONDS
     if budget is None:
         training = max(training, FEWEST * step_seconds)
-    if training < LEAST_TRAINING_SECONDS and None in asked.values():
-        rest = f"all but the training takes about {duration(OTHER_SECONDS)}"
-        raise UserError(f"--budget {budget} is too short: {rest}", "give 4m or more, or leave --budget out")
     seconds, stages = OTHER_SECONDS, dict[str, dict[str, Any]]()
     for stage, share in SHARES.items():
         steps, time_given = asked[stage], share * training
