@@ -74,9 +74,15 @@ def test_two_hardware_threads_of_a_core_count_once(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [({}, f"None {threads.SPINS}"), ({"OMP_WAIT_POLICY": "active"}, "active None"), ({"GOMP_SPINCOUNT": "9"}, "None 9")],
+    [
+        ({}, f"None {threads.SPINS}"),
+        ({"OMP_WAIT_POLICY": "active"}, "active None"),
+        ({"GOMP_SPINCOUNT": "9"}, "None 9"),
+    ],
 )
-def test_a_command_lets_waiting_threads_spin_for_a_short_while_unless_told_otherwise(given: dict[str, str], expected: str) -> None:
+def test_a_command_lets_waiting_threads_spin_for_a_short_while_unless_told_otherwise(
+    given: dict[str, str], expected: str
+) -> None:
     """The environment of a whole process, as torch finds it."""
     names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
     environment = {name: value for name, value in os.environ.items() if name not in names}
