@@ -20,7 +20,13 @@ from mmcli.train.adapters import training_flops
 from mmcli.train.bigrams import MOST_PAIRS, Bigrams, can_start_from_bigrams, fit_bigrams, fitting_flops
 from mmcli.train.checkpoint import list_checkpoints
 from mmcli.train.config import duration
-from mmcli.train.device import Accelerator, choose_accelerator, make_deterministic, measure_peak_flops
+from mmcli.train.device import (
+    Accelerator,
+    choose_accelerator,
+    make_deterministic,
+    measure_peak_flops,
+    training_device,
+)
 from mmcli.train.loop import train
 
 PROMPT_TOKENS = 12
@@ -32,9 +38,10 @@ SPEED_REACHED = 0.5  # of the rate of a large matrix product
 def run(config: PretrainConfig, context: StageContext) -> dict[str, Any]:
     """Train on plain text, or a mixture; the totals of the run."""
     make_deterministic()
-    accelerator = choose_accelerator(config.train.device, config.train.precision, context, width=config.model.dim)
     data = open_data("text", config.data, mixed=True, course=True)  # refuse what is not there before anything is made
-    start = prepare_start(config.model, data, config.train, context, accelerator.device)
+    start = prepare_start(config.model, data, config.train, context, training_device(config.train.device))
+    width = start.model.config.dim
+    accelerator = choose_accelerator(config.train.device, config.train.precision, context, width=width)
     options: dict[str, Any] = {}
     if data.train.kind == "mixed":  # as sft encodes a mixture, so that both take one cache
         options = {"train_on": "all", "train_reasoning": True, "mask_prompts": config.mask_prompts}

@@ -38,6 +38,15 @@ class Accelerator:
         return contextlib.nullcontext()
 
 
+def training_device(name: str) -> torch.device:
+    """The device `name` ("auto": the best) of this rank.
+
+    Raises:
+        UserError: there is no such device here.
+    """
+    return rank_device(choose_device(name), find_place())
+
+
 def choose_accelerator(
     device_name: str,
     precision: str,
@@ -56,7 +65,7 @@ def choose_accelerator(
     Raises:
         UserError: there is no such device here.
     """
-    device = rank_device(choose_device(device_name), find_place())
+    device = training_device(device_name)
 
     def measure() -> str:
         measured = rates(device, width)
