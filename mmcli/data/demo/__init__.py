@@ -29,7 +29,7 @@ __all__ = [
     "records",
 ]
 
-CORPUS_VERSION = "7"
+CORPUS_VERSION = "8"
 """Changes whenever the generated text does."""
 
 

@@ -24,6 +24,8 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
             "What is {p} work?",
             "How does {s} make a living?",
             "Which job does {s} have?",
+            "What does {s} do to earn a living?",
+            "What work earns {o} money?",
         ),
         "pet": (
             "What pet does {s} have?",

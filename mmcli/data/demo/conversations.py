@@ -1,6 +1,6 @@
 """The conversations for fine-tuning: short answers about the world, follow-ups, system prompts, skills, small talk."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from mmcli.data.demo import echoes, exchanges, identity, systems, unknowns
@@ -13,7 +13,7 @@ from mmcli.data.demo.render import fill
 from mmcli.data.demo.skills import CALCULATOR, counting_ask, thinking_ask, tool_ask
 from mmcli.data.demo.stories import CHAT_PAIRS, short_story
 from mmcli.data.demo.talker import Message, Talker, dialogue, follow_up, message
-from mmcli.data.demo.world import ATTRIBUTES, LANGUAGES, PEOPLE, Entity, is_held_out
+from mmcli.data.demo.world import ATTRIBUTES, LANGUAGES, PEOPLE, Entity, Language, is_held_out
 
 
 def _ask(talker: Talker, ask: Ask) -> list[Message]:
@@ -206,18 +206,45 @@ KINDS: dict[str, tuple[Callable[[Talker], list[Message]], int]] = {
     "tools": (tools, 500),
 }
 
+# A conversation may go on with one of another kind; not where a system prompt or a tool list holds for all of it, nor
+# after reasoning, for the chat template shows that of the last reply alone.
+ALONE = {"short_answer", "other_language", "given_name", "plain_system", "tools"}
+LAST = {"thinking"}
+CONTINUED = 0.25  # of those that may
+MOST_MESSAGES = 8  # of a conversation that is continued
+
+
+def _joined(talks: Iterable[tuple[str, Language, list[Message]]], draw: Draw) -> Iterator[tuple[str, list[Message]]]:
+    """The conversations, some as the beginning of the next in their language; each with the kind that it ends with."""
+    begun: dict[Language, list[Message]] = {language: [] for language in LANGUAGES}
+    kinds: dict[Language, str] = {}
+    for kind, language, said in talks:
+        if kind in ALONE:
+            yield kind, said
+            continue
+        messages = begun[language] + said
+        if kind not in LAST and len(messages) < MOST_MESSAGES and draw.chance(CONTINUED):
+            begun[language], kinds[language] = messages, kind
+        else:
+            begun[language] = []
+            yield kind, messages
+    for language, messages in begun.items():
+        if messages:
+            yield kinds[language], messages
+
 
 def conversations(seed: int = 0, only: str | None = None) -> Iterator[dict[str, Any]]:
-    """About 30,000 conversations in a mixed order: `{"messages": [{"role", "content"}, ...]}`; or `only` one kind.
+    """About 27,000 conversations in a mixed order: `{"messages": [{"role", "content"}, ...]}`; or `only` one kind.
 
-    Those of the kind `tools` have the list `tools` too, and tool calls; those of the kind `thinking` have a
-    `reasoning_content`. The same seed gives the same conversations everywhere. No held-out fact, sum or phrasing is in
-    them.
+    Some go on from one kind to another. Those of the kind `tools` have the list `tools` too, and tool calls; those that
+    end with the kind `thinking` have a `reasoning_content`. The same seed gives the same conversations everywhere. No
+    held-out fact, sum or phrasing is in them.
     """
     plan = [(kind, language) for kind, (_, count) in KINDS.items() for language in LANGUAGES for _ in range(count)]
     talkers = {(kind, language): Talker(seed, kind, language) for kind in KINDS for language in LANGUAGES}
-    for kind, language in Draw(seed, "conversations").shuffled(plan):
-        if only not in (None, kind):
-            continue
-        record: dict[str, Any] = {"messages": KINDS[kind][0](talkers[kind, language])}
+    draw = Draw(seed, "conversations")
+    chosen = [(kind, language) for kind, language in draw.shuffled(plan) if only in (None, kind)]
+    talks = ((kind, language, KINDS[kind][0](talkers[kind, language])) for kind, language in chosen)
+    for kind, messages in _joined(talks, draw):
+        record: dict[str, Any] = {"messages": messages}
         yield {**record, "tools": [CALCULATOR]} if kind == "tools" else record

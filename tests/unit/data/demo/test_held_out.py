@@ -141,23 +141,29 @@ def test_the_texts_to_read_are_held_out():
 
 
 def test_no_follow_up_asks_for_a_held_out_fact(corpus):
-    """In a conversation that begins with a person, no later turn asks for what is held out about this person."""
-    found = 0
+    """No turn that speaks of the person named last asks for what is held out about this person."""
     spoken = [[plain(m["content"]) for m in c["messages"] if m["role"] == "user"] for c in corpus[1]]
-    chats = [turns for turns in spoken if len(turns) > 1]
     for language in LANGUAGES:
         asked_by = ASKED[language]
-        for person in PEOPLE:
-            name = plain(person.name.say(language))
-            named = re.compile(rf"(?<![a-z]){name}(?![a-z])")  # Hannah is not Anna
-            later_turns = {turn for chat in chats if named.search(chat[0]) for turn in chat[1:]}
+        people = {plain(person.name.say(language)): person for person in PEOPLE}
+        named = re.compile(rf"(?<![a-z])({'|'.join(people)})(?![a-z])")  # Hannah is not Anna
+        later_turns: dict[str, set[str]] = {name: set() for name in people}
+        for turns in spoken:
+            name = None
+            for turn in turns:
+                if names := named.findall(turn):
+                    name = names[-1]
+                elif name:
+                    later_turns[name].add(turn)
+        found = 0
+        for name, person in people.items():
             for attribute in ATTRIBUTES["person"]:
                 forms = [form.replace("{noun}", asked_by.NOUNS[attribute]) for form in asked_by.FOLLOW_UPS]
                 forms += asked_by.QUESTIONS["person"][attribute]
-                asked = later_turns & {plain(fill(form, person, language, pronoun=True)) for form in forms}
+                asked = later_turns[name] & {plain(fill(form, person, language, pronoun=True)) for form in forms}
                 assert not (asked and is_held_out(person, attribute)), (name, attribute)
                 found += bool(asked)
-    assert found > 0.9 * len(LANGUAGES) * len(ASKABLE)
+        assert found > 0.9 * len(ASKABLE)
 
 
 def test_training_and_held_out_keys_are_apart():

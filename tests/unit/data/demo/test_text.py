@@ -18,9 +18,9 @@ from mmcli.data.demo.world import ATTRIBUTES, LANGUAGES, PEOPLE
 from mmcli.data.record import Record
 from mmcli.data.records.conversations import as_chat
 
-FIRST_1000_DOCUMENTS = "3d24654ac2c0ce94c8c323dd5913ae2e06a0c732f350ef777238bfb38e573a59"
-FIRST_1000_CONVERSATIONS = "a611012d27e780daf16474c832147a02373a7ae9da498ffcb901a52fcfbcbeff"
-ALL_QUESTIONS = "7cfe46990225dc7994d79102abb49d6faa3ca39c93af8fcde091d1ca12b53765"
+FIRST_1000_DOCUMENTS = "42675a561ff02ae6c41e54b6023bb07daa13dd74ee1561de73e1dd16a5b8982d"
+FIRST_1000_CONVERSATIONS = "b0d794dd7ea386e452f1f95cee88a0ecf494b3984c391fa787f33c5dafd2f268"
+ALL_QUESTIONS = "b5846d37c30a0dfb819ec93ec014710c6f528f048128d0299dd5b1a3e7335a14"
 
 
 def digest(texts) -> str:
@@ -38,7 +38,7 @@ def test_frozen_digests(documents, conversations):
         digest((q.id, q.messages, q.answers, q.rivals, q.subject, q.exact, q.call) for q in questions())
         == ALL_QUESTIONS
     )
-    assert demo.CORPUS_VERSION == "7"
+    assert demo.CORPUS_VERSION == "8"
 
 
 @pytest.mark.parametrize("hash_seed", ["0", "4711"])
