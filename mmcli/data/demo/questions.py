@@ -89,6 +89,16 @@ def _follow_ups(language: Language) -> Iterator[Question]:
             yield _question(ask, "follow-up", dialogue(*turns), n)
 
 
+def _new_subjects(language: Language) -> Iterator[Question]:
+    """Some of the questions above and sums, after one or two about something else, which conversations ask too."""
+    draw = Draw(0, f"questions:new-subject:{language}")
+    others = asks(language)
+    for n, question in enumerate(draw.sample([*_asked(language), *_arithmetic(language)], 40)):
+        before = [turn for ask in draw.sample(others, 1 + n % 2) for turn in (draw.pick(ask.questions), ask.full())]
+        messages = (*dialogue(*before), *question.messages)
+        yield replace(question, id=f"{language}/new-subject/{n}", family="new-subject", messages=messages)
+
+
 def _identity(language: Language) -> Iterator[Question]:
     others = tuple(normalise(name) for term in prompts.OTHER_NAMES for name in term)
     for topic_number, topic in enumerate(identity.TOPICS[language]):
@@ -171,5 +181,5 @@ def _skills(language: Language) -> Iterator[Question]:
 @cache
 def questions() -> tuple[Question, ...]:
     """All held-out questions: the same for every seed, for the world is. About half are in each language."""
-    families = (_asked, _phrasing, _arithmetic, _follow_ups, _identity, _system, _unknown, _skills)
+    families = (_asked, _phrasing, _arithmetic, _follow_ups, _new_subjects, _identity, _system, _unknown, _skills)
     return tuple(question for language in LANGUAGES for family in families for question in family(language))

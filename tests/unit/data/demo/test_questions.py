@@ -21,7 +21,7 @@ def test_there_are_enough_questions_of_every_family():
     count = Counter((q.family, q.language) for q in questions())
     assert sum(count.values()) >= 1400
     assert {family for family, _ in count} == {
-        *("facts", "things", "follow-up", "arithmetic", "order", "pairs"),
+        *("facts", "things", "follow-up", "new-subject", "arithmetic", "order", "pairs"),
         *("translation", "identity", "system", "unknown"),
         *("phrasing", "reading", "counting", "thinking", "tools"),
     }
