@@ -167,7 +167,7 @@ def _length(budget: str | None, asked: Mapping[str, int | None]) -> _Length:
     from mmcli.train.config import duration, parse_duration
     from mmcli.train.device import choose_accelerator
 
-    training = (1.0 - RESERVE) * parse_duration(budget or BUDGET) - OTHER_SECONDS
+    training = (1.0 - RESERVE) * parse_duration(budget or BUDGET, "--budget") - OTHER_SECONDS
     if training < LEAST_TRAINING_SECONDS and None in asked.values():
         rest = f"all but the training takes about {duration(OTHER_SECONDS)}"
         raise UserError(f"--budget {budget} is too short: {rest}", "give 4m or more, or leave --budget out")

@@ -128,19 +128,19 @@ class TrainConfig:
         return None if self.budget is None else parse_duration(self.budget)
 
 
-def parse_duration(text: str) -> float:
-    """Seconds of a duration such as `90s`, `20m`, `1h30m` or `2d`.
+def parse_duration(text: str, name: str = "train.budget") -> float:
+    """Seconds of a duration such as `90s`, `20m`, `1h30m` or `2d`, which `name` has.
 
     Raises:
         ConfigError: the text is not a duration, or is zero.
     """
     match = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text.strip())
     if match is None or not any(match.groups()):
-        raise ConfigError("budget", f'train.budget = "{text}" is not a time', "write it like 90s, 20m or 1h30m")
+        raise ConfigError("budget", f'{name} = "{text}" is not a time', "write it like 90s, 20m or 1h30m")
     days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
     total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
     if total == 0:
-        raise ConfigError("budget", f'train.budget = "{text}" is zero', "give at least 1s")
+        raise ConfigError("budget", f'{name} = "{text}" is zero', "give at least 1s")
     return float(total)
 
 

@@ -60,3 +60,5 @@ def test_a_budget_without_time_for_training_is_refused(speed: SimpleNamespace) -
     with pytest.raises(UserError, match="--budget 2m is too short"):
         demo._length("2m", FREE)
     assert demo._length("2m", {"pretrain": 4, "sft": 3}).seconds > 0
+    with pytest.raises(UserError, match='--budget = "abc" is not a time'):
+        demo._length("abc", {"pretrain": None, "sft": None})
