@@ -166,6 +166,7 @@ if TYPE_CHECKING:
     from mmcli.train.device import choose_accelerator as choose_accelerator
     from mmcli.train.device import keep_freed_memory as keep_freed_memory
     from mmcli.train.device import make_deterministic as make_deterministic
+    from mmcli.train.device import training_device as training_device
     from mmcli.train.lm import TokenBatch as TokenBatch
     from mmcli.train.lm import language_model_loss as language_model_loss
     from mmcli.train.loop import train as train
@@ -243,7 +244,7 @@ _HOMES = {  # module -> the names that it gives
     "mmcli.evaluation.loss": "model_losses engine_losses sum_losses TextLoss",
     "mmcli.evaluation.suites": "Suite SuiteItem find_suite",
     "mmcli.train.config": "OptimConfig TrainConfig",
-    "mmcli.train.device": "Accelerator choose_accelerator make_deterministic keep_freed_memory",
+    "mmcli.train.device": "Accelerator choose_accelerator training_device make_deterministic keep_freed_memory",
     "mmcli.train.task": "Task MicroBatches Rollouts StepBatch",
     "mmcli.train.loop": "train",
     "mmcli.train.optim": "build_optimizer",

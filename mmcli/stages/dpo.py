@@ -9,7 +9,6 @@ from mmcli.stage import LossOutput, Metric, StageContext
 from mmcli.stages import DpoConfig
 from mmcli.stages.pairs import fill_reference, open_pairs, pair_task
 from mmcli.stages.start import prepare_start
-from mmcli.train.device import choose_accelerator, make_deterministic, training_device
 from mmcli.train.loop import train
 from mmcli.train.preference import PREFERENCE_METRICS, PairBatch, preference_loss
 
@@ -18,13 +17,10 @@ HELD_OUT_METRICS = (Metric("val_dpo_loss", label="val"), Metric("val_accuracy", 
 
 def run(config: DpoConfig, context: StageContext) -> dict[str, Any]:
     """Train on preference pairs; the totals of the run."""
-    make_deterministic()
     data = open_data("preference", config.data)  # refuse what is not there before anything is made
-    start = prepare_start(None, data, config.train, context, training_device(config.train.device))
-    width = start.model.config.dim
-    accelerator = choose_accelerator(config.train.device, config.train.precision, context, width=width)
-    pairs = open_pairs(data, config.train, start, accelerator, context, term="dpo_loss")
-    fill_reference(pairs, config.reference, config.train, start, accelerator, context)
+    start = prepare_start(None, data, config.train, context)
+    pairs = open_pairs(data, config.train, start, context, term="dpo_loss")
+    fill_reference(pairs, config.reference, config.train, start, context)
 
     def loss(model: Any, batch: PairBatch) -> LossOutput:
         return preference_loss(
@@ -32,5 +28,5 @@ def run(config: DpoConfig, context: StageContext) -> dict[str, Any]:
         )
 
     metrics = (*PREFERENCE_METRICS, *HELD_OUT_METRICS)
-    task = pair_task(pairs, loss, start, accelerator, context, metrics=metrics)
+    task = pair_task(pairs, loss, start, context, metrics=metrics)
     return train(task, config.optim, config.train, context)

@@ -43,7 +43,6 @@ from mmcli.stages.tokens import name_records, open_split
 from mmcli.text.tokenizer import Tokenizer
 from mmcli.train.adapters import training_flops
 from mmcli.train.config import TrainConfig
-from mmcli.train.device import Accelerator
 from mmcli.train.preference import PairBatch, sequence_logps
 from mmcli.train.task import MicroBatches, Task
 
@@ -97,7 +96,6 @@ def open_pairs(
     data: OpenedData,
     train: TrainConfig,
     start: Start,
-    accelerator: Accelerator,
     context: StageContext,
     *,
     term: str = "loss",
@@ -133,11 +131,11 @@ def open_pairs(
     if equal:
         line += f", {equal:,} with the same chosen and rejected tokens once cut, left out"
     context.report.note(line + (f"; held out: {len(val):,}" if val else ""))
-    micro_batch = choose_micro_batch(train, start.model.config, 2 * seq_len, accelerator, context)
+    micro_batch = choose_micro_batch(train, start.model.config, 2 * seq_len, start.accelerator, context)
 
     def pairs(cache: TokenCache, rows: Rows) -> Pairs:
         reference_N2 = np.zeros((len(rows), 2), dtype=np.float32)
-        return Pairs(cache, rows, reference_N2, start.model.config, micro_batch, accelerator.pins_memory, term)
+        return Pairs(cache, rows, reference_N2, start.model.config, micro_batch, start.accelerator.pins_memory, term)
 
     steps = Batches(cache, rows, batch_size=train.batch_size, micro_batch=micro_batch.size, seed=train.seed)
     return PairData(pairs(cache, rows), pairs(val_cache, val) if val is not None else None, steps)
@@ -148,7 +146,6 @@ def fill_reference(
     reference: str | None,
     train: TrainConfig,
     start: Start,
-    accelerator: Accelerator,
     context: StageContext,
 ) -> None:
     """Fill the reference's log-probabilities: from the run folder, or by one pass of the reference model.
@@ -159,7 +156,7 @@ def fill_reference(
     Raises:
         UserError: the reference cannot be found, or has another tokenizer.
     """
-    folder = context.run.path / REFERENCE
+    folder, accelerator = context.run.path / REFERENCE, start.accelerator
     parts = {"training": data.training} | ({"held_out": data.held_out} if data.held_out is not None else {})
     named = find_reference(reference, context) if reference is not None else None
     key = _reference_key(data, train, read_inputs(context.run).get("parent" if named is None else "reference"))
@@ -240,7 +237,6 @@ def pair_task(
     data: PairData,
     loss: Callable[[Any, PairBatch], LossOutput],
     start: Start,
-    accelerator: Accelerator,
     context: StageContext,
     *,
     metrics: Sequence[Metric],
@@ -252,7 +248,7 @@ def pair_task(
         metrics: what is shown, the first being the headline of the run. Those of training are measured on the held-out
             pairs too, with `val_` before their names.
     """
-    model, held_out = start.model, data.held_out
+    model, accelerator, held_out = start.model, start.accelerator, data.held_out
     measured = {metric.name for metric in metrics if not metric.held_out}
 
     def evaluate(model: Any) -> dict[str, float]:

@@ -20,13 +20,7 @@ from mmcli.train.adapters import training_flops
 from mmcli.train.bigrams import MOST_PAIRS, Bigrams, can_start_from_bigrams, fit_bigrams, fitting_flops
 from mmcli.train.checkpoint import list_checkpoints
 from mmcli.train.config import duration
-from mmcli.train.device import (
-    Accelerator,
-    choose_accelerator,
-    make_deterministic,
-    measure_peak_flops,
-    training_device,
-)
+from mmcli.train.device import measure_peak_flops
 from mmcli.train.loop import train
 
 PROMPT_TOKENS = 12
@@ -37,24 +31,19 @@ SPEED_REACHED = 0.5  # of the rate of a large matrix product
 
 def run(config: PretrainConfig, context: StageContext) -> dict[str, Any]:
     """Train on plain text, or a mixture; the totals of the run."""
-    make_deterministic()
     data = open_data("text", config.data, mixed=True, course=True)  # refuse what is not there before anything is made
-    start = prepare_start(config.model, data, config.train, context, training_device(config.train.device))
-    width = start.model.config.dim
-    accelerator = choose_accelerator(config.train.device, config.train.precision, context, width=width)
+    start = prepare_start(config.model, data, config.train, context)
     options: dict[str, Any] = {}
     if data.train.kind == "mixed":  # as sft encodes a mixture, so that both take one cache
         options = {"train_on": "all", "train_reasoning": True, "mask_prompts": config.mask_prompts}
     rows = open_rows(data, config.train, start.tokenizer, context, **options)
     sample = continuations(start, rows, config.train.seed, prompt_tokens=PROMPT_TOKENS)
-    seconds = start_from_bigrams(start, rows, config, accelerator, context)
-    task = token_task(start, rows, config.train, accelerator, context, sample=sample)
+    seconds = start_from_bigrams(start, rows, config, context)
+    task = token_task(start, rows, config.train, context, sample=sample)
     return train(replace(task, prepared_seconds=seconds), config.optim, config.train, context)
 
 
-def start_from_bigrams(
-    start: Start, rows: TokenRows, config: PretrainConfig, accelerator: Accelerator, context: StageContext
-) -> float:
+def start_from_bigrams(start: Start, rows: TokenRows, config: PretrainConfig, context: StageContext) -> float:
     """Fit a new model to the bigrams of what it is trained on, where that is asked for or pays; the seconds taken.
 
     Raises:
@@ -67,7 +56,7 @@ def start_from_bigrams(
         raise UserError(f"--init bigram does not fit this model: {why}", "leave --init out")
     if not new or not context.ranks.is_writer or (context.resume and list_checkpoints(context.run.checkpoints)):
         return 0.0
-    if context.run.choose("init", lambda: choose_init(start, rows, config, accelerator)) == "random":
+    if context.run.choose("init", lambda: choose_init(start, rows, config)) == "random":
         return 0.0
     loss = fit_bigrams(start.model, count_pairs(rows, shape.vocab_size), config.train.seed)
     seconds = time.perf_counter() - began
@@ -75,7 +64,7 @@ def start_from_bigrams(
     return seconds
 
 
-def choose_init(start: Start, rows: TokenRows, config: PretrainConfig, accelerator: Accelerator) -> str:
+def choose_init(start: Start, rows: TokenRows, config: PretrainConfig) -> str:
     """ "bigram" where the shape allows it and the fit takes a small part of the training, else "random"."""
     if config.init != "auto":
         return config.init
@@ -83,7 +72,7 @@ def choose_init(start: Start, rows: TokenRows, config: PretrainConfig, accelerat
         return "random"
     needed = fitting_flops(start.model.config)
     if config.train.budget_seconds is not None:
-        available = config.train.budget_seconds * SPEED_REACHED * measure_peak_flops(accelerator)
+        available = config.train.budget_seconds * SPEED_REACHED * measure_peak_flops(start.accelerator)
     else:
         row = training_flops(start.model, rows.train.seq_len) * rows.train.seq_len
         steps = config.train.steps or config.train.epochs * len(rows.train) / config.train.batch_size

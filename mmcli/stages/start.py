@@ -1,4 +1,4 @@
-"""Shared by the training stages before the loop: the tokenizer, the model, the micro-batch size."""
+"""Shared by the training stages before the loop: the tokenizer, the model, the device, the micro-batch size."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from mmcli.config import Layer, resolve, to_tables
 from mmcli.data.encode.texts import Corpus
@@ -31,7 +29,7 @@ from mmcli.text.train import ENOUGH_TEXT, train_tokenizer
 from mmcli.train.adapters import adapt
 from mmcli.train.checkpoint import list_checkpoints
 from mmcli.train.config import TrainConfig
-from mmcli.train.device import Accelerator
+from mmcli.train.device import Accelerator, choose_accelerator, make_deterministic, training_device
 
 
 @dataclass(frozen=True)
@@ -40,6 +38,7 @@ class Start:
 
     Attributes:
         parent: the model of `--from`; its folder may be gone where a resumed run does not need it.
+        accelerator: the device that the model is on, and the precision, chosen for its width.
         adapter: applied to the model; only its parts train.
         initial: the model has the weights that the training starts from; False where those of a checkpoint replace
             them, and the parent was not read for that.
@@ -48,14 +47,13 @@ class Start:
     tokenizer: Tokenizer
     model: Transformer
     parent: ModelRef | None
+    accelerator: Accelerator
     adapter: Transform | None = None
     initial: bool = True
 
 
-def prepare_start(
-    model: ModelConfig | None, data: OpenedData, train: TrainConfig, context: StageContext, device: torch.device
-) -> Start:
-    """The tokenizer and the model: new, or those of `--from`.
+def prepare_start(model: ModelConfig | None, data: OpenedData, train: TrainConfig, context: StageContext) -> Start:
+    """The tokenizer and the model, new or those of `--from`, on the device that trains it deterministically.
 
     A run keeps by content what it reads; a resumed one compares all of it before anything is built. It needs the model
     of `--from` only until it has a checkpoint, and with an adapter, whose checkpoints hold the adapter alone.
@@ -65,9 +63,11 @@ def prepare_start(
         data: what the stage trains on; a tokenizer is trained on it where there is none yet.
 
     Raises:
-        UserError: no such model or tokenizer, parts that do not fit each other, or an input that changed since the
-            run began.
+        UserError: no such device, model or tokenizer, parts that do not fit each other, or an input that changed since
+            the run began.
     """
+    make_deterministic()
+    device = training_device(train.device)
     parent = _choose_parent(train, context)
     has_checkpoint = context.resume and bool(list_checkpoints(context.run.checkpoints))
     initial = not has_checkpoint or train.adapter is not None  # else the checkpoint holds every weight
@@ -95,7 +95,8 @@ def prepare_start(
         raise UserError(what, f"give --seq-len {config.max_seq_len} or less")
     built.checkpoint_layers = train.activation_checkpointing
     adapter = _apply_adapter(built, parent, train, context)
-    return Start(tokenizer, built, parent, adapter, initial or parent is None)
+    accelerator = choose_accelerator(train.device, train.precision, context, width=config.dim)
+    return Start(tokenizer, built, parent, accelerator, adapter, initial or parent is None)
 
 
 def _apply_adapter(

@@ -27,7 +27,6 @@ from mmcli.stages.start import Start, choose_micro_batch, save_into
 from mmcli.text.tokenizer import Tokenizer
 from mmcli.train.adapters import training_flops
 from mmcli.train.config import TrainConfig
-from mmcli.train.device import Accelerator
 from mmcli.train.lm import TokenBatch, language_model_loss, language_model_metrics
 from mmcli.train.task import MicroBatches, Task
 
@@ -194,13 +193,12 @@ def token_task(
     start: Start,
     rows: TokenRows,
     train: TrainConfig,
-    accelerator: Accelerator,
     context: StageContext,
     *,
     sample: Sample | None = None,
 ) -> Task:
     """The task of predicting the tokens of packed rows."""
-    config = start.model.config
+    config, accelerator = start.model.config, start.accelerator
     micro_batch = choose_micro_batch(train, config, rows.train.seq_len, accelerator, context)
     batches = Batches(
         rows.cache, rows.train, batch_size=train.batch_size, micro_batch=micro_batch.size, seed=train.seed

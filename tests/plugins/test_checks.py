@@ -201,11 +201,10 @@ STAGE = Stage(name="forget", summary="Pretrain.", config=PretrainConfig, run="p_
 seen = 0
 def run(config, context):
     import mmcli.api as mm
-    accelerator = mm.choose_accelerator(config.train.device, config.train.precision, context)
     data = mm.open_data("text", config.data)
-    start = mm.prepare_start(config.model, data, config.train, context, accelerator.device)
+    start = mm.prepare_start(config.model, data, config.train, context)
     rows = mm.open_rows(data, config.train, start.tokenizer, context)
-    task = mm.token_task(start, rows, config.train, accelerator, context)
+    task = mm.token_task(start, rows, config.train, context)
     def loss(model, batch):
         global seen
         seen += 1

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from mmcli.api import (
-    Accelerator,
     LossOutput,
     Metric,
     MicroBatches,
@@ -23,7 +22,6 @@ from mmcli.api import (
     Tokenizer,
     TokenRows,
     UserError,
-    choose_accelerator,
     find_reference,
     load_model,
     make_deterministic,
@@ -35,6 +33,7 @@ from mmcli.api import (
     read_model_config,
     token_task,
     train,
+    training_device,
 )
 from mmcli_distill import DistillConfig
 from mmcli_distill.loss import TaughtBatch, distill_loss, table_loss
@@ -52,22 +51,22 @@ def run(config: DistillConfig, context: StageContext) -> dict[str, Any]:
         UserError: the data or a model cannot be used, or teacher and student have different tokenizers.
     """
     make_deterministic()
-    accelerator = choose_accelerator(config.train.device, config.train.precision, context)
     data_config, named = config.data, find_reference(config.teacher, context)
     if config.train.start_from is None and data_config.tokenizer is None:
         data_config = replace(data_config, tokenizer=str(named.path))
     kind = "text" if config.on == "text" else "chat"
     data = open_data(kind, data_config)  # refuse what is not there before anything is made
     if config.on == "replies":
-        file = write_replies(named, data, config.max_new_tokens, str(accelerator.device), context)
+        device = str(training_device(config.train.device))
+        file = write_replies(named, data, config.max_new_tokens, device, context)
         data = open_data(kind, replace(data_config, sources=(str(file),), columns=None))
-    start = prepare_start(config.model, data, config.train, context, accelerator.device)
+    start = prepare_start(config.model, data, config.train, context)
     if config.reads_distributions:
         _check_teacher(named, start, config, context)
     rows = open_rows(data, config.train, start.tokenizer, context)
-    task = token_task(start, rows, config.train, accelerator, context)
+    task = token_task(start, rows, config.train, context)
     if config.reads_distributions:
-        task = (_with_table if config.top_k else _with_teacher)(task, start, named, rows, config, accelerator, context)
+        task = (_with_table if config.top_k else _with_teacher)(task, start, named, rows, config, context)
         held_out = tuple(metric for metric in task.metrics if metric.held_out)
         task = replace(task, metrics=(*METRICS, *held_out))
     return train(task, config.optim, config.train, context)
@@ -101,12 +100,11 @@ def _with_teacher(
     named: ModelRef,
     rows: TokenRows,
     config: DistillConfig,
-    accelerator: Accelerator,
     context: StageContext,
 ) -> Task:
     """The teacher reads every micro-batch, too."""
     pin_model("reference", named, context)
-    teacher = load_model(named.path, device=accelerator.device).eval().requires_grad_(False)
+    teacher = load_model(named.path, device=start.accelerator.device).eval().requires_grad_(False)
 
     def loss(model: Any, batch: TokenBatch) -> LossOutput:
         return distill_loss(model, teacher, batch, start.model.config, config)
@@ -120,7 +118,6 @@ def _with_table(
     named: ModelRef,
     rows: TokenRows,
     config: DistillConfig,
-    accelerator: Accelerator,
     context: StageContext,
 ) -> Task:
     """What the teacher expects is read from the disk; it runs before the first step, where that is not there yet."""
@@ -132,18 +129,18 @@ def _with_table(
         temperature=config.temperature,
         seed=config.train.seed,
         needed=_needed(config, len(rows.train), context),
-        accelerator=accelerator,
+        accelerator=start.accelerator,
     )
     if missing := table.missing(context.report):
         pin_model("reference", named, context)
-        teacher = load_model(named.path, device=accelerator.device).eval().requires_grad_(False)
-        table.fill(missing, teacher, accelerator, context.report)
+        teacher = load_model(named.path, device=start.accelerator.device).eval().requires_grad_(False)
+        table.fill(missing, teacher, start.accelerator, context.report)
     context.report.note(f"teacher: {config.top_k} likeliest tokens, {table.bytes / 1e6:,.1f} MB in {table.folder}")
 
     def with_teacher(part: np.ndarray, batch: StepBatch) -> TaughtBatch:
         assert isinstance(batch, TokenBatch)
         top_NK, logps_NK1 = map(torch.from_numpy, table.read(part))
-        if accelerator.pins_memory:
+        if start.accelerator.pins_memory:
             top_NK, logps_NK1 = top_NK.pin_memory(), logps_NK1.pin_memory()
         return TaughtBatch(batch, top_NK, logps_NK1)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from mmcli.api import Accelerator, Input, StageContext, Start, UserError, load_model, pin_inputs
+from mmcli.api import Input, StageContext, Start, UserError, load_model, pin_inputs
 from mmcli_grpo import GrpoConfig
 from mmcli_grpo.python_file import digest_of, is_python_file
 from mmcli_grpo.rewards import split_reward
@@ -59,9 +59,7 @@ def _weights(folder: Path) -> dict[str, str]:
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.safetensors"))}
 
 
-def open_reference(
-    config: GrpoConfig, start: Start, context: StageContext, accelerator: Accelerator
-) -> nn.Module | None:
+def open_reference(config: GrpoConfig, start: Start, context: StageContext) -> nn.Module | None:
     """The starting model, frozen, where a KL divergence from it is asked for and no adapter has it already.
 
     Raises:
@@ -75,4 +73,4 @@ def open_reference(
         raise UserError(f"the reference of {context.run.name}, {folder}, is gone", "bring it back")
     weights = {Path(path).name: digest for path, digest in _weights(folder).items()}
     pin_inputs(context, {"reference": Input.of(weights)})
-    return load_model(folder, device=accelerator.device).eval().requires_grad_(False)
+    return load_model(folder, device=start.accelerator.device).eval().requires_grad_(False)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from mmcli.api import (
-    Accelerator,
     Engine,
     Metric,
     Rollouts,
@@ -25,9 +24,7 @@ from mmcli.api import (
     Task,
     TokenBatch,
     TorchEngine,
-    choose_accelerator,
     choose_micro_batch,
-    make_deterministic,
     open_data,
     pin_data,
     prepare_start,
@@ -54,12 +51,10 @@ def run(config: GrpoConfig, context: StageContext) -> dict[str, Any]:
     Raises:
         UserError: data, model, rewards or tools cannot be used.
     """
-    make_deterministic()
     files = pin_files(config, context)
     rewards, tools = load_rewards(files["reward"]), load_tools(files["tool"])
-    accelerator = choose_accelerator(config.train.device, config.train.precision, context)
     data = open_data("chat", pin_data(config.data, context.run))
-    start = prepare_start(None, data, config.train, context, accelerator.device)
+    start = prepare_start(None, data, config.train, context)
     longest = config.data.seq_len - 1
     reply_tokens = min(config.max_new_tokens, config.data.seq_len)
     prompts = open_prompts(data, start.tokenizer, config.train.seed, longest, reply_tokens, context.report)
@@ -67,10 +62,10 @@ def run(config: GrpoConfig, context: StageContext) -> dict[str, Any]:
         data={"sources": list(config.data.sources), "kind": "chat", "kept": len(prompts.training)},
     )
     writer = Writer(start.tokenizer, Limits(config.max_new_tokens, config.tool_rounds), tools)
-    reference = open_reference(config, start, context, accelerator)
+    reference = open_reference(config, start, context)
     sequences = replace(config.train, batch_size=config.train.batch_size * config.group_size)
-    micro_batch = choose_micro_batch(sequences, start.model.config, config.data.seq_len, accelerator, context)
-    learner = Learner(config, context, start, accelerator, prompts, rewards, writer, micro_batch, reference)
+    micro_batch = choose_micro_batch(sequences, start.model.config, config.data.seq_len, start.accelerator, context)
+    learner = Learner(config, context, start, prompts, rewards, writer, micro_batch, reference)
     return train(learner.task(), config.optim, config.train, context)
 
 
@@ -93,7 +88,6 @@ class Learner:
     config: GrpoConfig
     context: StageContext
     start: Start
-    accelerator: Accelerator
     prompts: PromptData
     rewards: Sequence[WeightedReward]
     writer: Writer
@@ -115,7 +109,7 @@ class Learner:
         reply_tokens = min(config.max_new_tokens, config.data.seq_len)
         return Task(
             model=model,
-            accelerator=self.accelerator,
+            accelerator=self.start.accelerator,
             rollouts=Rollouts(self.batches, slots=self._slots(self._replies_per_step), max_len=config.data.seq_len),
             loss=lambda model, batch: grpo_loss(
                 model, batch, self.start.model.config, self.objective, config.temperature
@@ -135,7 +129,7 @@ class Learner:
         """The micro-batches of a step: of replies that are written now, or by the step that began this batch."""
         experience = self._experience(engine, step)
         model, pad_id = self.start.model.config, self.start.tokenizer.pad_id
-        pin = self.accelerator.pins_memory
+        pin = self.start.accelerator.pins_memory
         return [
             experience.batch(part, model, pad_id, self.objective, tells=number == 0, pin=pin)
             for number, part in enumerate(experience.parts(self._pass_tokens))
@@ -217,7 +211,7 @@ class Learner:
         """Log-probabilities of the replies under `model`; gradients are off and autocast is on in a rollout."""
 
         def logps(rows: TokenBatch) -> Tensor:
-            return reply_logps(model, rows.to(self.accelerator.device), self.config.temperature)[0]
+            return reply_logps(model, rows.to(self.start.accelerator.device), self.config.temperature)[0]
 
         return experience.with_logps(logps, self._pass_tokens, self.start.model.config, self.start.tokenizer.pad_id)
 
@@ -249,7 +243,7 @@ class Learner:
 
     def _greedy(self, model: Any, prompts: Sequence[Prompt]) -> list[Reply]:
         engine = TorchEngine(model, slots=self._slots(len(prompts)), max_len=self.config.data.seq_len)
-        with torch.no_grad(), self.accelerator.autocast():
+        with torch.no_grad(), self.start.accelerator.autocast():
             return self.writer.write(engine, prompts, lambda number: GREEDY)
 
     def _metrics(self) -> tuple[Metric, ...]:

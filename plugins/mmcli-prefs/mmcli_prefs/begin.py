@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mmcli.api import (
-    Accelerator,
     DataConfig,
     Metric,
     OpenedData,
     StageContext,
     Start,
     TrainConfig,
-    choose_accelerator,
-    make_deterministic,
     open_data,
     prepare_start,
 )
@@ -37,13 +34,11 @@ def begin(
     train: TrainConfig,
     context: StageContext,
     opened: Callable[[DataConfig], OpenedData] = open_preferences,
-) -> tuple[OpenedData, Start, Accelerator]:
-    """The data, refused before anything is made, the model that is trained from, and the device.
+) -> tuple[OpenedData, Start]:
+    """The data, refused before anything is made, and the model that is trained from.
 
     Raises:
         UserError: the data or the model cannot be used.
     """
-    make_deterministic()
-    accelerator = choose_accelerator(train.device, train.precision, context)
     found = opened(data)
-    return found, prepare_start(None, found, train, context, accelerator.device), accelerator
+    return found, prepare_start(None, found, train, context)

@@ -27,15 +27,15 @@ def run(config: PrefsConfig, context: StageContext) -> dict[str, Any]:
     Raises:
         UserError: the data or a model cannot be used.
     """
-    data, start, accelerator = begin(config.data, config.train, context)
-    pairs = open_pairs(data, config.train, start, accelerator, context)
+    data, start = begin(config.data, config.train, context)
+    pairs = open_pairs(data, config.train, start, context)
     if config.loss == "ipo":
-        fill_reference(pairs, config.reference, config.train, start, accelerator, context)
+        fill_reference(pairs, config.reference, config.train, start, context)
 
     def loss(model: Any, batch: PairBatch) -> LossOutput:
         return prefs_loss(model, batch, start.model.config, config)
 
-    task = pair_task(pairs, loss, start, accelerator, context, metrics=PAIR_METRICS)
+    task = pair_task(pairs, loss, start, context, metrics=PAIR_METRICS)
     return train(task, config.optim, config.train, context)
 
 

@@ -17,9 +17,7 @@ from mmcli.api import (
     StepBatch,
     Task,
     TokenRows,
-    choose_accelerator,
     continuations,
-    make_deterministic,
     open_data,
     open_rows,
     pin_data,
@@ -40,18 +38,16 @@ def run(config: ContinueConfig, context: StageContext) -> dict[str, Any]:
     Raises:
         UserError: data or model cannot be used, or no run tells what the old text was.
     """
-    make_deterministic()
-    accelerator = choose_accelerator(config.train.device, config.train.precision, context)
     opened = open_data("text", config.data)  # refuse what is not there before anything is made
-    start = prepare_start(None, opened, config.train, context, accelerator.device)
+    start = prepare_start(None, opened, config.train, context)
     old_rows = _open_old(config, start, context)
     new_rows = open_rows(opened, config.train, start.tokenizer, context)
     of_new, of_old = config.train.batch_size - config.old_rows, config.old_rows
     context.report.note(f"every step: {of_new} rows of new text, {of_old} of old")
     sample = continuations(start, new_rows, config.train.seed, prompt_tokens=PROMPT_TOKENS)
     new_train, old_train = (replace(config.train, batch_size=rows) for rows in (of_new, of_old))
-    new = token_task(start, new_rows, new_train, accelerator, context, sample=sample)
-    old = token_task(start, old_rows, old_train, accelerator, context)
+    new = token_task(start, new_rows, new_train, context, sample=sample)
+    old = token_task(start, old_rows, old_train, context)
     return train(mixed(new, old), config.optim, config.train, context)
 
 

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from mmcli.api import (
-    Accelerator,
     Batch,
     Batches,
     OpenedData,
@@ -156,9 +155,7 @@ class ReplyData:
     pairs: PairData
 
 
-def open_replies(
-    data: OpenedData, train: TrainConfig, start: Start, accelerator: Accelerator, context: StageContext
-) -> ReplyData:
+def open_replies(data: OpenedData, train: TrainConfig, start: Start, context: StageContext) -> ReplyData:
     """The replies to train on, and those held out: labelled ones, or both of each preference pair.
 
     Raises:
@@ -174,7 +171,7 @@ def open_replies(
         return np.asarray(fits(cache).reshape(-1, cache.sequences_per_record).all(axis=1))
 
     cache, kept, val_cache, held = open_split(data, train.seed, start.tokenizer, context, usable=usable)
-    micro_batch = choose_micro_batch(train, start.model.config, seq_len, accelerator, context)
+    micro_batch = choose_micro_batch(train, start.model.config, seq_len, start.accelerator, context)
 
     def part(cache: TokenCache, selection: Selection) -> Replies:
         both, fit_N = Mismatched(cache, train.seed), fits(cache)
@@ -185,7 +182,7 @@ def open_replies(
         of = rows.piece_doc[::2] // 2
         good_N = cache.labels[of] > 0 if cache.labels is not None else of % 2 == 0
         table = np.zeros((len(rows), 2), dtype=np.float32)
-        pairs = Pairs(both, rows, table, start.model.config, micro_batch, accelerator.pins_memory, "loss")
+        pairs = Pairs(both, rows, table, start.model.config, micro_batch, start.accelerator.pins_memory, "loss")
         return Replies(pairs, good_N)
 
     training = part(cache, kept)

@@ -46,10 +46,10 @@ def run(config: KtoConfig, context: StageContext) -> dict[str, Any]:
     Raises:
         UserError: the data or a model cannot be used.
     """
-    data, start, accelerator = begin(config.data, config.train, context, open_labelled)
-    replies = open_replies(data, config.train, start, accelerator, context)
-    fill_reference(replies.pairs, config.reference, config.train, start, accelerator, context)
-    live, device = start.model, accelerator.device
+    data, start = begin(config.data, config.train, context, open_labelled)
+    replies = open_replies(data, config.train, start, context)
+    fill_reference(replies.pairs, config.reference, config.train, start, context)
+    live, device = start.model, start.accelerator.device
 
     def loss(model: Any, batch: ReplyBatch) -> LossOutput:
         return kto_loss(model, batch, live.config, config)
@@ -70,7 +70,7 @@ def run(config: KtoConfig, context: StageContext) -> dict[str, Any]:
         return {f"val_{name}": total / len(every) for name, total in sums.items()}
 
     task = replace(
-        pair_task(replies.pairs, loss, start, accelerator, context, metrics=METRICS),  # type: ignore[arg-type]
+        pair_task(replies.pairs, loss, start, context, metrics=METRICS),  # type: ignore[arg-type]
         batches=None,
         rollouts=Rollouts(batches, max_len=1),  # nothing is written: the model only reads, so no cache is needed
         evaluate=evaluate if replies.held_out is not None else None,

@@ -41,8 +41,8 @@ def run(config: RewardConfig, context: StageContext) -> dict[str, Any]:
     Raises:
         UserError: the data or the model cannot be used.
     """
-    data, start, accelerator = begin(config.data, config.train, context)
-    found = open_pairs(data, config.train, start, accelerator, context, whole=True)
+    data, start = begin(config.data, config.train, context)
+    found = open_pairs(data, config.train, start, context, whole=True)
     held_out = None if found.held_out is None else _whole(found.held_out)
     pairs = PairData(_whole(found.training), held_out, found.steps)
     model = RewardModel(start.model, new_score(start.model, config.train.seed))
@@ -50,7 +50,7 @@ def run(config: RewardConfig, context: StageContext) -> dict[str, Any]:
     def loss(model: Any, batch: PairBatch) -> LossOutput:
         return reward_loss(model, batch, start.model.config, config)
 
-    task = pair_task(pairs, loss, start, accelerator, context, metrics=PAIR_METRICS)
+    task = pair_task(pairs, loss, start, context, metrics=PAIR_METRICS)
     task = replace(task, model=model, save_model=lambda folder: save(folder, model, start, context))
     return train(task, config.optim, config.train, context)
 
