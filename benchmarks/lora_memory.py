@@ -18,15 +18,18 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mmcli.api import Transformer, model_config, save_model, train_tokenizer
-
 GOAL = 0.6
 PAIRS, TOKENS = 2, 256
 LIBRARIES = "import mmcli.cli, mmcli.stages.dpo, safetensors.torch, tokenizers"
 
 
 def prepare(place: Path, preset: str) -> None:
-    """A model of random weights, and pairs of which every side is longer than a row."""
+    """A model of random weights, and pairs of which every side is longer than a row.
+
+    In a process of its own: what a process held before it starts another counts as the peak of that, too.
+    """
+    from mmcli.api import Transformer, model_config, save_model, train_tokenizer
+
     config = model_config(preset)
     tokenizer = train_tokenizer(["The rain falls on the hills of the north."] * 9, vocab_size=config.vocab_size)
     save_model(place / "model", Transformer(config), config, tokenizer)
@@ -51,11 +54,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="base")
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--prepare", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--check", action="store_true", help="exit 1 if the goal is missed")
     asked = parser.parse_args()
+    if asked.prepare:
+        prepare(asked.prepare, asked.preset)
+        return 0
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
-        prepare(place, asked.preset)
+        this = [sys.executable, __file__, "--prepare", str(place), "--preset", asked.preset]
+        subprocess.run(this, check=True)
         training = [sys.executable, "-m", "mmcli", "dpo", "--from", str(place / "model"), "--device", "cpu"]
         training += ["--data", str(place / "pairs.jsonl"), "--precision", "fp32", "--set", "data.val_fraction=0"]
         training += ["--batch-size", str(PAIRS), "--micro-batch", str(PAIRS), "--seq-len", str(TOKENS)]
