@@ -201,6 +201,7 @@ class _Models:
         from mmcli.evaluation.engines import check_vocabulary, load_engine
         from mmcli.generate.conversation import Conversation, is_chat_model
         from mmcli.generate.grammar import Grammar
+        from mmcli.text.prompt import knows_tools
         from mmcli.text.tokenizer import Tokenizer
 
         asked, tokenizer = self._asked, Tokenizer.load(found.path)
@@ -225,6 +226,8 @@ class _Models:
         description = _describe(found, tokenizer, backend, engine)
         if not answers:
             description += "\n" + _why_it_continues(tokenizer)
+        elif asked.tools and not knows_tools(tokenizer):
+            description += "\nits chat template knows no tools: the system message describes them"
         return OpenModel(found.label, description, conversation)
 
     def _speculation(self, tokenizer: Tokenizer, engine: Engine, backend: str) -> Speculation | None:

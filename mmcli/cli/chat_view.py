@@ -74,22 +74,20 @@ def _stream_markdown(conversation: Conversation, pieces: Generator[str, None, No
 
 def without_calls(pieces: Iterable[str]) -> Iterator[str]:
     """A reply without its tool calls, which are shown where they are run; one that is broken or cut off stays."""
-    from mmcli.generate.tool_calls import read_calls
+    from mmcli.generate.tool_calls import CallMarks, read_calls
+    from mmcli.text.prompt import CALL, END_CALL
 
-    begin, end, call = "<tool_call>", "</tool_call>", ""
-    for piece in pieces:
-        if call:
+    marks, call = CallMarks(), ""
+    for piece in (cut for whole in pieces for cut in marks.push(whole)):
+        if call or piece == CALL:
             call += piece
-        elif piece.endswith(begin):
-            call = begin
-            yield piece.removesuffix(begin)
         else:
             yield piece
-        if call.endswith(end):
+        if call and piece == END_CALL:
             if any(each.error for each in read_calls(call)):
                 yield call
             call = ""
-    yield call
+    yield call + marks.flush()
 
 
 class MarkdownStream:

@@ -101,9 +101,10 @@ def _reply(
     from mmcli.generate.generate import generate
     from mmcli.generate.reply import read_reply
     from mmcli.generate.sampler import SamplingConfig
-    from mmcli.text.chat import encode_chat, stop_ids
+    from mmcli.text.chat import stop_ids
+    from mmcli.text.prompt import encode_prompt
 
-    ids = encode_chat(tokenizer, messages, tools=tools, add_generation_prompt=True).ids
+    ids = encode_prompt(tokenizer, messages, tools=tools)
     greedy = SamplingConfig(temperature=0.0, repetition_penalty=1.0)
     written = list(generate(engine, 0, ids, greedy, max_new_tokens=MOST_TOKENS, stop_ids=stop_ids(tokenizer)))
     return str(read_reply(tokenizer, written)["content"]).strip()

@@ -16,7 +16,8 @@ from mmcli.generate.generate import Completion, generate_batch
 from mmcli.generate.reply import read_reply, reply_text
 from mmcli.generate.sampler import SamplingConfig
 from mmcli.stage import Reporter, Silent
-from mmcli.text.chat import encode_chat, stop_ids
+from mmcli.text.chat import stop_ids
+from mmcli.text.prompt import encode_prompt
 from mmcli.text.tokenizer import Tokenizer
 
 GREEDY = SamplingConfig(temperature=0, repetition_penalty=1)
@@ -42,10 +43,7 @@ def encode_questions(tokenizer: Tokenizer, questions: Sequence[SuiteItem], *, ch
         UserError: the chat template cannot be used.
     """
     if chat:
-        return [
-            encode_chat(tokenizer, each.messages, tools=each.tools, add_generation_prompt=True).ids
-            for each in questions
-        ]
+        return [encode_prompt(tokenizer, each.messages, tools=each.tools) for each in questions]
     bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     return [[*bos, *tokenizer.encode_text(_as_text(each))] for each in questions]
 

@@ -26,7 +26,8 @@ from mmcli.generate.sequence import TokenSequence
 from mmcli.generate.speculation import Speculation
 from mmcli.generate.tool_calls import with_calls
 from mmcli.rewards import Attempt
-from mmcli.text.chat import check_switch, encode_chat, stop_ids
+from mmcli.text.chat import check_switch, stop_ids
+from mmcli.text.prompt import encode_prompt
 from mmcli.text.tokenizer import Tokenizer
 
 
@@ -257,7 +258,7 @@ class Conversation:
             raise UserError("this model only continues text: there is no conversation to load", "use a chat model")
         path = path.expanduser()
         messages = _read_messages(path)
-        encode_chat(self.tokenizer, messages, tools=self.tools)
+        encode_prompt(self.tokenizer, messages, tools=self.tools)
         self.reset()
         self.system = messages.pop(0)["content"] if messages[0]["role"] == "system" else None
         self.messages = messages
@@ -274,9 +275,7 @@ class Conversation:
         room = min(self.max_new_tokens, self.engine.max_len // 4)
         while True:
             kept = self._with_system(self.messages[self.dropped :])
-            ids = encode_chat(
-                self.tokenizer, kept, tools=self.tools, add_generation_prompt=True, thinking=self.thinking
-            ).ids
+            ids = encode_prompt(self.tokenizer, kept, tools=self.tools, thinking=self.thinking)
             turns = (at for at in range(self.dropped + 1, len(self.messages)) if self.messages[at]["role"] == "user")
             following = next(turns, None)
             if len(ids) + room <= self.engine.max_len or following is None:

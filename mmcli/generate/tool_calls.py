@@ -7,7 +7,10 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
+from mmcli.text.prompt import CALL, END_CALL
+
+WHOLE_CALL = re.compile(rf"{CALL}\s*(.*?)\s*{END_CALL}", re.DOTALL)
+MARKS = re.compile(f"({CALL}|{END_CALL})")
 
 
 @dataclass(frozen=True)
@@ -19,9 +22,33 @@ class ToolCall:
     error: str | None = None
 
 
+class CallMarks:
+    """A text that comes in pieces, cut so that every mark of a call is a piece of its own."""
+
+    def __init__(self) -> None:
+        self._held = ""  # may be the beginning of a mark
+
+    def push(self, text: str) -> list[str]:
+        """The pieces that are certain; none is empty."""
+        *pieces, rest = MARKS.split(self._held + text)
+        longest = min(len(rest), len(END_CALL) - 1)
+        held = next((n for n in range(longest, 0, -1) if _may_begin(rest[-n:])), 0)
+        shown, self._held = rest[: len(rest) - held], rest[len(rest) - held :]
+        return [piece for piece in (*pieces, shown) if piece]
+
+    def flush(self) -> str:
+        """What was held back, at the end."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _may_begin(text: str) -> bool:
+    return CALL.startswith(text) or END_CALL.startswith(text)
+
+
 def read_calls(content: str) -> list[ToolCall]:
     """The calls in a reply's text, in their order; one without its end is none."""
-    return [_read_call(found[1]) for found in CALL.finditer(content)]
+    return [_read_call(found[1]) for found in WHOLE_CALL.finditer(content)]
 
 
 def with_calls(message: dict[str, Any]) -> dict[str, Any]:
@@ -33,7 +60,7 @@ def with_calls(message: dict[str, Any]) -> dict[str, Any]:
     if not calls or any(call.error for call in calls):
         return message
     functions = [{"name": call.name, "arguments": call.arguments} for call in calls]
-    text = CALL.sub("", message["content"]).strip()
+    text = WHOLE_CALL.sub("", message["content"]).strip()
     return {**message, "content": text, "tool_calls": [{"type": "function", "function": each} for each in functions]}
 
 

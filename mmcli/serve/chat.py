@@ -16,7 +16,7 @@ from mmcli.serve.reader import CALL, ChatReader, Delta, TokenLogprob, ToolCall
 from mmcli.serve.replies import Prompt, Replies, Wanted, sampling_of, usage
 from mmcli.serve.requests import ChatRequest, Function, NamedTool, Tool
 from mmcli.serve.scheduler import Finished
-from mmcli.text.chat import encode_chat
+from mmcli.text.prompt import encode_prompt
 from mmcli.text.tokenizer import Tokenizer
 
 
@@ -68,26 +68,25 @@ def encode(model: ServedModel, body: ChatRequest) -> Prompt:
     _check(body)
     tokenizer, tools = model.tokenizer, body.usable_tools
     try:
-        ids = encode_chat(
+        ids = encode_prompt(
             tokenizer,
             [_message(message) for message in body.messages],
             tools=[tool.model_dump(exclude_none=True) for tool in tools] or None,
-            add_generation_prompt=True,
             thinking=body.thinking,
-        ).ids
+        )
     except MmcliError as error:
         raise of_library(error, "messages") from None
     forced = forced_tools(body)
     if forced:
         mark = tokenizer.control_id(CALL)
-        if mark is None:
-            raise invalid(f"{model.name} has no token {CALL}: no call can be forced", "tool_choice")
-        ids = [*ids, mark]
+        ids = [*ids, *(tokenizer.encode_text(f"{CALL}\n") if mark is None else [mark])]
     grammar = _grammar(model, body, forced)
 
     def reader() -> ChatReader:
         parallel = body.parallel_tool_calls is not False
-        return ChatReader(tokenizer, body.stops, tools=bool(tools), parallel=parallel, prompt_ids=ids)
+        return ChatReader(
+            tokenizer, body.stops, tools=bool(tools), parallel=parallel, prompt_ids=ids, begun=bool(forced)
+        )
 
     return Prompt(ids, reader, "messages", grammar)
 

@@ -11,10 +11,10 @@ from typing import Protocol
 import numpy as np
 
 from mmcli.generate.reply import END_THINK, THINK
+from mmcli.generate.tool_calls import CallMarks
 from mmcli.serve.stops import StopStrings
+from mmcli.text.prompt import CALL, END_CALL
 from mmcli.text.tokenizer import TextStream, Tokenizer
-
-CALL, END_CALL = "<tool_call>", "</tool_call>"
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,9 @@ class TextReader:
 class ChatReader:
     """The reader of an assistant's turn.
 
-    Reasoning stands between `<think>` and `</think>`, a tool call between `<tool_call>` and `</tool_call>`; marks count
-    only as control ids, as in `read_reply`. Stop strings are looked for in the content.
+    Reasoning stands between `<think>` and `</think>`, a tool call between `<tool_call>` and `</tool_call>`. Marks count
+    only as control ids, as in `read_reply`; those of a call also as text where the tokenizer has no such control token.
+    Stop strings are looked for in the content.
     """
 
     def __init__(
@@ -111,12 +112,14 @@ class ChatReader:
         tools: bool = False,
         parallel: bool = True,
         prompt_ids: Sequence[int] = (),
+        begun: bool = False,
     ) -> None:
-        """A reader of what follows `prompt_ids`, which may have opened the reasoning or a call.
+        """A reader of what follows `prompt_ids`, which may have opened the reasoning.
 
         Args:
             tools: calls are wanted; without, their marks are content.
             parallel: more than one call is wanted.
+            begun: the prompt begins a call.
         """
         self.called = False
         self.reasoning_tokens = 0
@@ -133,10 +136,11 @@ class ChatReader:
         self._after_reasoning = False  # line breaks between reasoning and content are the template's
         self._breaks = ""  # line breaks at the end of the reasoning so far, which may be the template's too
         self._call: str | None = None  # the text of a call that has begun
-        self._begun_by_prompt = tools and bool(prompt_ids) and self._marks.get(prompt_ids[-1]) == CALL
-        if self._begun_by_prompt:
+        self._begun_by_prompt = begun
+        if begun:
             self._call = ""
         self._call_ended = False
+        self._spelled = CallMarks() if tools and CALL not in self._marks.values() else None
 
     @property
     def ended(self) -> bool:
@@ -146,7 +150,7 @@ class ChatReader:
         mark, is_first, self._is_first = self._marks.get(id), self._is_first, False
         self.reasoning_tokens += self._in_reasoning
         if mark is None:
-            return self._text(self._stream.push(id))
+            return self._spelled_text(self._stream.push(id))
         rest = self._text(self._stream.flush())
         if mark == THINK and is_first:
             self._in_reasoning = True
@@ -155,17 +159,29 @@ class ChatReader:
         if mark == END_THINK and self._in_reasoning:
             self._in_reasoning, self._after_reasoning, self._breaks = False, True, ""
             return rest
-        if self._in_reasoning or not self._tools or mark in (THINK, END_THINK):
-            return _sum(rest, self._text(mark))
-        if mark == CALL and self._call is None:
-            self._call = ""
-            return _sum(rest, Delta(content=self._stops.flush()))
-        if mark == END_CALL and self._call is not None:
-            return self._close_call()
-        return _sum(rest, self._text(mark))
+        return _sum(rest, self._text(mark) if mark in (THINK, END_THINK) else self._mark_of_call(mark))
+
+    def _mark_of_call(self, mark: str) -> Delta:
+        if self._tools and not self._in_reasoning:
+            if mark == CALL and self._call is None:
+                self._call = ""
+                return Delta(content=self._stops.flush())
+            if mark == END_CALL and self._call is not None:
+                return self._close_call()
+        return self._text(mark)
+
+    def _spelled_text(self, text: str) -> Delta:
+        if self._spelled is None:
+            return self._text(text)
+        found = Delta()
+        for piece in self._spelled.push(text):
+            found = _sum(found, self._mark_of_call(piece) if piece in (CALL, END_CALL) else self._text(piece))
+        return found
 
     def finish(self) -> Delta:
-        rest = self._text(self._stream.flush())
+        rest = self._spelled_text(self._stream.flush())
+        if self._spelled is not None:
+            rest = _sum(rest, self._text(self._spelled.flush()))
         self._breaks = ""
         if self._call is None:
             return _sum(rest, Delta(content=self._stops.flush()))

@@ -13,7 +13,7 @@ import jinja2
 
 from mmcli.errors import UserError
 from mmcli.text.marked import MARK
-from mmcli.text.messages import hide_messages
+from mmcli.text.messages import hide_messages, hide_tools
 from mmcli.text.opaque import Texts
 from mmcli.text.sandbox import compile_template, render, variables_of
 from mmcli.text.template import CHATML_CONTROLS
@@ -45,6 +45,7 @@ class ChatFormat:
     closing: int | None = None
     closing_call: int | None = None
     shows_reasoning: bool = False
+    shows_tools: bool = False
     literals: dict[str, list[int]] = field(
         default_factory=dict
     )  # ids of the template's own text between control tokens
@@ -103,14 +104,16 @@ CALLS: list[dict[str, Any]] = [
 ]
 CALL = {"role": "assistant", "content": "", "tool_calls": CALLS[:1]}
 RESULT = {"role": "tool", "name": "f", "content": "r"}
+TOOL = {"type": "function", "function": {"name": "t", "description": "d", "parameters": {"type": "object"}}}
 
 
 class _Probe:
     """A template's output for some of these messages."""
 
-    def __init__(self, chat: ChatFormat, *messages: dict[str, Any], prompt: bool = False) -> None:
+    def __init__(self, chat: ChatFormat, *messages: dict[str, Any], tools: Any = None) -> None:
         self._chat, self._texts = chat, Texts()
-        self.rendered = chat.render(hide_messages(messages, self._texts), None, prompt, self._texts)
+        hidden = hide_messages(messages, self._texts)
+        self.rendered = chat.render(hidden, hide_tools(tools, self._texts), False, self._texts)
         self._found = list(chat.scanner.finditer(self.rendered))
 
     def shows(self, text: str) -> bool:
@@ -145,7 +148,10 @@ def _work_out(tokenizer: Tokenizer) -> ChatFormat:
     names = variables_of(tokenizer.chat_template)
     switch = next((name for name in SWITCHES if name in names), None)
     chat = ChatFormat(template, _variables(tokenizer), scanner, tokenizer.control_tokens, switch)
-    return _with_ends(_with_header(chat))
+    chat = _with_ends(_with_header(chat))
+    with suppress(UserError):  # a template may refuse tools
+        chat = replace(chat, shows_tools=_Probe(chat, QUESTION, tools=[TOOL]).shows("t"))
+    return chat
 
 
 def _with_header(chat: ChatFormat) -> ChatFormat:

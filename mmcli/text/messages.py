@@ -67,7 +67,7 @@ def _hide_message(message: Mapping[str, Any], index: int, texts: Texts, keep_rea
     }
     reasoning = next((message[name] for name in REASONING if message.get(name) is not None), None)
     calls = message.get("tool_calls")
-    content = _content(message, place, optional=message["role"] == "assistant" and bool(calls or reasoning))
+    content = message_text(message, place, optional=message["role"] == "assistant" and bool(calls or reasoning))
     hidden |= {"role": str(message["role"]), "content": texts.hide(content, index, f"{place}.content")}
     if reasoning is not None:
         if not isinstance(reasoning, str):
@@ -81,7 +81,12 @@ def _hide_message(message: Mapping[str, Any], index: int, texts: Texts, keep_rea
     return hidden
 
 
-def _content(message: Mapping[str, Any], place: str, *, optional: bool) -> str:
+def message_text(message: Mapping[str, Any], place: str, *, optional: bool) -> str:
+    """The content of a message, whose text parts are put together.
+
+    Raises:
+        UserError: there is none where it is not `optional`, or it is not text.
+    """
     content = message.get("content")
     if isinstance(content, str):
         return content

@@ -89,3 +89,5 @@ def test_a_call_that_can_be_run_is_left_out() -> None:
     assert "".join(without_calls(["Well", ": ", *call, "\n", *call, " so."])) == "Well: \n so."
     assert "".join(without_calls(["a", *broken, "b"])) == "a<tool_call>2 * 3</tool_call>b"
     assert "".join(without_calls(["\ufffd<tool_call>", "cut"])) == "\ufffd<tool_call>cut"
+    spelled = "".join(["Well ", *call, " so <b> and <tool"])
+    assert "".join(without_calls(iter(spelled))) == "Well  so <b> and <tool"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -17,6 +19,10 @@ LINES = [
     "你好，世界。今天天气很好。",
     "A cloud is water 🙂",
 ]
+TOOLLESS = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 
 
 class ListEngine:
@@ -95,6 +101,19 @@ class ScriptedEngine(ListEngine):
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     return train_tokenizer(LINES * 3, vocab_size=400)
+
+
+@pytest.fixture(scope="session")
+def toolless(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """One with a chat template that knows no tools, and without tokens for them, as those of SmolLM2."""
+    folder = tmp_path_factory.mktemp("toolless")
+    train_tokenizer(LINES * 3, vocab_size=400).save(folder)
+    for path in (folder / "tokenizer.json", folder / "tokenizer_config.json"):
+        path.write_text(re.sub(r"(</?)tool_(call|response)>", r"\1unused_\2>", path.read_text(encoding="utf-8")))
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    config["chat_template"] = TOOLLESS
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return Tokenizer.load(folder)
 
 
 @pytest.fixture

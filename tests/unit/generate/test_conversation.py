@@ -376,6 +376,19 @@ def test_a_tool_call_is_kept_and_its_result_answered(tokenizer: Tokenizer, scrip
     assert conversation.messages == [user("1 + 2?"), assistant("Again.")]
 
 
+def test_tools_of_a_model_whose_template_knows_none(toolless: Tokenizer, scripted: Make) -> None:
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    engine = scripted('<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>', "It is 3.")
+    conversation = with_tools(toolless, engine, system="Be kind.")
+    say(conversation, "1 + 2?")
+    assert conversation.messages[-1] == {"role": "assistant", "content": "", "tool_calls": [call]}
+    assert "".join(conversation.answer_calls(["3"])) == "It is 3."
+    held = toolless.decode(engine.held[0], keep_special=True)
+    assert held.startswith("<|im_start|>system\nBe kind.\n\n# Tools\n") and '"name": "add"' in held
+    assert '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call><|im_end|>' in held
+    assert "<|im_start|>user\n<tool_response>\n3\n</tool_response><|im_end|>" in held
+
+
 def test_tools_are_for_models_that_answer(tokenizer: Tokenizer, scripted: Make) -> None:
     with pytest.raises(UserError, match="it calls no tools"):
         with_tools(tokenizer, scripted("x"), chat=False)

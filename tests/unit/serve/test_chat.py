@@ -15,8 +15,12 @@ from mmcli.generate.generate import generate
 from mmcli.generate.reply import reply_text
 from mmcli.generate.sampler import SamplingConfig
 from mmcli.generate.torch_engine import TorchEngine
+from mmcli.serve.models import serve_engine
 from mmcli.text.chat import encode_chat, stop_ids
+from mmcli.text.prompt import spell_tools
 from mmcli.text.tokenizer import Tokenizer
+
+from .conftest import running
 
 HELLO = [{"role": "user", "content": "Hello"}]
 GREEDY = {"temperature": 0, "extra_body": {"repetition_penalty": 1}}
@@ -257,6 +261,28 @@ def test_a_call_can_be_forced(server: Any, choice: Any) -> None:
     assert call.function.name in (("add",) if isinstance(choice, dict) else ("add", "subtract"))
     assert json.loads(call.function.arguments)["a"] in (1, 2)
     assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == (None, "tool_calls")
+
+
+def test_tools_of_a_model_whose_template_knows_none(toolless: Tokenizer, random_engine: Any) -> None:
+    schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
+    tool = {"type": "function", "function": {"name": "add", "parameters": schema}}
+    engine = TorchEngine(random_engine.model, slots=1)
+    with running({"plain": serve_engine("plain", engine, toolless, chat=True, queue=4)}) as server:
+        create = server.client.chat.completions.create
+        options = {"model": "plain", "tools": [tool], "temperature": 1, "max_tokens": 99}
+        message = create(messages=HELLO, tool_choice="required", **options).choices[0].message
+        [call] = message.tool_calls
+        assert call.function.name == "add" and json.loads(call.function.arguments)["a"] in (1, 2)
+        result = {"role": "tool", "tool_call_id": call.id, "content": "4"}
+        answer = create(messages=[*HELLO, message.model_dump(), result], **options)
+        spelled = f'{{"name": "add", "arguments": {call.function.arguments}}}'
+        told = [
+            {"role": "user", "content": "Hello"},
+            {"role": "assistant", "content": f"<tool_call>\n{spelled}\n</tool_call>"},
+            {"role": "user", "content": "<tool_response>\n4\n</tool_response>"},
+        ]
+        messages = [spell_tools(HELLO, [tool])[0], *told]
+        assert answer.usage.prompt_tokens == len(encode_chat(toolless, messages, add_generation_prompt=True).ids)
 
 
 def test_the_context_bounds_a_reply(server: Any, writes: Callable[..., Any], written: Any) -> None:

@@ -190,6 +190,18 @@ def test_a_prompt_may_open_the_reasoning(tokenizer: Tokenizer) -> None:
     assert "".join(delta.content for delta in deltas) + reader.finish().content == "hills"
 
 
+@pytest.mark.parametrize("tools", [True, False])
+def test_the_marks_of_a_call_are_text_where_there_are_no_tokens_for_them(toolless: Tokenizer, tools: bool) -> None:
+    call = '<tool_call>\n{"name": "add", "arguments": {"a": 2}}\n</tool_call>'
+    reader = ChatReader(toolless, tools=tools)
+    deltas = [reader.push(id) for id in toolless.encode_text(f"Well {call} so <b> <tool")]
+    deltas.append(reader.finish())
+    calls = [(call.name, call.arguments) for delta in deltas for call in delta.calls]
+    content = "".join(delta.content for delta in deltas)
+    assert calls == ([("add", '{"a": 2}')] if tools else []) and reader.called == tools
+    assert content == ("Well  so <b> <tool" if tools else f"Well {call} so <b> <tool")
+
+
 def test_metrics_are_prometheus_text() -> None:
     histogram = Histogram()
     for seconds in (0.01, 0.2, 500):
