@@ -151,7 +151,7 @@ def _show_check(check: Check) -> None:
     word, style = ("failed", "red") if check.problem else ("passed", "green")
     out().print(Text.assemble("  ", (word, style), "  ", check.name))
     if check.problem:
-        out().print(Padding(Text(check.problem), (0, 0, 0, 10)))
+        out().print(Padding(Text(check.problem), (0, 0, 0, 10)), soft_wrap=False)
 
 
 def state(plugin: Plugin) -> str:

@@ -15,7 +15,7 @@ from mmcli.config import ConfigError, option
 from mmcli.errors import MmcliError, UserError
 from mmcli.run import Run
 from mmcli.testing import check_adapter, check_reward, check_stage, check_suite, tiny_corpus
-from mmcli.testing.checks import attempt, check_values, two_lines
+from mmcli.testing.checks import Check, attempt, check_values, two_lines
 from mmcli.testing.trainings import difference, not_finite
 
 
@@ -251,3 +251,14 @@ def test_the_tiny_corpus_has_records_of_each_kind(tmp_path: Path) -> None:
     files = tiny_corpus(tmp_path / "corpus")
     first = {kind: json.loads(path.read_text(encoding="utf-8").splitlines()[0]) for kind, path in files.items()}
     assert "text" in first["text"] and "messages" in first["chat"] and "chosen" in first["preference"]
+
+
+def test_a_long_problem_is_shown_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    """Piped, too, where other lines are not wrapped."""
+    from mmcli.cli.plugins import _show_check
+
+    problem = "no data is taken: " + "; ".join(f"kind {n}: a reason of some words" for n in range(9))
+    _show_check(Check("trains", problem))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "  failed  trains" and " ".join(line.strip() for line in lines[1:]) == problem
+    assert all(line.startswith(" " * 10) and len(line) <= 80 for line in lines[1:])
