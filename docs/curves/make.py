@@ -1,6 +1,6 @@
 """The reference curves that `mmcli runs plot --reference` draws: real trainings of presets on the built-in corpus.
 
-    python docs/curves/make.py [PRESET ...]     # by default all; base and moe want a GPU
+    python docs/curves/make.py [PRESET ...]     # by default all; base and moe take twenty minutes each on two CPU cores
 
 Each training begins as `mmcli pretrain --preset PRESET` does, and is ended, saved, after so many steps. Kept are
 means over stretches of steps, below a line that says what made them.

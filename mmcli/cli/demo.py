@@ -62,8 +62,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 KEPT = "demo.json"  # in the folder of the runs: what the demo showed last
 ONNX = "dpo, ONNX int8"
 PASSES = 0.8  # of the time of a step are forward and backward passes over its rows; the rest is the update
-OTHER_SECONDS = 110.0  # tokenizer, encoding, dpo, export, questions
-RESERVE = 0.05  # of the budget
+OTHER_SECONDS = 100.0  # tokenizer, encoding, dpo, export, questions
+RESERVE = 0.03  # of the budget
 LEAST_TRAINING_SECONDS = 60.0
 
 

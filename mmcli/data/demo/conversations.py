@@ -180,14 +180,14 @@ def tools(talker: Talker) -> list[Message]:
 
 # Who writes each kind, and how many conversations of it there are in each language.
 KINDS: dict[str, tuple[Callable[[Talker], list[Message]], int]] = {
-    "facts": (_of("facts"), 700),
-    "things": (_of("things"), 1200),
+    "facts": (_of("facts"), 650),
+    "things": (_of("things"), 1100),
     "order": (order, 500),
     "pairs": (pairs, 700),
     "translation": (translation, 1000),
-    "word": (echoes.word, 700),
-    "repeat": (echoes.repeat, 500),
-    "arithmetic": (arithmetic, 3000),
+    "word": (echoes.word, 600),
+    "repeat": (echoes.repeat, 400),
+    "arithmetic": (arithmetic, 3800),
     "follow_ups": (follow_ups, 400),
     "yes_no": (yes_no, 100),
     "who": (who, 100),
@@ -195,7 +195,7 @@ KINDS: dict[str, tuple[Callable[[Talker], list[Message]], int]] = {
     "about_me": (about_me, 500),
     "short_answer": (systems.short_answer, 1300),
     "other_language": (systems.other_language, 600),
-    "given_name": (systems.given_name, 700),
+    "given_name": (systems.given_name, 600),
     "plain_system": (systems.plain_system, 60),
     "story": (story, 350),
     "unknown": (unknown, 350),
@@ -203,7 +203,7 @@ KINDS: dict[str, tuple[Callable[[Talker], list[Message]], int]] = {
     "reading": (reading, 1500),
     "counting": (counting, 700),
     "thinking": (thinking, 600),
-    "tools": (tools, 500),
+    "tools": (tools, 450),
 }
 
 # A conversation may go on with one of another kind; not where a system prompt or a tool list holds for all of it, nor

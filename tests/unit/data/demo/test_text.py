@@ -19,7 +19,7 @@ from mmcli.data.record import Record
 from mmcli.data.records.conversations import as_chat
 
 FIRST_1000_DOCUMENTS = "42675a561ff02ae6c41e54b6023bb07daa13dd74ee1561de73e1dd16a5b8982d"
-FIRST_1000_CONVERSATIONS = "b0d794dd7ea386e452f1f95cee88a0ecf494b3984c391fa787f33c5dafd2f268"
+FIRST_1000_CONVERSATIONS = "f3c49eb91eb9a85f92fbf1f4994a6bbeeca85ec77047ec3f7fa117a2eb046ce2"
 ALL_QUESTIONS = "51ecfe487b3df33c61cc073b0260c99c27f0b388d0555990813b2119b5c4bd21"
 
 
