@@ -6,7 +6,7 @@ import contextlib
 import re
 import sys
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -65,25 +65,32 @@ def _stream_markdown(conversation: Conversation, pieces: Generator[str, None, No
     from mmcli.cli.console import out
 
     with MarkdownStream(out()) as shown:
-        for piece in without_calls(pieces) if conversation.tools else pieces:
-            if conversation.reasoning:
-                shown.think()
-            elif piece != "</think>":
-                shown.write(piece)
+        content = _without_reasoning(conversation, pieces, shown.think)
+        for piece in without_calls(content) if conversation.tools else content:
+            shown.write(piece)
+
+
+def _without_reasoning(conversation: Conversation, pieces: Iterable[str], think: Callable[[], None]) -> Iterator[str]:
+    """The pieces of a reply itself; at each of its reasoning `think` is called."""
+    for piece in pieces:
+        if conversation.reasoning:
+            think()
+        elif piece != "</think>":
+            yield piece
 
 
 def without_calls(pieces: Iterable[str]) -> Iterator[str]:
     """A reply without its tool calls, which are shown where they are run; one that is broken or cut off stays."""
     from mmcli.generate.tool_calls import CallMarks, read_calls
-    from mmcli.text.prompt import CALL, END_CALL
+    from mmcli.text.prompt import CALL_MARK, END_CALL_MARK
 
     marks, call = CallMarks(), ""
     for piece in (cut for whole in pieces for cut in marks.push(whole)):
-        if call or piece == CALL:
+        if call or piece == CALL_MARK:
             call += piece
         else:
             yield piece
-        if call and piece == END_CALL:
+        if call and piece == END_CALL_MARK:
             if any(each.error for each in read_calls(call)):
                 yield call
             call = ""

@@ -26,8 +26,8 @@ from mmcli.generate.sequence import TokenSequence
 from mmcli.generate.speculation import Speculation
 from mmcli.generate.tool_calls import with_calls
 from mmcli.rewards import Attempt
-from mmcli.text.chat import check_switch, stop_ids
-from mmcli.text.prompt import encode_prompt
+from mmcli.text.chat import check_switch, encode_chat, stop_ids
+from mmcli.text.prompt import encode_prompt, fit_tools
 from mmcli.text.tokenizer import Tokenizer
 
 
@@ -258,7 +258,8 @@ class Conversation:
             raise UserError("this model only continues text: there is no conversation to load", "use a chat model")
         path = path.expanduser()
         messages = _read_messages(path)
-        encode_prompt(self.tokenizer, messages, tools=self.tools)
+        shown, tools = fit_tools(self.tokenizer, messages, self.tools)
+        encode_chat(self.tokenizer, shown, tools=tools)
         self.reset()
         self.system = messages.pop(0)["content"] if messages[0]["role"] == "system" else None
         self.messages = messages

@@ -7,10 +7,10 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from mmcli.text.prompt import CALL, END_CALL
+from mmcli.text.prompt import CALL_MARK, END_CALL_MARK
 
-WHOLE_CALL = re.compile(rf"{CALL}\s*(.*?)\s*{END_CALL}", re.DOTALL)
-MARKS = re.compile(f"({CALL}|{END_CALL})")
+WHOLE_CALL = re.compile(rf"{CALL_MARK}\s*(.*?)\s*{END_CALL_MARK}", re.DOTALL)
+MARKS = re.compile(f"({CALL_MARK}|{END_CALL_MARK})")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class CallMarks:
     def push(self, text: str) -> list[str]:
         """The pieces that are certain; none is empty."""
         *pieces, rest = MARKS.split(self._held + text)
-        longest = min(len(rest), len(END_CALL) - 1)
+        longest = min(len(rest), len(END_CALL_MARK) - 1)
         held = next((n for n in range(longest, 0, -1) if _may_begin(rest[-n:])), 0)
         shown, self._held = rest[: len(rest) - held], rest[len(rest) - held :]
         return [piece for piece in (*pieces, shown) if piece]
@@ -43,7 +43,7 @@ class CallMarks:
 
 
 def _may_begin(text: str) -> bool:
-    return CALL.startswith(text) or END_CALL.startswith(text)
+    return CALL_MARK.startswith(text) or END_CALL_MARK.startswith(text)
 
 
 def read_calls(content: str) -> list[ToolCall]:

@@ -12,11 +12,11 @@ from mmcli.errors import MmcliError
 from mmcli.generate.grammar import Grammar
 from mmcli.serve.errors import invalid, of_library
 from mmcli.serve.models import ServedModel
-from mmcli.serve.reader import CALL, ChatReader, Delta, TokenLogprob, ToolCall
+from mmcli.serve.reader import ChatReader, Delta, TokenLogprob, ToolCall
 from mmcli.serve.replies import Prompt, Replies, Wanted, sampling_of, usage
 from mmcli.serve.requests import ChatRequest, Function, NamedTool, Tool
 from mmcli.serve.scheduler import Finished
-from mmcli.text.prompt import encode_prompt
+from mmcli.text.prompt import CALL_MARK, encode_prompt
 from mmcli.text.tokenizer import Tokenizer
 
 
@@ -78,8 +78,8 @@ def encode(model: ServedModel, body: ChatRequest) -> Prompt:
         raise of_library(error, "messages") from None
     forced = forced_tools(body)
     if forced:
-        mark = tokenizer.control_id(CALL)
-        ids = [*ids, *(tokenizer.encode_text(f"{CALL}\n") if mark is None else [mark])]
+        mark = tokenizer.control_id(CALL_MARK)
+        ids = [*ids, *(tokenizer.encode_text(f"{CALL_MARK}\n") if mark is None else [mark])]
     grammar = _grammar(model, body, forced)
 
     def reader() -> ChatReader:

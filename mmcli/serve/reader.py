@@ -13,7 +13,7 @@ import numpy as np
 from mmcli.generate.reply import END_THINK, THINK
 from mmcli.generate.tool_calls import CallMarks
 from mmcli.serve.stops import StopStrings
-from mmcli.text.prompt import CALL, END_CALL
+from mmcli.text.prompt import CALL_MARK, END_CALL_MARK, knows_tools
 from mmcli.text.tokenizer import TextStream, Tokenizer
 
 
@@ -100,8 +100,8 @@ class ChatReader:
     """The reader of an assistant's turn.
 
     Reasoning stands between `<think>` and `</think>`, a tool call between `<tool_call>` and `</tool_call>`. Marks count
-    only as control ids, as in `read_reply`; those of a call also as text where the tokenizer has no such control token.
-    Stop strings are looked for in the content.
+    only as control ids, as in `read_reply`; those of a call also as text where the tokenizer has no such control token
+    or the chat template knows no tools. Stop strings are looked for in the content.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class ChatReader:
         self._stops = StopStrings(stops)
         self._tools = tools
         self._parallel = parallel
-        marks = {tokenizer.control_id(mark): mark for mark in (THINK, END_THINK, CALL, END_CALL)}
+        marks = {tokenizer.control_id(mark): mark for mark in (THINK, END_THINK, CALL_MARK, END_CALL_MARK)}
         self._marks = {id: mark for id, mark in marks.items() if id is not None}
         opened = [self._marks[id] for id in prompt_ids if self._marks.get(id) in (THINK, END_THINK)]
         self._in_reasoning = opened[-1:] == [THINK]
@@ -140,7 +140,8 @@ class ChatReader:
         if begun:
             self._call = ""
         self._call_ended = False
-        self._spelled = CallMarks() if tools and CALL not in self._marks.values() else None
+        spells = CALL_MARK not in self._marks.values() or not knows_tools(tokenizer)
+        self._spelled = CallMarks() if tools and not begun and spells else None
 
     @property
     def ended(self) -> bool:
@@ -151,7 +152,7 @@ class ChatReader:
         self.reasoning_tokens += self._in_reasoning
         if mark is None:
             return self._spelled_text(self._stream.push(id))
-        rest = self._text(self._stream.flush())
+        rest = self._rest()
         if mark == THINK and is_first:
             self._in_reasoning = True
             self.reasoning_tokens += 1
@@ -163,10 +164,10 @@ class ChatReader:
 
     def _mark_of_call(self, mark: str) -> Delta:
         if self._tools and not self._in_reasoning:
-            if mark == CALL and self._call is None:
+            if mark == CALL_MARK and self._call is None:
                 self._call = ""
                 return Delta(content=self._stops.flush())
-            if mark == END_CALL and self._call is not None:
+            if mark == END_CALL_MARK and self._call is not None:
                 return self._close_call()
         return self._text(mark)
 
@@ -175,19 +176,22 @@ class ChatReader:
             return self._text(text)
         found = Delta()
         for piece in self._spelled.push(text):
-            found = _sum(found, self._mark_of_call(piece) if piece in (CALL, END_CALL) else self._text(piece))
+            found = _sum(found, self._mark_of_call(piece) if piece in (CALL_MARK, END_CALL_MARK) else self._text(piece))
         return found
 
-    def finish(self) -> Delta:
+    def _rest(self) -> Delta:
+        """What was held back of the text so far."""
         rest = self._spelled_text(self._stream.flush())
-        if self._spelled is not None:
-            rest = _sum(rest, self._text(self._spelled.flush()))
+        return rest if self._spelled is None else _sum(rest, self._text(self._spelled.flush()))
+
+    def finish(self) -> Delta:
+        rest = self._rest()
         self._breaks = ""
         if self._call is None:
             return _sum(rest, Delta(content=self._stops.flush()))
         if self._begun_by_prompt:  # it needs no mark at its end, for nothing else can follow
             return self._close_call()
-        text, self._call = CALL + self._call, None  # a call that was cut off is no call
+        text, self._call = CALL_MARK + self._call, None  # a call that was cut off is no call
         return Delta(content=self._stops.push(text) + self._stops.flush())
 
     def _text(self, text: str) -> Delta:
@@ -213,7 +217,7 @@ class ChatReader:
         text, self._call = self._call, None
         call = read_call(text)
         if call is None:  # not what was asked for: the client sees what the model wrote
-            return Delta(content=self._stops.push(CALL + text + END_CALL))
+            return Delta(content=self._stops.push(CALL_MARK + text + END_CALL_MARK))
         self.called = self._call_ended = True
         self._after_reasoning = True  # so are those between two calls
         return Delta(calls=(call,))

@@ -53,7 +53,7 @@ class Start:
 
 
 def prepare_start(model: ModelConfig | None, data: OpenedData, train: TrainConfig, context: StageContext) -> Start:
-    """The tokenizer and the model, new or those of `--from`, on the device that trains it deterministically.
+    """The tokenizer and the model, new or those of `--from`, on its device; torch is deterministic from here on.
 
     A run keeps by content what it reads; a resumed one compares all of it before anything is built. It needs the model
     of `--from` only until it has a checkpoint, and with an adapter, whose checkpoints hold the adapter alone.

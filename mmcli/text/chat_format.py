@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import takewhile
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -45,10 +46,25 @@ class ChatFormat:
     closing: int | None = None
     closing_call: int | None = None
     shows_reasoning: bool = False
-    shows_tools: bool = False
     literals: dict[str, list[int]] = field(
         default_factory=dict
     )  # ids of the template's own text between control tokens
+
+    @cached_property
+    def shows_tools(self) -> bool:
+        """A system message or none: the template writes the tools."""
+        conversations = ((QUESTION,), (SYSTEM, QUESTION))
+        return any(_shows(self, "t", *messages, tools=[TOOL]) for messages in conversations)
+
+    @cached_property
+    def shows_calls(self) -> bool:
+        """The template writes calls and their results."""
+        return _shows(self, "f", QUESTION, CALL, RESULT) and _shows(self, "r", QUESTION, CALL, RESULT)
+
+    @cached_property
+    def shows_system(self) -> bool:
+        """The template writes a system message."""
+        return _shows(self, "s", SYSTEM, QUESTION)
 
     def control(self, match: re.Match[str]) -> int | None:
         """The id of the control token that the scanner found, None if it found a mark."""
@@ -104,7 +120,9 @@ CALLS: list[dict[str, Any]] = [
 ]
 CALL = {"role": "assistant", "content": "", "tool_calls": CALLS[:1]}
 RESULT = {"role": "tool", "name": "f", "content": "r"}
-TOOL = {"type": "function", "function": {"name": "t", "description": "d", "parameters": {"type": "object"}}}
+PARAMETERS = {"type": "object", "properties": {"p": {"type": "string", "description": "q"}}, "required": ["p"]}
+TOOL = {"type": "function", "function": {"name": "t", "description": "d", "parameters": PARAMETERS}}
+SYSTEM = {"role": "system", "content": "s"}
 
 
 class _Probe:
@@ -139,6 +157,13 @@ class _Probe:
         return [id for id in ids if id is not None]
 
 
+def _shows(chat: ChatFormat, text: str, *messages: dict[str, Any], tools: Any = None) -> bool:
+    """True if the template writes `text` of a conversation, which it may refuse."""
+    with suppress(UserError):
+        return _Probe(chat, *messages, tools=tools).shows(text)
+    return False
+
+
 def _work_out(tokenizer: Tokenizer) -> ChatFormat:
     if tokenizer.chat_template is None:
         missing = " and ".join(token for token in CHATML_CONTROLS if tokenizer.control_id(token) is None)
@@ -148,10 +173,7 @@ def _work_out(tokenizer: Tokenizer) -> ChatFormat:
     names = variables_of(tokenizer.chat_template)
     switch = next((name for name in SWITCHES if name in names), None)
     chat = ChatFormat(template, _variables(tokenizer), scanner, tokenizer.control_tokens, switch)
-    chat = _with_ends(_with_header(chat))
-    with suppress(UserError):  # a template may refuse tools
-        chat = replace(chat, shows_tools=_Probe(chat, QUESTION, tools=[TOOL]).shows("t"))
-    return chat
+    return _with_ends(_with_header(chat))
 
 
 def _with_header(chat: ChatFormat) -> ChatFormat:

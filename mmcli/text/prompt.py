@@ -13,7 +13,7 @@ from mmcli.text.opaque import Texts
 from mmcli.text.template import TOOLS_TEXT
 from mmcli.text.tokenizer import Tokenizer
 
-CALL, END_CALL = "<tool_call>", "</tool_call>"
+CALL_MARK, END_CALL_MARK = "<tool_call>", "</tool_call>"
 
 
 def encode_prompt(
@@ -25,16 +25,33 @@ def encode_prompt(
 ) -> list[int]:
     """The ids that a reply of the assistant continues, the generation prompt at their end.
 
-    Where the chat template knows no tools, they are described in the system message, and calls and results are written
-    as text, all in the words of our own template. To train such conversations, give the tokenizer a template that has
-    them: `encode_chat` refuses what its template does not show.
+    Tools that the chat template does not know are text: see `fit_tools`.
 
     Raises:
         UserError: as `encode_chat`.
     """
-    if (tools or any(_has_tools(each) for each in messages)) and not knows_tools(tokenizer):
-        messages, tools = spell_tools(messages, tools), None
+    messages, tools = fit_tools(tokenizer, messages, tools)
     return encode_chat(tokenizer, messages, tools=tools, add_generation_prompt=True, thinking=thinking).ids
+
+
+def fit_tools(
+    tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
+) -> tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]] | None]:
+    """Messages and tools as they are, or where the chat template does not write tools or calls, messages with both.
+
+    The tools are then described in the system message (in the first one of the user, where the template takes no
+    system message), and calls and results are text, all in the words of our own template. To train such conversations,
+    give the tokenizer a template that has tools: `encode_chat` refuses what its template does not write.
+
+    Raises:
+        UserError: the template cannot be used, or a message or a tool is of a wrong form.
+    """
+    if tools:
+        fits = knows_tools(tokenizer)
+    else:
+        called = isinstance(messages, Sequence) and any(_is_of_call(each) for each in messages)
+        fits = not called or chat_format(tokenizer).shows_calls
+    return (messages, tools) if fits else (spell_tools(messages, tools, chat_format(tokenizer).shows_system), None)
 
 
 def knows_tools(tokenizer: Tokenizer) -> bool:
@@ -46,14 +63,17 @@ def knows_tools(tokenizer: Tokenizer) -> bool:
     return chat_format(tokenizer).shows_tools
 
 
-def _has_tools(message: Any) -> bool:
+def _is_of_call(message: Any) -> bool:
     return isinstance(message, Mapping) and bool(message.get("role") == "tool" or message.get("tool_calls"))
 
 
 def spell_tools(
-    messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
+    messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None, in_system: bool = True
 ) -> list[dict[str, Any]]:
     """The messages with tools, calls and results as text, in the form of Hermes and Qwen.
+
+    Args:
+        in_system: the system message describes the tools, a new one where there is none; else the first message.
 
     Raises:
         UserError: a message or a tool of a wrong form, by its index.
@@ -74,17 +94,20 @@ def spell_tools(
             spelled.append(_spell_calls(message, place))
         after_result = message["role"] == "tool"
     if tools:
-        told = _describe(tools)
-        if spelled[0]["role"] == "system":
-            told = message_text(spelled.pop(0), "messages[0]", optional=False) + "\n\n" + told
-        spelled.insert(0, {"role": "system", "content": told})
+        told, first = _describe(tools), spelled[0]
+        if first["role"] == "system":
+            spelled[0] = {**first, "content": message_text(first, "messages[0]", optional=False) + "\n\n" + told}
+        elif in_system:
+            spelled.insert(0, {"role": "system", "content": told})
+        else:
+            spelled[0] = {**first, "content": told + "\n\n" + message_text(first, "messages[0]", optional=True)}
     return spelled
 
 
 def _describe(tools: Sequence[Mapping[str, Any]]) -> str:
     begin, within, xml, form = TOOLS_TEXT
     listed = "".join("\n" + json.dumps(tool, ensure_ascii=False) for tool in tools)
-    return f"{begin}{listed}{within}{CALL}{END_CALL}{xml}{CALL}{form}{END_CALL}"
+    return f"{begin}{listed}{within}{CALL_MARK}{END_CALL_MARK}{xml}{CALL_MARK}{form}{END_CALL_MARK}"
 
 
 def _spell_calls(message: Mapping[str, Any], place: str) -> dict[str, Any]:
@@ -98,5 +121,5 @@ def _spell_calls(message: Mapping[str, Any], place: str) -> dict[str, Any]:
         arguments = call.get("arguments", {})
         written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
         name = json.dumps(call["name"], ensure_ascii=False)
-        texts.append(f'{CALL}\n{{"name": {name}, "arguments": {written}}}\n{END_CALL}')
+        texts.append(f'{CALL_MARK}\n{{"name": {name}, "arguments": {written}}}\n{END_CALL_MARK}')
     return {**kept, "content": "\n".join(texts)}

@@ -104,16 +104,28 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
-def toolless(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    """One with a chat template that knows no tools, and without tokens for them, as those of SmolLM2."""
-    folder = tmp_path_factory.mktemp("toolless")
-    train_tokenizer(LINES * 3, vocab_size=400).save(folder)
-    for path in (folder / "tokenizer.json", folder / "tokenizer_config.json"):
-        path.write_text(re.sub(r"(</?)tool_(call|response)>", r"\1unused_\2>", path.read_text(encoding="utf-8")))
-    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    config["chat_template"] = TOOLLESS
-    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
-    return Tokenizer.load(folder)
+def templated(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Tokenizer]:
+    """make(template, call_tokens=True): that tokenizer with another template, and with tokens for calls or without."""
+
+    def make(template: str, call_tokens: bool = True) -> Tokenizer:
+        folder = tmp_path_factory.mktemp("templated")
+        train_tokenizer(LINES * 3, vocab_size=400).save(folder)
+        if not call_tokens:
+            path = folder / "tokenizer.json"
+            named = re.sub(r"(</?)tool_(call|response)>", r"\1unused_\2>", path.read_text(encoding="utf-8"))
+            path.write_text(named, encoding="utf-8")
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        config["chat_template"] = template
+        (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+        return Tokenizer.load(folder)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def toolless(templated: Callable[..., Tokenizer]) -> Tokenizer:
+    """A tokenizer whose template knows no tools, and without tokens for calls, as that of SmolLM2."""
+    return templated(TOOLLESS, call_tokens=False)
 
 
 @pytest.fixture

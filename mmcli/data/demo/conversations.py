@@ -178,7 +178,7 @@ def tools(talker: Talker) -> list[Message]:
     return messages
 
 
-# Who writes each kind, and how many conversations of it there are in each language.
+# Who writes each kind, and how many of it there are in each language before some are joined.
 KINDS: dict[str, tuple[Callable[[Talker], list[Message]], int]] = {
     "facts": (_of("facts"), 650),
     "things": (_of("things"), 1100),
@@ -207,11 +207,11 @@ KINDS: dict[str, tuple[Callable[[Talker], list[Message]], int]] = {
 }
 
 # A conversation may go on with one of another kind; not where a system prompt or a tool list holds for all of it, nor
-# after reasoning, for the chat template shows that of the last reply alone.
+# after reasoning, which many chat templates leave out of earlier turns.
 ALONE = {"short_answer", "other_language", "given_name", "plain_system", "tools"}
 LAST = {"thinking"}
 CONTINUED = 0.25  # of those that may
-MOST_MESSAGES = 8  # of a conversation that is continued
+MOST_MESSAGES = 8  # a conversation of as many is not continued
 
 
 def _joined(talks: Iterable[tuple[str, Language, list[Message]]], draw: Draw) -> Iterator[tuple[str, list[Message]]]:

@@ -50,13 +50,13 @@ def run(config: DistillConfig, context: StageContext) -> dict[str, Any]:
     Raises:
         UserError: the data or a model cannot be used, or teacher and student have different tokenizers.
     """
-    make_deterministic()
     data_config, named = config.data, find_reference(config.teacher, context)
     if config.train.start_from is None and data_config.tokenizer is None:
         data_config = replace(data_config, tokenizer=str(named.path))
     kind = "text" if config.on == "text" else "chat"
     data = open_data(kind, data_config)  # refuse what is not there before anything is made
     if config.on == "replies":
+        make_deterministic()
         device = str(training_device(config.train.device))
         file = write_replies(named, data, config.max_new_tokens, device, context)
         data = open_data(kind, replace(data_config, sources=(str(file),), columns=None))

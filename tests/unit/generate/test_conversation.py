@@ -435,6 +435,18 @@ def test_load_goes_on_with_what_was_saved(tokenizer: Tokenizer, scripted: Make, 
     assert len(json.loads((tmp_path / "chat.jsonl").read_text())["messages"]) == 5
 
 
+def test_load_where_the_next_role_ends_a_turn(
+    templated: Callable[..., Tokenizer], scripted: Make, tmp_path: Path
+) -> None:
+    turns = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}{% endfor %}"
+    tokenizer = templated(turns + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+    saved = tmp_path / "chat.jsonl"
+    saved.write_text(json.dumps({"messages": [user("Hello"), assistant("Well.")]}) + "\n")
+    conversation = Conversation(scripted("x"), tokenizer)
+    conversation.load(saved)
+    assert conversation.messages == [user("Hello"), assistant("Well.")]
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,8 @@ from mmcli.serve.scheduler import (
 from mmcli.serve.slots import Slots
 from mmcli.serve.stops import StopStrings
 from mmcli.text.tokenizer import Tokenizer
+
+from ..conftest import TOOLLESS
 
 GREEDY = SamplingConfig(temperature=0, repetition_penalty=1)
 
@@ -200,6 +202,33 @@ def test_the_marks_of_a_call_are_text_where_there_are_no_tokens_for_them(toolles
     content = "".join(delta.content for delta in deltas)
     assert calls == ([("add", '{"a": 2}')] if tools else []) and reader.called == tools
     assert content == ("Well  so <b> <tool" if tools else f"Well {call} so <b> <tool")
+
+
+def test_a_forced_call_may_hold_the_mark_of_its_end(toolless: Tokenizer) -> None:
+    reader = ChatReader(toolless, tools=True, begun=True)
+    arguments = '{"text": "close it by </tool_call> please"}'
+    ids = toolless.encode_text(f'{{"name": "add", "arguments": {arguments}}}')
+    deltas = [*(reader.push(id) for id in ids), reader.finish()]
+    assert [call.arguments for delta in deltas for call in delta.calls] == [arguments]
+
+
+def test_what_may_be_a_mark_is_shown_before_a_control_token(toolless: Tokenizer) -> None:
+    think, end = toolless.control_id("<think>"), toolless.control_id("</think>")
+    assert think is not None and end is not None
+    reader = ChatReader(toolless, tools=True)
+    ids = [think, *toolless.encode_text("is a <tool"), end, *toolless.encode_text("_call>Yes.")]
+    deltas = [*(reader.push(id) for id in ids), reader.finish()]
+    assert "".join(delta.reasoning for delta in deltas) == "is a <tool"
+    assert "".join(delta.content for delta in deltas) == "_call>Yes." and not reader.called
+
+
+def test_calls_are_text_where_the_template_knows_no_tools(templated: Callable[..., Tokenizer]) -> None:
+    """Also where the tokenizer has tokens for them: the prompt describes calls as text."""
+    tokenizer = templated(TOOLLESS)
+    reader = ChatReader(tokenizer, tools=True)
+    ids = tokenizer.encode_text('<tool_call>\n{"name": "add", "arguments": {}}\n</tool_call>')
+    deltas = [*(reader.push(id) for id in ids), reader.finish()]
+    assert [call.name for delta in deltas for call in delta.calls] == ["add"]
 
 
 def test_metrics_are_prometheus_text() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -61,13 +62,47 @@ def test_messages_are_left_as_they_are() -> None:
     assert before == TALK
 
 
+BLOCK = "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' }}"
+PROMPT = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+TURNS = "{% for m in messages %}" + BLOCK + "{% endfor %}" + PROMPT
+
+
+@pytest.mark.parametrize(
+    "tools",
+    [
+        "{% for n, p in tools[0].function.parameters.properties.items() %}{{ n }}{% endfor %}{{ tools | tojson }}",
+        "{% if messages[0].role == 'system' %}{{ tools | tojson }}{% endif %}",
+    ],
+)
+def test_templates_that_write_tools_in_their_own_way(templated: Callable[..., Tokenizer], tools: str) -> None:
+    assert knows_tools(templated("{% if tools %}" + tools + "{% endif %}" + TURNS))
+
+
+def test_a_template_that_writes_calls_and_no_tools_writes_calls(templated: Callable[..., Tokenizer]) -> None:
+    call = "{% for c in m.tool_calls or [] %}{{ c.function.name + c.function.arguments | tojson }}{% endfor %}"
+    tokenizer = templated(TURNS.replace("<|im_end|>' }}", "' }}" + call + "{{ '<|im_end|>' }}"))
+    talk = [TALK[1], TALK[2], TALK[3]]
+    assert not knows_tools(tokenizer)
+    assert encode_prompt(tokenizer, talk) == encode_chat(tokenizer, talk, add_generation_prompt=True).ids
+    assert "<tool_call>" in text(tokenizer, encode_prompt(tokenizer, talk, tools=[TOOL]))
+
+
+def test_without_a_system_message_the_first_one_describes_the_tools(templated: Callable[..., Tokenizer]) -> None:
+    refuse = "{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    tokenizer = templated("{% for m in messages %}" + refuse + BLOCK + "{% endfor %}" + PROMPT)
+    shown = text(tokenizer, encode_prompt(tokenizer, TALK[1:2], tools=[TOOL]))
+    assert shown.startswith("<|im_start|>user\n# Tools\n") and shown.count("1 + 2?<|im_end|>") == 1
+    with pytest.raises(UserError, match="no system role"):
+        encode_prompt(tokenizer, TALK[:2], tools=[TOOL])
+
+
 def test_training_keeps_to_what_the_template_shows(toolless: Tokenizer) -> None:
     with pytest.raises(UserError, match="loses text: tools"):
         encode_chat(toolless, TALK[:2], tools=[TOOL])
 
 
 @pytest.mark.parametrize(
-    "messages", [[], [3], [{"role": "tool"}], [{"role": "king", "content": "x", "tool_calls": [CALL]}]]
+    "messages", [None, 3, [], [3], [{"role": "tool"}], [{"role": "king", "content": "x", "tool_calls": [CALL]}]]
 )
 def test_what_is_no_message_is_refused(toolless: Tokenizer, messages: Any) -> None:
     with pytest.raises(UserError):
