@@ -15,8 +15,9 @@ from mmcli.data.demo.world import Language
 Task = tuple[int, str, int]
 """(first operand, '+', '-' or '>', second operand); '>' asks for the larger one."""
 
-Size = Literal["small", "digits", "carry"]
-"""Of a task: numbers to 10 and their sums; to 99, digit by digit; a number of two digits and one of one that carry."""
+Size = Literal["small", "digits", "carry", "tens"]
+"""Of a task: numbers to 10 and their sums; to 99, digit by digit; a number of two digits and one of one that carry; a
+difference of numbers with the same tens."""
 
 _WORDS: dict[Language, dict[str, tuple[str, ...]]] = {
     "en": {
@@ -120,6 +121,8 @@ def _fits(a: int, operation: str, b: int, size: Size) -> bool:
     if operation == ">":
         return size == "digits" and a != b and min(a, b) >= 10
     (p, x), (q, y) = divmod(a, 10), divmod(b, 10)
+    if size == "tens":
+        return operation == "-" and p == q >= 1 and x >= y
     if size == "digits":
         within = max(p + q, x + y) <= 9 if operation == "+" else p > q and x >= y
         return max(a, b) > 10 and within
@@ -133,6 +136,11 @@ def pick_task(draw: Draw) -> Task:
     if operation != ">" and draw.chance(0.2):
         return draw.pick(tasks(operation, "carry"))
     return draw.pick(tasks(operation, "small" if draw.chance(0.3) else "digits"))
+
+
+def pick_asked_task(draw: Draw) -> Task:
+    """A task for a conversation: now and then a difference in which the tens go, such as 47 - 42."""
+    return draw.pick(tasks("-", "tens")) if draw.chance(0.1) else pick_task(draw)
 
 
 def task_ask(task: Task, language: Language) -> Ask:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from mmcli.data.demo import echoes, exchanges, identity, systems, unknowns
-from mmcli.data.demo.arithmetic import pick_task, task_ask
+from mmcli.data.demo.arithmetic import pick_asked_task, task_ask
 from mmcli.data.demo.ask import Ask
 from mmcli.data.demo.asks import fact_ask
 from mmcli.data.demo.draw import Draw
@@ -46,7 +46,7 @@ def pairs(talker: Talker) -> list[Message]:
 def arithmetic(talker: Talker) -> list[Message]:
     """One to three sums, differences or comparisons."""
     count = talker.draw.pick((1, 1, 2, 3))
-    return dialogue(*talker.exchanges(task_ask(pick_task(talker.draw), talker.language) for _ in range(count)))
+    return dialogue(*talker.exchanges(task_ask(pick_asked_task(talker.draw), talker.language) for _ in range(count)))
 
 
 def follow_ups(talker: Talker) -> list[Message]:
@@ -184,10 +184,10 @@ KINDS: dict[str, tuple[Callable[[Talker], list[Message]], int]] = {
     "things": (_of("things"), 1100),
     "order": (order, 500),
     "pairs": (pairs, 700),
-    "translation": (translation, 1000),
+    "translation": (translation, 900),
     "word": (echoes.word, 600),
     "repeat": (echoes.repeat, 400),
-    "arithmetic": (arithmetic, 3800),
+    "arithmetic": (arithmetic, 4200),
     "follow_ups": (follow_ups, 400),
     "yes_no": (yes_no, 100),
     "who": (who, 100),
