@@ -3,7 +3,8 @@
 For each seed a model of the shape `tiny` (queries and keys normalised, 512 tokens) is pretrained and fine-tuned on the
 built-in arithmetic for so few steps that much is left to learn (by default it answers 64 %, seed 0), then trained by
 its own replies for `--budget`. Before and after, it is asked the demo suite's questions of the family arithmetic: pairs
-of numbers that no training text and no prompt has. The last line is `grpo_lift ratio=R goal=10`: the points gained, in the worst seed.
+of numbers that no training text and no prompt has. The last line is `grpo_lift ratio=R goal=10`: the points gained, in
+the worst seed.
 
     python benchmarks/grpo_lift.py --check     # three seeds; exit 1 below the goal
     python benchmarks/grpo_lift.py --seeds 1 --budget 2m --set optim.lr=2e-4
