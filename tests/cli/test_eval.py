@@ -125,7 +125,7 @@ def test_right_replies_count(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) ->
     table = invoke(runs_dir, *QUICK, "--show", "1").stdout
     rows = {line.split()[0]: line.split()[1:] for line in table.splitlines() if line.strip()}
     assert rows["things"] == ["0/1", "0.0%", "1/1", "100.0%", "1/2", "50.0%", "9-91"]
-    assert rows["together"] == ["0/15", "0.0%", "14/15", "93.3%", "14/30", "46.7%", "30-64"]
+    assert rows["together"] == ["0/16", "0.0%", "15/16", "93.8%", "15/32", "46.9%", "31-64"]
     assert {"wrong", "right", "expected"} <= set(rows)
 
 
@@ -156,7 +156,7 @@ def test_questions_past_the_context_are_wrong_and_told(runs_dir: Path, tmp_path:
 def test_onnx_answers_the_same_without_torch(runs_dir: Path) -> None:
     expected = document(runs_dir, *QUICK, "--show", "40")
     made = document(runs_dir, *QUICK, "--show", "40", "--backend", "onnx")  # makes the export
-    assert made == {**expected, "backend": "onnx"} and len(made["examples"]) == 30
+    assert made == {**expected, "backend": "onnx"} and len(made["examples"]) == 32
     [folder] = (runs_dir / "0003-sft-tiny" / "export").iterdir()
     args = [str(folder), *QUICK, "--backend", "onnx", "--runs-dir", str(runs_dir), "--json"]
     code = f"import sys\nsys.modules['torch'] = None\nfrom mmcli.cli import eval\neval.app({args!r})"
@@ -354,7 +354,7 @@ def test_texts_and_pairs_go_into_one_table(runs_dir: Path, text_file: str, pairs
     assert [result["data"] for result in each["results"]] == [[pairs_file], [text_file]]
 
 
-@pytest.mark.parametrize(("show", "verdicts"), [("wrong", [False] * 29), ("right:2", [True]), ("all:1", [False, True])])
+@pytest.mark.parametrize(("show", "verdicts"), [("wrong", [False] * 31), ("right:2", [True]), ("all:1", [False, True])])
 def test_wrong_and_right_replies_can_be_shown(
     runs_dir: Path, monkeypatch: pytest.MonkeyPatch, show: str, verdicts: list[bool]
 ) -> None:
@@ -405,7 +405,7 @@ def test_results_are_kept_in_the_run(runs_dir: Path, pairs_file: str, text_file:
         ("preferences", None),
     ]
     assert all(each["date"] for each in kept)
-    assert kept[2]["version"] == demo.CORPUS_VERSION and len(kept[2]["family_scores"]) == 15
+    assert kept[2]["version"] == demo.CORPUS_VERSION and len(kept[2]["family_scores"]) == 16
     shown = CliRunner().invoke(runs_command.app, ["show", "2", "--runs-dir", str(runs_dir)]).stdout
     assert f"demo v{demo.CORPUS_VERSION}  0.0% (0-11)" in shown and "facts 0%" in shown and "asked as text" in shown
     assert "preferences" in shown and "bits per byte" in shown
@@ -425,7 +425,7 @@ def test_a_run_that_cannot_be_written_still_gives_its_score(runs_dir: Path, monk
 
     monkeypatch.setattr(evaluations, "write_json", full)
     result = invoke(runs_dir, *QUICK, "--json")
-    assert result.exit_code == 0 and json.loads(result.stdout)["questions"] == 30
+    assert result.exit_code == 0 and json.loads(result.stdout)["questions"] == 32
     assert "the result is not kept: cannot write" in result.stderr
 
 

@@ -33,7 +33,7 @@ def test_the_demo_goes_the_whole_way_and_is_resumable(tmp_path: Path) -> None:
     }
     scores = result["scores"]
     assert isinstance(scores, dict) and set(scores) == {"pretrain", "sft", "dpo", "dpo, ONNX int8"}
-    assert all(len(score["families"]) == 15 == score["questions"] for score in scores.values())
+    assert all(len(score["families"]) == 16 == score["questions"] for score in scores.values())
     assert isinstance(result["preferred"], dict) and set(result["preferred"]) == {"sft", "dpo"}
     assert "verified: perplexity" in said and re.search(r"About \d+m\S* on this machine", said)
     assert isinstance(result["said"], list) and len(result["said"]) == len(view.ASKED)
