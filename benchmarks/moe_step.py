@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from mmcli.api import ModelConfig, Transformer
 
-GOAL = 1.10
+GOAL = 1.05
 ROWS, TOKENS, AT_ONCE = 4, 512, 2
 SHAPE = {"dim": 640, "n_layers": 8, "n_heads": 8, "n_kv_heads": 2, "max_seq_len": TOKENS}
 MOE = ModelConfig(**SHAPE, use_moe=True)
