@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from mmcli.text.prompt import CALL_MARK, END_CALL_MARK
 from mmcli.text.tokenizer import TextStream, Tokenizer
 
 Message = dict[str, Any]
 THINK, END_THINK = "<think>", "</think>"
 # Control tokens that are part of what a model says; all others are left out of the text, as in `Tokenizer.decode`.
-SHOWN = (THINK, END_THINK, "<tool_call>", "</tool_call>")
+SHOWN = (THINK, END_THINK, CALL_MARK, END_CALL_MARK)
 
 OPENING = 4  # the last ids of a prompt, among which a template's own <think> is
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -54,17 +55,17 @@ class ChatFormat:
     def shows_tools(self) -> bool:
         """A system message or none: the template writes the tools."""
         conversations = ((QUESTION,), (SYSTEM, QUESTION))
-        return any(_shows(self, "t", *messages, tools=[TOOL]) for messages in conversations)
+        return any(_shows(self, ("t",), *messages, tools=[TOOL]) for messages in conversations)
 
     @cached_property
     def shows_calls(self) -> bool:
         """The template writes calls and their results."""
-        return _shows(self, "f", QUESTION, CALL, RESULT) and _shows(self, "r", QUESTION, CALL, RESULT)
+        return _shows(self, ("f", "r"), QUESTION, CALL, RESULT)
 
     @cached_property
     def shows_system(self) -> bool:
         """The template writes a system message."""
-        return _shows(self, "s", SYSTEM, QUESTION)
+        return _shows(self, ("s",), SYSTEM, QUESTION)
 
     def control(self, match: re.Match[str]) -> int | None:
         """The id of the control token that the scanner found, None if it found a mark."""
@@ -157,10 +158,10 @@ class _Probe:
         return [id for id in ids if id is not None]
 
 
-def _shows(chat: ChatFormat, text: str, *messages: dict[str, Any], tools: Any = None) -> bool:
-    """True if the template writes `text` of a conversation, which it may refuse."""
+def _shows(chat: ChatFormat, texts: Sequence[str], *messages: dict[str, Any], tools: Any = None) -> bool:
+    """True if the template writes all these `texts` of a conversation, which it may refuse."""
     with suppress(UserError):
-        return _Probe(chat, *messages, tools=tools).shows(text)
+        return all(map(_Probe(chat, *messages, tools=tools).shows, texts))
     return False
 
 

@@ -214,23 +214,20 @@ CONTINUED = 0.25  # of those that may
 MOST_MESSAGES = 8  # a conversation of as many is not continued
 
 
-def _joined(talks: Iterable[tuple[str, Language, list[Message]]], draw: Draw) -> Iterator[tuple[str, list[Message]]]:
-    """The conversations, some as the beginning of the next in their language; each with the kind that it ends with."""
+def _records(talks: Iterable[tuple[str, Language, list[Message]]], draw: Draw) -> Iterator[dict[str, Any]]:
+    """The conversations as records, some as the beginning of the next in their language."""
     begun: dict[Language, list[Message]] = {language: [] for language in LANGUAGES}
-    kinds: dict[Language, str] = {}
     for kind, language, said in talks:
         if kind in ALONE:
-            yield kind, said
+            yield {"messages": said, **({"tools": [CALCULATOR]} if kind == "tools" else {})}
             continue
         messages = begun[language] + said
+        begun[language] = []
         if kind not in LAST and len(messages) < MOST_MESSAGES and draw.chance(CONTINUED):
-            begun[language], kinds[language] = messages, kind
+            begun[language] = messages
         else:
-            begun[language] = []
-            yield kind, messages
-    for language, messages in begun.items():
-        if messages:
-            yield kinds[language], messages
+            yield {"messages": messages}
+    yield from ({"messages": messages} for messages in begun.values() if messages)
 
 
 def conversations(seed: int = 0, only: str | None = None) -> Iterator[dict[str, Any]]:
@@ -245,6 +242,4 @@ def conversations(seed: int = 0, only: str | None = None) -> Iterator[dict[str, 
     draw = Draw(seed, "conversations")
     chosen = [(kind, language) for kind, language in draw.shuffled(plan) if only in (None, kind)]
     talks = ((kind, language, KINDS[kind][0](talkers[kind, language])) for kind, language in chosen)
-    for kind, messages in _joined(talks, draw):
-        record: dict[str, Any] = {"messages": messages}
-        yield {**record, "tools": [CALCULATOR]} if kind == "tools" else record
+    yield from _records(talks, draw)
