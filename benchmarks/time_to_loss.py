@@ -3,9 +3,9 @@
 Both train the same shape (256 x 6, 6.1M parameters) with the same tokenizer on the same texts, one in twenty held out.
 The peer packs texts into full rows, and has the best of the rates and batch sizes that are tried, each in a process of
 its own, with warm-up and a cosine to a tenth that ends when its time does. `--minimind` adds rows of one text each,
-padded, 32 x 8 of them a step at a rate of 5e-4, as MiniMind trains. Budgets grow until the peer's held-out loss is
-reached; the time is that of the run, what it fits before the first step included. The last line is
-`time_to_loss ratio=R goal=0.5`: that time over --seconds.
+padded, 32 x 8 of them a step at a rate of 5e-4, as MiniMind trains. `--preset` takes the shape of a preset, and our
+defaults for it. Budgets grow until the peer's held-out loss is reached; the time is that of the run, what it fits
+before the first step included. The last line is `time_to_loss ratio=R goal=0.5`: that time over --seconds.
 
     python benchmarks/time_to_loss.py --data books/ --seconds 120 --check
 """
@@ -30,7 +30,6 @@ PEERS = ("packed 1e-3 2", "packed 3e-3 2", "packed 1e-3 8")
 MINIMIND = "padded 5e-4 256"
 HELD_OUT = 20  # one text in so many
 SETTINGS = {
-    **{f"model.{key}": value for key, value in SHAPE.items()},
     "model.max_seq_len": TOKENS,
     "data.seq_len": TOKENS,
     "data.val_fraction": 0.0,
@@ -44,13 +43,14 @@ def main() -> int:
     parser.add_argument("--data", nargs="+", default=["demo"])
     parser.add_argument("--seconds", type=float, default=120.0, help="of the peer")
     parser.add_argument("--minimind", action="store_true", help="compare with padded rows, too")
+    parser.add_argument("--preset", help="a shape of its own; default: 256 x 6")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="configuration of ours")
     parser.add_argument("--check", action="store_true", help="exit 1 if the goal is missed")
     parser.add_argument("--peer", help=argparse.SUPPRESS)
     parser.add_argument("--place", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.peer:
-        train_peer(asked.peer, asked.place, asked.seconds)
+        train_peer(asked.peer, asked.place, asked.seconds, asked.preset)
         return 0
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
@@ -59,13 +59,14 @@ def main() -> int:
         losses = {}
         for peer in peers:
             command = [sys.executable, __file__, "--peer", peer, "--place", str(place), "--seconds", str(asked.seconds)]
+            command += ["--preset", asked.preset] if asked.preset else []
             subprocess.run(command, check=True)
             losses[peer] = measured(place / "peer", place)
             print(f"{peer:>16}  {asked.seconds:.0f} s  {losses[peer]:.4f} bits per byte", flush=True)
         best = min(loss for peer, loss in losses.items() if peer != MINIMIND)
         ratio, seconds = math.inf, 0.0
         for share in SHARES:
-            seconds, loss = train_ours(place, share * asked.seconds, asked.set)
+            seconds, loss = train_ours(place, share * asked.seconds, asked.preset, asked.set)
             print(f"{'mmcli':>16}  {seconds:.0f} s  {loss:.4f} bits per byte", flush=True)
             if asked.minimind and loss <= losses[MINIMIND]:
                 print(f"padded rows of MiniMind: ratio={seconds / asked.seconds:.3f}")
@@ -97,12 +98,14 @@ def measured(model: Path, place: Path) -> float:
     return measure_loss(model, [str(place / "held.jsonl")], seq_len=TOKENS, device="cpu").loss.bits_per_byte
 
 
-def train_ours(place: Path, seconds: float, settings: list[str]) -> tuple[float, float]:
+def train_ours(place: Path, seconds: float, preset: str | None, settings: list[str]) -> tuple[float, float]:
     """(seconds that it took, bits per byte)."""
     given: dict[str, Any] = {**SETTINGS, "data.sources": [str(place / "train.jsonl")]}
+    given |= {} if preset else {f"model.{key}": value for key, value in SHAPE.items()}
     given |= {"data.tokenizer": str(place / "tokenizer"), "train.budget": f"{max(1, round(seconds))}s"}
     options = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in given.items()]
     command = [sys.executable, "-m", "mmcli", "pretrain", "--json", "--runs-dir", str(place / "runs")]
+    command += ["--preset", preset] if preset else []
     for option in (*options, *settings):
         command += ["--set", option]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -110,13 +113,13 @@ def train_ours(place: Path, seconds: float, settings: list[str]) -> tuple[float,
     return float(result["elapsed_seconds"]), measured(Path(result["path"]) / "model", place)
 
 
-def train_peer(peer: str, place: Path, seconds: float) -> None:
+def train_peer(peer: str, place: Path, seconds: float, preset: str | None) -> None:
     """Train transformers' Llama for a time and save it to `place/peer`."""
     import numpy as np
     import torch
     from steps import llama
 
-    from mmcli.api import ModelConfig, Tokenizer
+    from mmcli.api import ModelConfig, Tokenizer, model_config
 
     kind, rate, rows = peer.split()
     tokenizer = Tokenizer.load(place / "tokenizer")
@@ -130,7 +133,7 @@ def train_peer(peer: str, place: Path, seconds: float) -> None:
         for row, document in zip(table, documents, strict=True):
             row[: len(document)] = document[:TOKENS]
     torch.manual_seed(0)
-    model: Any = llama(ModelConfig(**SHAPE, max_seq_len=TOKENS))
+    model: Any = llama(model_config(preset) if preset else ModelConfig(**SHAPE, max_seq_len=TOKENS))
     optimizer = torch.optim.AdamW(model.parameters(), lr=float(rate), betas=(0.9, 0.95), weight_decay=0.1)
     draws, started, order = np.random.default_rng(0), time.perf_counter(), np.empty(0, dtype=np.int64)
     at_once = min(int(rows), 8)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmcli.model.config import ModelConfig
+from mmcli.model.recompute import recomputed
 
 
 class Linear(nn.Linear):
@@ -57,4 +58,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         gate = self.gate_proj(x_BTD) if self.kind == "swiglu" else None
-        return self.down_proj(activate(gate, self.up_proj(x_BTD), self.kind))
+        up = self.up_proj(x_BTD)
+        product = activate(gate, up, self.kind)
+        with recomputed(product, lambda: activate(gate, up, self.kind), weight=self.down_proj.weight):
+            return self.down_proj(product)

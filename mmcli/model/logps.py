@@ -21,7 +21,8 @@ def token_logps(
     """log p(label) of each token, fp32, 0 where the label is -100.
 
     Of tokens that fit into one chunk one matrix [N, V] is kept for the backward pass. Otherwise the logits are computed
-    chunk by chunk, and again in the backward pass, so that those of all tokens are never in memory together.
+    chunk by chunk, and again in the backward pass, so that those of all tokens are never in memory together. Of a head
+    that does not train no logits are kept or computed again: the gradient [N, D] is known after the forward pass.
 
     Args:
         hidden: [N, D] or [B, T, D], after the final norm.
@@ -57,20 +58,31 @@ class _TokenLogps(torch.autograd.Function):
         chunk: int,
         dtype: torch.dtype,
     ) -> Tensor:
+        of_hidden, *of_head = ctx.needs_input_grad[:3]
+        alone = of_hidden and not any(of_head)  # a frozen head: the hidden states' gradient needs no logits later
         logps: list[Tensor] = []
+        grads: list[Tensor] = []
         for hidden_CD, labels_C in zip(hidden_ND.split(chunk), labels_N.split(chunk), strict=True):
             logps_C, error_CV = _logps_and_error(hidden_CD, weight_VD, bias_V, labels_C, dtype)
             logps.append(logps_C)
-        kept_NV = error_CV if len(logps) == 1 else None
-        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, labels_N, kept_NV)
-        ctx.chunk, ctx.dtype = chunk, dtype
+            if alone:
+                grads.append(error_CV.to(dtype) @ weight_VD.to(dtype))
+        if alone:
+            ctx.save_for_backward(labels_N, torch.cat(grads))
+        else:
+            kept_NV = error_CV if len(logps) == 1 else None
+            ctx.save_for_backward(labels_N, None, hidden_ND, weight_VD, bias_V, kept_NV)
+        ctx.chunk, ctx.dtype, ctx.hidden_dtype = chunk, dtype, hidden_ND.dtype
         return torch.cat(logps)
 
     @staticmethod
     def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_ND, weight_VD, bias_V, labels_N, kept_NV = ctx.saved_tensors
-        of_hidden, of_weight, of_bias = ctx.needs_input_grad[:3]
+        labels_N, grad_ND, *kept = ctx.saved_tensors
         factor_N = torch.where(labels_N == IGNORE, 0.0, -grad_N)
+        if grad_ND is not None:
+            return ((grad_ND * factor_N[:, None]).to(ctx.hidden_dtype), None, None, None, None, None)
+        hidden_ND, weight_VD, bias_V, kept_NV = kept
+        of_hidden, of_weight, of_bias = ctx.needs_input_grad[:3]
         grads_hidden, grad_weight, grad_bias = [], None, None
         for start in range(0, max(1, labels_N.shape[0]), ctx.chunk):
             part = slice(start, start + ctx.chunk)
@@ -86,7 +98,7 @@ class _TokenLogps(torch.autograd.Function):
             if of_weight:
                 grad_weight = _added(grad_weight, (error_CV.t() @ (hidden_CD * factor_C1).to(ctx.dtype)).float())
         return (
-            torch.cat(grads_hidden).to(hidden_ND.dtype) if of_hidden else None,
+            torch.cat(grads_hidden).to(ctx.hidden_dtype) if of_hidden else None,
             None if grad_weight is None else grad_weight.to(weight_VD.dtype),
             None if grad_bias is None else grad_bias.to(bias_V.dtype),
             None,

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from mmcli.model.config import ModelConfig
 from mmcli.model.ffn import FeedForward, activate
 from mmcli.model.grouped import grouped_linear
+from mmcli.model.recompute import recomputed
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,9 @@ class Experts(nn.Module):
         x_RD = x_RD.to(dtype)
         gate_RF = self.project("gate_proj", x_RD, counts_E) if self.config.gated else None
         up_RF = self.project("up_proj", x_RD, counts_E)
-        return self.project("down_proj", activate(gate_RF, up_RF, self.config.mlp), counts_E)
+        product_RF = activate(gate_RF, up_RF, self.config.mlp)
+        with recomputed(product_RF, lambda: activate(gate_RF, up_RF, self.config.mlp), weight=self.down_proj):
+            return self.project("down_proj", product_RF, counts_E)
 
     def project(self, name: str, x_RI: Tensor, counts_E: Tensor) -> Tensor:
         """The rows through the projection `name` of their experts; what an adapter of the experts overrides."""

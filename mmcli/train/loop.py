@@ -205,7 +205,7 @@ class _Training:
         self.updates.sum_gradients()
         with undone(self.optimizer):
             seconds += self._time(lambda: (self.updates.clip(), self.optimizer.step()))
-        self.optimizer.zero_grad(set_to_none=True)
+        self.updates.clear_gradients()
         return seconds, tokens
 
     def _time(self, work: Callable[[], object]) -> float:

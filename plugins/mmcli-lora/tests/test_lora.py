@@ -10,9 +10,11 @@ from mmcli_lora import LORA, LoraConfig, Recipe
 from mmcli_lora.layer import LoraExperts, LoraLinear, LowRank
 from mmcli_lora.transform import LoraTransform, adapted
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from mmcli.config import Layer, parse_set, resolve
 from mmcli.errors import UserError
+from mmcli.model import ffn, moe
 from mmcli.model.attention import AttnContext
 from mmcli.model.config import ModelConfig
 from mmcli.model.transformer import Transformer
@@ -104,6 +106,32 @@ def test_gradients_reach_the_additions_alone(model: Transformer, recipe: LoraCon
             assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
         else:
             assert parameter.grad is None, name
+
+
+def test_what_is_computed_again_gives_the_same_gradients(
+    model: Transformer, recipe: LoraConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained(model.train(), recipe)
+    added = [each for each in model.parameters() if each.requires_grad]
+    products: list[StorageWeakRef] = []
+    compute = ffn.activate
+
+    def activate(*given: Any) -> Tensor:
+        product = compute(*given)
+        products.append(StorageWeakRef(product.untyped_storage()))
+        return product
+
+    for module in (ffn, moe):
+        monkeypatch.setattr(module, "activate", activate)
+    found = []
+    for frozen in (True, False):
+        if not frozen:  # all is kept for the gradients of the weights themselves, then
+            model.requires_grad_(True)
+        products.clear()
+        loss = logits(model).square().mean()
+        assert all(product.expired() == frozen for product in products) and products
+        found.append(torch.autograd.grad(loss, added))
+    assert all(torch.equal(*each) for each in zip(*found, strict=True))
 
 
 def test_the_addition_is_scaled_b_a() -> None:

@@ -80,3 +80,27 @@ def test_the_chunked_way_keeps_no_logits() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each.numel()) or each, lambda each: each):
         token_logps(hidden, weight, labels, chunk=5)
     assert kept and max(kept) < 5 * V * 2 < N * V
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 5])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_frozen_head_gives_the_hidden_states_the_same_gradient(chunk: int | None, precision: torch.dtype) -> None:
+    grads = []
+    for frozen in (True, False):
+        hidden, weight, bias, labels = inputs()
+        weight, bias = weight.detach().requires_grad_(not frozen), bias.detach().requires_grad_(not frozen)
+        with torch.autocast("cpu", dtype=precision, enabled=precision == torch.bfloat16):
+            logps = token_logps(hidden, weight, labels, bias=bias, chunk=chunk)
+        (logps * torch.linspace(-2, 3, N)).sum().backward()
+        assert (weight.grad is None) == frozen and hidden.grad is not None
+        grads.append(hidden.grad)
+    torch.testing.assert_close(*grads, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [None, 5])
+def test_a_frozen_head_keeps_no_logits(chunk: int | None) -> None:
+    hidden, weight, _, labels = inputs()
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each.numel()) or each, lambda each: each):
+        token_logps(hidden, weight.detach(), labels, chunk=chunk)
+    assert kept and max(kept) == N * D

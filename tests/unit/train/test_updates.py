@@ -44,8 +44,12 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def steps_of(config: ModelConfig, optim: OptimConfig, *, poison: bool = False) -> tuple[Updates, Transformer, Feed]:
+def steps_of(
+    config: ModelConfig, optim: OptimConfig, *, poison: bool = False, trained: str = ""
+) -> tuple[Updates, Transformer, Feed]:
     model = Transformer(config)
+    for key, parameter in model.named_parameters():
+        parameter.requires_grad_(trained in key)
     if poison:
         with torch.no_grad():
             model.model.norm.weight.fill_(float("inf"))
@@ -98,6 +102,21 @@ def test_a_step_that_is_not_finite_leaves_weights_and_moments(monkeypatch: pytes
     assert result.wrong == "loss" and list(result.where) == [0, 1, 2]
     assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
     assert not made._optimizer.state
+
+
+@pytest.mark.parametrize("trained", ["q_proj", ""])
+def test_gradients_stay_in_memory_where_few_weights_train(trained: str) -> None:
+    made, model, feed = steps_of(MODELS["dense"], OptimConfig(lr=0.1), trained=trained)
+    weights = [each for each in model.parameters() if each.requires_grad]
+    places = [each.grad for each in weights]
+    before = [each.detach().clone() for each in weights]
+    with feed:
+        made.step(0, Horizon(((0, 2),)))
+        made.step(1, Horizon(((0, 2),)))
+    assert not any(torch.equal(*each) for each in zip(before, weights, strict=True))
+    for place, weight in zip(places, weights, strict=True):
+        assert weight.grad is place
+        assert (place is None) == (trained == "") and (place is None or not place.any())
 
 
 def test_values_come_to_the_host_as_they_are() -> None:
