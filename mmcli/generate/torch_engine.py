@@ -5,8 +5,10 @@ Shapes: S slots of an engine, B of them in one pass, T new tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -21,8 +23,24 @@ from mmcli.model.transformer import Transformer
 from mmcli.run import ModelRef
 from mmcli.stage import Reporter
 
+P = ParamSpec("P")
+R = TypeVar("R")
 PREFILL_CHUNK = 512  # tokens of a prompt that run at once: bounds the memory of their activations
 IDLE_SHARE = 0.2  # of the busy slots: so many idle ones between them are computed along rather than the caches copied
+
+
+def _inference(method: Callable[P, R]) -> Callable[P, R]:
+    """`torch.inference_mode`, on a CPU without autocast: to cast all weights for a token takes longer than it saves."""
+
+    @functools.wraps(method)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.inference_mode():
+            if not torch.is_autocast_enabled("cpu"):
+                return method(*args, **kwargs)
+            with torch.autocast("cpu", enabled=False):
+                return method(*args, **kwargs)
+
+    return run
 
 
 class TorchEngine:
@@ -40,6 +58,8 @@ class TorchEngine:
     ) -> None:
         """Take a model as it is: its device and its precision.
 
+        Under autocast on a GPU it computes and keeps its caches in the type of that.
+
         Args:
             slots: how many sequences are held at a time.
             max_len: tokens of one sequence; None is the longest context the model was made for.
@@ -55,7 +75,9 @@ class TorchEngine:
         self.model = model.eval()
         weight = next(model.parameters())
         self.device = weight.device
-        self.cache = KVCache(model.config, slots=slots, max_len=max_len, device=weight.device, dtype=weight.dtype)
+        on_cuda = weight.device.type == "cuda"
+        dtype = torch.get_autocast_dtype("cuda") if on_cuda and torch.is_autocast_enabled("cuda") else weight.dtype
+        self.cache = KVCache(model.config, slots=slots, max_len=max_len, device=weight.device, dtype=dtype)
         self.vocab_size = model.config.vocab_size
         self.max_len = self.cache.max_len
         self.slots = slots
@@ -78,7 +100,7 @@ class TorchEngine:
         """
         return cls(load_model(folder, device=choose_device(device), dtype=dtype), slots=slots, max_len=max_len)
 
-    @torch.inference_mode()
+    @_inference
     def prefill(self, slot: int, ids: Sequence[int]) -> np.ndarray:
         """See `Engine.prefill`; long prompts run in chunks, an interrupt keeps the finished ones."""
         check_prefill(self, slot, ids)
@@ -86,7 +108,7 @@ class TorchEngine:
             hidden_1TD = self._forward([slot], [ids[start : start + self.prefill_chunk]])
         return _numpy(self.model.head(hidden_1TD[0, -1]))
 
-    @torch.inference_mode()
+    @_inference
     def decode(self, slots: Sequence[int], ids: Sequence[int]) -> np.ndarray:
         """See `Engine.decode`. Few idle slots between the others compute an id too, which never counts."""
         check_decode(self, slots, ids)
@@ -98,7 +120,7 @@ class TorchEngine:
         hidden_B1D = self._forward(stretch, [[id_of.get(slot, 0)] for slot in stretch], counted=slots)
         return _numpy(self.model.head(hidden_B1D[[slot - stretch.start for slot in slots], -1]))
 
-    @torch.inference_mode()
+    @_inference
     def extend(self, slots: Sequence[int], ids: Sequence[Sequence[int]]) -> np.ndarray:
         """See `Engine.extend`; what is longer than a chunk is read in chunks before."""
         check_extend(self, slots, ids)
@@ -114,7 +136,7 @@ class TorchEngine:
         last_S = torch.tensor(counts, device=self.device).cumsum(0) - 1
         return _numpy(self.model.head(hidden_1ND[0, last_S]))
 
-    @torch.inference_mode()
+    @_inference
     def verify(self, slot: int, ids: Sequence[int]) -> np.ndarray:
         """See `Engine.verify`."""
         check_verify(self, slot, ids)
@@ -129,7 +151,7 @@ class TorchEngine:
         check_truncate(self, slot, n)
         self.cache.truncate(slot, n)
 
-    @torch.inference_mode()
+    @_inference
     def copy(self, source: int, target: int) -> None:
         """Make `target` hold what `source` holds."""
         check_copy(self, source, target)

@@ -22,6 +22,7 @@ from mmcli.model.config import ModelConfig
 from mmcli.model.documents import document_attention
 
 Kernel = Literal["parts", "varlen", "documents", "causal", "full", "masked", "plain"]
+MANY = 32  # rows times key heads from which two products are quicker than SDPA, whose kernel has some 4 us for each
 FLASH_DTYPES = (torch.bfloat16, torch.float16)  # FlashAttention on CUDA takes no others
 FLASH_HEAD_DIM = 256  # its widest head
 FLASH_CAPABILITY = (8, 0)  # its oldest GPUs
@@ -303,10 +304,11 @@ def attend(q_BTHd: Tensor, k_BJKd: Tensor, v_BJKd: Tensor, plan: AttentionPlan) 
         assert mask is not None
         return _plain(q, k, v, mask, plan.dropout_p).transpose(1, 2)
     grouped = q.shape[1] != k.shape[1]
-    if grouped and q.shape[2] == 1 and kernel in ("full", "masked") and q.device.type == "cpu":
-        # Queries of one token are rows of their key's head: the kernel then has H/K times fewer, larger products to do.
+    if q.shape[2] == 1 and kernel in ("full", "masked") and q.device.type == "cpu":
+        # Queries of one token are rows of their key's head: H/K times fewer, larger products to do.
         q_BKGd = q.reshape(len(q), k.shape[1], -1, q.shape[3])
-        out = F.scaled_dot_product_attention(q_BKGd, k, v, attn_mask=mask, dropout_p=plan.dropout_p)
+        several = len(q) * k.shape[1] >= MANY and k.dtype == torch.float32
+        out = _by_products(q_BKGd, k, v, mask) if several else F.scaled_dot_product_attention(q_BKGd, k, v, mask)
         return out.reshape(q.shape).transpose(1, 2)
     if grouped and q.is_cuda and (kernel == "masked" or q.dtype not in FLASH_DTYPES):
         # Of the CUDA kernels only FlashAttention groups queries itself; the memory-efficient one wants equal heads.
@@ -333,6 +335,15 @@ def _plain(q_BHTd: Tensor, k_BKJd: Tensor, v_BKJd: Tensor, mask_B1TJ: Tensor, dr
     weights = F.dropout(scores.softmax(dim=-1), dropout_p, training=dropout_p > 0.0)
     out_BKGTd = weights.to(v_BKJd.dtype) @ v_BKJd[:, :, None]
     return out_BKGTd.reshape(n_rows, n_heads, n_tokens, head_dim)
+
+
+def _by_products(q_BKGd: Tensor, k_BKJd: Tensor, v_BKJd: Tensor, mask_B11J: Tensor | None) -> Tensor:
+    """Attention of one new token in each of many rows; returns out_BKGd."""
+    n_rows, n_heads, n_queries, head_dim = q_BKGd.shape
+    scores = q_BKGd.flatten(0, 1) @ k_BKJd.flatten(0, 1).transpose(1, 2) * head_dim**-0.5
+    if mask_B11J is not None:
+        scores.view(n_rows, n_heads, n_queries, -1).masked_fill_(~mask_B11J, float("-inf"))
+    return (scores.softmax(dim=-1) @ v_BKJd.flatten(0, 1)).view(q_BKGd.shape)
 
 
 def _varlen(q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor, ctx: AttnContext, window: int | None) -> Tensor:

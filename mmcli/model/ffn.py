@@ -26,6 +26,8 @@ def activate(gate: Tensor | None, up: Tensor, kind: str) -> Tensor:
     """The FFN activation: silu(gate) * up for "swiglu"; gelu(up) for "gelu" (exact) and "gelu_tanh" (approximate)."""
     if kind == "swiglu":
         assert gate is not None
+        if not torch.is_grad_enabled():
+            return F.silu(gate).mul_(up)
         product: Tensor = _SwiGLU.apply(gate, up)
         return product
     return F.gelu(up, approximate="tanh" if kind == "gelu_tanh" else "none")

@@ -83,6 +83,8 @@ class Rotary(nn.Module):
 
 def rotate(x_BTHd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the first rotary_dim features of each head, feature i with i + rotary_dim/2; the rest passes."""
+    if not torch.is_grad_enabled():
+        return _turn(x_BTHd, cos, sin)
     turned: Tensor = _Rotate.apply(x_BTHd, cos, sin)
     return turned
 

@@ -35,8 +35,18 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():  # a token is written in as many as a thousand small operations
+            return _rms_norm(x, self.weight, self.eps)[0]
         normed: Tensor = _RMSNorm.apply(x, self.weight, self.eps)
         return normed
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(normed, the factor of each row)."""
+    x32 = x.float()
+    length = torch.linalg.vector_norm(x32, dim=-1, keepdim=True)
+    factor = torch.rsqrt(length.square() / x.shape[-1] + eps)
+    return (x32 * factor).mul_(weight).to(x.dtype), factor
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -44,11 +54,9 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        x32 = x.float()
-        length = torch.linalg.vector_norm(x32, dim=-1, keepdim=True)
-        factor = torch.rsqrt(length.square() / x.shape[-1] + eps)
+        normed, factor = _rms_norm(x, weight, eps)
         ctx.save_for_backward(x, weight, factor)
-        return (x32 * factor).mul_(weight).to(x.dtype)
+        return normed
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
