@@ -36,7 +36,18 @@ SUPERVISED = {
     "train.sample_every": NEVER,
     "train.device": "cpu",
 }
-REWARDED = {"data.sources": [DATA], "max_new_tokens": 32, "train.sample_every": NEVER, "train.device": "cpu"}
+REWARDED = {
+    "data.sources": [DATA],
+    "max_new_tokens": 32,
+    "slots": 256,
+    "optim.optimizer": "muon",
+    "optim.lr": 4e-4,
+    "optim.embedding_lr_factor": 0.25,
+    "optim.warmup_ratio": 0.1,
+    "train.batch_size": 64,
+    "train.sample_every": NEVER,
+    "train.device": "cpu",
+}
 
 
 def main() -> int:

@@ -16,6 +16,8 @@ from mmcli.generate.sequence import TokenSequence
 
 Key = TypeVar("Key")
 
+READ_AT_ONCE = 512  # tokens of several prompts in one pass
+
 
 def step(
     engine: Engine,
@@ -64,6 +66,7 @@ def _logits(engine: Engine, held: Mapping[int, TokenSequence], slots: Sequence[i
     """The logits_V after each of the sequences."""
     logits: dict[int, np.ndarray] = {}
     decoding: list[int] = []
+    _read_together(engine, held, [slot for slot in slots if held[slot].is_new])
     for slot in slots:
         if held[slot].is_new:
             logits[slot] = _read_prompt(engine, slot, held)
@@ -190,6 +193,35 @@ def _move_together(engine: Engine, slots: Collection[int]) -> dict[int, int]:
             slot_at[place] = next(outside)
             engine.copy(slot_at[place], place)
     return {slot_at[place]: place for place in first}
+
+
+def _read_together(engine: Engine, held: Mapping[int, TokenSequence], new: Sequence[int]) -> None:
+    """Bring the different prompts of several new sequences into their slots, some in a pass.
+
+    A short prompt alone takes three times as long: it is too few rows for the products of a pass.
+    """
+    if len(new) < 2:
+        return
+    prompts = {tuple(each.ids[: each.prompt_tokens]) for each in held.values() if each.prompt_logits_V is not None}
+    rows: dict[int, list[int]] = {}
+    for slot in new:
+        prompt = tuple(held[slot].ids)
+        if prompt in prompts:
+            continue
+        prompts.add(prompt)
+        row = _missing(engine, slot, held[slot])
+        if rows and sum(map(len, rows.values())) + len(row) > READ_AT_ONCE:
+            _read(engine, held, rows)
+            rows = {}
+        rows[slot] = row
+    if rows:
+        _read(engine, held, rows)
+
+
+def _read(engine: Engine, held: Mapping[int, TokenSequence], rows: Mapping[int, list[int]]) -> None:
+    logits_SV = engine.extend(list(rows), list(rows.values()))
+    for slot, logits_V in zip(rows, logits_SV, strict=True):
+        held[slot].prompt_logits_V = logits_V
 
 
 def _read_prompt(engine: Engine, slot: int, held: Mapping[int, TokenSequence]) -> np.ndarray:

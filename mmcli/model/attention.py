@@ -7,6 +7,7 @@ J keys (T without a cache, the tokens held so far with one), N documents of the 
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from mmcli.model.cache import CacheView, KVCache
 from mmcli.model.config import ModelConfig
-from mmcli.model.documents import document_attention
+from mmcli.model.documents import LONG, document_attention
 
 Kernel = Literal["parts", "varlen", "documents", "causal", "full", "masked", "plain"]
 MANY = 32  # rows times key heads from which two products are quicker than SDPA, whose kernel has some 4 us for each
@@ -45,17 +46,23 @@ class AttnContext:
     single_segment: bool  # each row is one segment, then at most padding: plain causal attention is exact
     rows: int  # rows that hold at least one real token
     varlen: bool = False  # the device and torch have FlashAttention over `cu_seqlens`
+    branches_BT: Tensor | None = None  # of a document that several texts begin with: 0, then 1, 2, ... of each text
     cache: CacheView | None = None
     parts: tuple[AttnContext, ...] = ()  # of a pass over slots that get different numbers of tokens: its one row
 
     @classmethod
-    def from_batch(cls, positions_BT: Any, segments_BT: Any, device: torch.device | str = "cpu") -> AttnContext:
+    def from_batch(
+        cls, positions_BT: Any, segments_BT: Any, device: torch.device | str = "cpu", *, branches_BT: Any = None
+    ) -> AttnContext:
         """The context of a packed batch.
 
         Args:
             positions_BT: [B, T] ints, numpy or tensor, restarting at 0 in each segment.
             segments_BT: [B, T] ints, numpy or tensor; equal neighbours of a row are one segment, -1 is padding.
             device: of the model.
+            branches_BT: [B, T] ints where texts share their beginning: a document holds it once, as branch 0, and then
+                what follows in each text, as branch 1, 2 and so on, positions going on from the shared part. Tokens
+                attend to branch 0 and to their own.
 
         `max_len` is T and `cu_seqlens` is filled up with empty documents to a power of two, since a compiled graph is
         made anew for every other number or length.
@@ -77,9 +84,10 @@ class AttnContext:
             document_ids_BT=torch.from_numpy(document_ids).to(device),
             cu_seqlens=torch.from_numpy(cu_seqlens).to(device),
             max_len=n_tokens,
-            single_segment=bool(one_document.all() and padding_is_last),
+            single_segment=bool(one_document.all() and padding_is_last) and branches_BT is None,
+            branches_BT=None if branches_BT is None else torch.from_numpy(_on_host(branches_BT)).to(device),
             rows=int((~padding).any(axis=1).sum()),
-            varlen=_has_varlen(torch.device(device)),
+            varlen=branches_BT is None and _has_varlen(torch.device(device)),
         )
 
     @classmethod
@@ -141,7 +149,7 @@ class AttnContext:
     def to(self, device: torch.device) -> AttnContext:
         """The same context on `device`; a copy from pinned memory does not wait."""
         moved = self._map(lambda tensor: tensor.to(device, non_blocking=True))
-        return replace(moved, varlen=_has_varlen(device))
+        return replace(moved, varlen=self.branches_BT is None and _has_varlen(device))
 
     def pin_memory(self) -> AttnContext:
         """The same context in page-locked host memory, from which a copy to a CUDA device does not wait."""
@@ -172,7 +180,12 @@ class AttnContext:
             index_T = torch.arange(self.document_ids_BT.shape[1], device=self.document_ids_BT.device)
             query_BT1, key_J = index_T[None, :, None], index_T
             seen = (key_J <= query_BT1) & (self.document_ids_BT[:, :, None] == self.document_ids_BT[:, None, :])
+        if self.branches_BT is not None:
+            key_B1J = self.branches_BT[:, None, :]
+            seen = seen & ((key_B1J == 0) | (key_B1J == self.branches_BT[:, :, None]))
         if window is not None:
+            if self.branches_BT is not None:  # places and positions differ
+                query_BT1, key_J = self.positions_BT[:, :, None], self.positions_BT[:, None, :]
             seen = seen & (query_BT1 - key_J < window)
         return seen[:, None]
 
@@ -230,7 +243,7 @@ def choose_kernel(
     if ctx.varlen and fits and dropout_p == 0.0:
         return "varlen"
     on_cpu = ctx.document_ids_BT is not None and ctx.document_ids_BT.device.type == "cpu"
-    return "documents" if on_cpu and not limited and dropout_p == 0.0 else "masked"
+    return "documents" if on_cpu and not limited and dropout_p == 0.0 and ctx.branches_BT is None else "masked"
 
 
 @dataclass(frozen=True)
@@ -314,16 +327,21 @@ def attend(q_BTHd: Tensor, k_BJKd: Tensor, v_BJKd: Tensor, plan: AttentionPlan) 
         # Of the CUDA kernels only FlashAttention groups queries itself; the memory-efficient one wants equal heads.
         k, v = (each.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for each in (k, v))
         grouped = False
-    out = F.scaled_dot_product_attention(
-        q,
-        k,
-        v,
-        attn_mask=mask,
-        dropout_p=plan.dropout_p,
-        is_causal=kernel == "causal",
-        enable_gqa=grouped,
-    )
-    return out.transpose(1, 2)
+    dtype, shared = q.dtype, plan.ctx.branches_BT is not None
+    wide = shared and q.shape[2] < LONG and q.device.type == "cpu" and dtype == torch.bfloat16  # see LONG
+    if wide:
+        q, k, v = q.float(), k.float(), v.float()
+    with torch.autocast("cpu", enabled=False) if wide else contextlib.nullcontext():
+        out = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=plan.dropout_p,
+            is_causal=kernel == "causal",
+            enable_gqa=grouped,
+        )
+    return out.to(dtype).transpose(1, 2)
 
 
 def _plain(q_BHTd: Tensor, k_BKJd: Tensor, v_BKJd: Tensor, mask_B1TJ: Tensor, dropout_p: float) -> Tensor:

@@ -31,13 +31,14 @@ class TokenBatch:
     labelled_N: Tensor | None = None  # places of the labels in the flattened batch; None: nearly all have one
 
     @classmethod
-    def from_batch(cls, batch: Batch, config: ModelConfig, *, pin: bool = False) -> TokenBatch:
+    def from_batch(cls, batch: Batch, config: ModelConfig, *, pin: bool = False, branches_BT: Any = None) -> TokenBatch:
         """A batch of rows as host tensors, with what each term of its loss is averaged over.
 
         Args:
+            branches_BT: where texts share their beginning, see `AttnContext.from_batch`.
             pin: put them into page-locked memory, from which copies to a CUDA device do not wait.
         """
-        ctx = AttnContext.from_batch(batch.positions_BT, batch.segments_BT)
+        ctx = AttnContext.from_batch(batch.positions_BT, batch.segments_BT, branches_BT=branches_BT)
         counts: dict[str, float] = {"loss": float(batch.targets)}
         if config.use_moe:
             counts["balance"] = float(ctx.rows) if config.seq_aux else 1.0

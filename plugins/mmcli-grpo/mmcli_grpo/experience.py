@@ -18,9 +18,24 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from mmcli.api import Batch, ModelConfig, Run, TokenBatch
-from mmcli_grpo.loss import NO_LABEL, Objective, ReplyBatch
+from mmcli_grpo.loss import NO_LABEL, Objective, ReplyBatch, ReplyRows
 
 PADDING = -1
+
+
+@dataclass
+class Row:
+    """Replies to one prompt that are read in one row.
+
+    Attributes:
+        shared: tokens of the prompt without its last.
+        replies: their numbers.
+        length: tokens of the row.
+    """
+
+    shared: int
+    replies: list[int]
+    length: int
 
 
 @dataclass(frozen=True)
@@ -46,53 +61,94 @@ class Experience:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def parts(self, tokens: int) -> list[list[int]]:
-        """The replies in micro-batches of like length: padding included, as many `tokens` as one may have."""
-        order = sorted(range(len(self)), key=lambda n: (len(self.ids[n]), n))
-        parts: list[list[int]] = []
-        for n in order:
-            if parts and (len(parts[-1]) + 1) * len(self.ids[n]) <= tokens:
-                parts[-1].append(n)
+    def parts(self, tokens: int, width: int) -> list[list[Row]]:
+        """The replies in micro-batches of rows of like length: padding included, as many `tokens` as one may have.
+
+        Args:
+            width: tokens that a row has at most. No reply is longer with its prompt.
+        """
+        parts: list[list[Row]] = []
+        for row in sorted(self._rows(width), key=lambda row: (row.length, row.replies)):
+            if parts and (len(parts[-1]) + 1) * row.length <= tokens:
+                parts[-1].append(row)
             else:
-                parts.append([n])
+                parts.append([row])
         return parts
 
-    def rows(self, part: Sequence[int], config: ModelConfig, pad_id: int, *, pin: bool = False) -> TokenBatch:
-        """The replies `part` as rows, padded to the longest."""
-        shape = (len(part), max(len(self.ids[n]) for n in part) - 1)
-        ids_BT = np.full(shape, pad_id, dtype=np.int64)
-        labels_BT = np.full(shape, NO_LABEL, dtype=np.int64)
+    def _rows(self, width: int) -> list[Row]:
+        rows: list[Row] = []
+        newest: dict[bytes, Row] = {}
+        for n, (ids, is_written) in enumerate(zip(self.ids, self.written, strict=True)):
+            shared = int(is_written.argmax()) - 1
+            prompt, own = ids[: shared + 1].tobytes(), len(ids) - 1 - shared
+            row = newest.get(prompt)
+            if row is None or row.length + own > width:
+                row = newest[prompt] = Row(shared, [], shared)
+                rows.append(row)
+            row.replies.append(n)
+            row.length += own
+        return rows
+
+    def layout(self, rows: Sequence[Row], config: ModelConfig, pad_id: int, *, pin: bool) -> ReplyRows:
+        """Replies as the model reads them: a prompt once, then all replies to it, in rows padded alike.
+
+        A reply begins with the last token of its prompt, after which its first token is drawn.
+        """
+        replies = _replies(rows)
+        shape = (len(rows), max(row.length for row in rows))
+        ids_BT, labels_BT = np.full(shape, pad_id, dtype=np.int64), np.full(shape, NO_LABEL, dtype=np.int64)
         positions_BT, segments_BT = np.zeros(shape, dtype=np.int64), np.full(shape, PADDING, dtype=np.int64)
-        for b, n in enumerate(part):
-            ids, length = self.ids[n], len(self.ids[n]) - 1
-            ids_BT[b, :length] = ids[:-1]
-            labels_BT[b, :length] = np.where(self.written[n][1:], ids[1:], NO_LABEL)
-            positions_BT[b, :length] = np.arange(length)
-            segments_BT[b, :length] = 0
-        return TokenBatch.from_batch(Batch(ids_BT, labels_BT, positions_BT, segments_BT), config, pin=pin)
+        branches_BT = np.zeros(shape, dtype=np.int64)
+        width = max(len(self.ids[n]) for n in replies) - 1
+        places: list[np.ndarray] = []
+        for b, row in enumerate(rows):
+            shared = row.shared
+            segments_BT[b, : row.length] = 0
+            ids_BT[b, :shared] = self.ids[row.replies[0]][:shared]
+            positions_BT[b, :shared] = np.arange(shared)
+            at = shared
+            for branch, n in enumerate(row.replies, 1):
+                ids, end = self.ids[n], at + len(self.ids[n]) - 1 - shared
+                is_written = self.written[n][shared + 1 :]
+                ids_BT[b, at:end] = ids[shared:-1]
+                labels_BT[b, at:end] = np.where(is_written, ids[shared + 1 :], NO_LABEL)
+                positions_BT[b, at:end] = np.arange(shared, len(ids) - 1)
+                branches_BT[b, at:end] = branch
+                places.append(len(places) * width + shared + np.flatnonzero(is_written))
+                at = end
+        branches = branches_BT if any(len(row.replies) > 1 for row in rows) else None
+        batch = Batch(ids_BT, labels_BT, positions_BT, segments_BT)
+        made = TokenBatch.from_batch(batch, config, pin=pin, branches_BT=branches)
+        return ReplyRows(made, torch.from_numpy(np.concatenate(places)), (len(replies), width))
 
     def batch(
-        self, part: Sequence[int], config: ModelConfig, pad_id: int, objective: Objective, *, tells: bool, pin: bool
+        self,
+        part: Sequence[Row],
+        config: ModelConfig,
+        pad_id: int,
+        objective: Objective,
+        *,
+        tells: bool,
+        pin: bool,
     ) -> ReplyBatch:
-        """The micro-batch of the replies `part`; one of a step `tells` of all its replies."""
-        rows = self.rows(part, config, pad_id, pin=pin)
-        count = rows.counts["loss"] if objective.average == "token" else float(len(part))
+        """The micro-batch of the rows `part`; one of a step `tells` of all its replies."""
+        rows, replies = self.layout(part, config, pad_id, pin=pin), _replies(part)
+        count = rows.rows.counts["loss"] if objective.average == "token" else float(len(replies))
         counts = {"policy_loss": count} | ({"kl": count} if len(self.reference) else {})
-        if "balance" in rows.counts:
-            counts["balance"] = rows.counts["balance"]
-        width = rows.ids_BT.shape[1]
-        old, reference = (_padded(each, part, width) for each in (self.old, self.reference))
-        chosen = torch.from_numpy(self.advantages[list(part)])
+        if "balance" in rows.rows.counts:
+            counts["balance"] = rows.rows.counts["balance"]
+        old, reference = (_padded(each, replies, rows.shape[1]) for each in (self.old, self.reference))
+        chosen = torch.from_numpy(self.advantages[replies])
         return ReplyBatch(rows, chosen, old, reference, counts, self.told if tells else {})
 
     def with_logps(
-        self, logps: Callable[[TokenBatch], Tensor], tokens: int, config: ModelConfig, pad_id: int
+        self, logps: Callable[[ReplyRows], Tensor], tokens: int, width: int, config: ModelConfig, pad_id: int
     ) -> list[np.ndarray]:
         """Of each reply the [T - 1] log-probabilities that `logps` gives, in the micro-batches of the training."""
         found: list[np.ndarray] = [np.zeros(0, dtype=np.float32)] * len(self)
-        for part in self.parts(tokens):
-            logps_BT = logps(self.rows(part, config, pad_id)).float().cpu().numpy()
-            for b, n in enumerate(part):
+        for part in self.parts(tokens, width):
+            logps_BT = logps(self.layout(part, config, pad_id, pin=False)).float().cpu().numpy()
+            for b, n in enumerate(_replies(part)):
                 found[n] = logps_BT[b, : len(self.ids[n]) - 1].copy()
         return found
 
@@ -143,6 +199,10 @@ def remove_old(folder: Path, run: Run, updates: int) -> None:
     for path in folder.glob("step-*.safetensors"):
         if int(path.stem.removeprefix("step-")) + updates <= oldest:
             path.unlink(missing_ok=True)
+
+
+def _replies(rows: Sequence[Row]) -> list[int]:
+    return [n for row in rows for n in row.replies]
 
 
 def _padded(values: Sequence[np.ndarray], part: Sequence[int], width: int) -> Tensor | None:

@@ -102,17 +102,37 @@ def reply_weights(mask_BT: Tensor, objective: Objective) -> Tensor:
 
 
 @dataclass(frozen=True)
-class ReplyBatch:
-    """A micro-batch of replies, one a row, on the host until it is moved.
+class ReplyRows:
+    """Replies as a model reads them, those to one prompt in one row behind it.
 
     Attributes:
+        rows: ids, labels and the context of attention.
+        places_N: of each label in `rows`, in their order, where it lies in [B, T], a reply to a row and flattened.
+        shape: B replies, T tokens of the longest with its prompt, less the first.
+    """
+
+    rows: TokenBatch
+    places_N: Tensor
+    shape: tuple[int, int]
+
+    def to(self, device: torch.device) -> ReplyRows:
+        """The same on `device`."""
+        return replace(self, rows=self.rows.to(device), places_N=self.places_N.to(device, non_blocking=True))
+
+
+@dataclass(frozen=True)
+class ReplyBatch:
+    """A micro-batch of replies on the host, until it is moved.
+
+    Attributes:
+        rows: the tokens.
         old_BT: log-probabilities under the weights that wrote them; None: these are the weights.
         reference_BT: log-probabilities under the reference; None: there is none.
         counts: what each term of the loss is averaged over.
         told: sums and counts of what is told of all replies of the step; with one of its micro-batches.
     """
 
-    rows: TokenBatch
+    rows: ReplyRows
     advantages_B: Tensor
     old_BT: Tensor | None
     reference_BT: Tensor | None
@@ -122,7 +142,7 @@ class ReplyBatch:
     @property
     def tokens(self) -> int:
         """Tokens in it, padding not counted."""
-        return self.rows.tokens
+        return self.rows.rows.tokens
 
     def to(self, device: torch.device) -> ReplyBatch:
         """The same micro-batch on `device`."""
@@ -133,32 +153,34 @@ class ReplyBatch:
         return replace(self, rows=self.rows.to(device), advantages_B=moved, old_BT=old, reference_BT=reference)
 
 
-def reply_logps(model: Any, rows: TokenBatch, temperature: float) -> tuple[Tensor, Any]:
-    """([B, T] log-probability of each token that the model wrote at this temperature, else 0; router statistics).
+def reply_logps(model: Any, replies: ReplyRows, temperature: float) -> tuple[Tensor, Tensor, Any]:
+    """([B, T] log-probability of each token that the model wrote at this temperature, else 0; 1.0 for those tokens,
+    else 0.0; router statistics).
 
     Args:
         model: the Transformer, or its compiled form.
     """
+    rows = replies.rows
     hidden_BTD, stats = model(rows.ids_BT, rows.ctx)
-    hidden, labels = hidden_BTD, rows.labels_BT
-    if rows.labelled_N is not None:
-        hidden, labels = hidden.flatten(0, 1)[rows.labelled_N], labels.flatten()[rows.labelled_N]
+    label_N = (rows.labels_BT.flatten() != NO_LABEL).nonzero()[:, 0] if rows.labelled_N is None else rows.labelled_N
+    hidden_ND, labels_N = hidden_BTD.flatten(0, 1)[label_N], rows.labels_BT.flatten()[label_N]
     bias = model.head_bias
     if temperature != 1.0:
-        hidden, bias = hidden / temperature, None if bias is None else bias / temperature
-    logps = token_logps(hidden, model.head_weight, labels, bias=bias)
-    if rows.labelled_N is None:
-        return logps, stats
-    spread = torch.zeros(rows.labels_BT.numel(), dtype=logps.dtype, device=logps.device)
-    return spread.index_put((rows.labelled_N,), logps).view(rows.labels_BT.shape), stats
+        hidden_ND, bias = hidden_ND / temperature, None if bias is None else bias / temperature
+    logps_N = token_logps(hidden_ND, model.head_weight, labels_N, bias=bias)
+
+    def spread(values_N: Tensor) -> Tensor:
+        flat = values_N.new_zeros(replies.shape[0] * replies.shape[1])
+        return flat.index_put((replies.places_N,), values_N).view(replies.shape)
+
+    return spread(logps_N), spread(torch.ones_like(logps_N)), stats
 
 
 def grpo_loss(
     model: Any, batch: ReplyBatch, config: ModelConfig, objective: Objective, temperature: float = 1.0
 ) -> LossOutput:
     """The loss of the written tokens, plus the KL divergence, plus alpha times the balance loss of the experts."""
-    logps_BT, stats = reply_logps(model, batch.rows, temperature)
-    mask_BT = (batch.rows.labels_BT != NO_LABEL).to(logps_BT.dtype)
+    logps_BT, mask_BT, stats = reply_logps(model, batch.rows, temperature)
     old_BT = logps_BT.detach() if batch.old_BT is None else batch.old_BT
     losses_BT, clipped_BT = policy_losses(logps_BT, old_BT, batch.advantages_B, mask_BT, objective)
     weights_BT = mask_BT * reply_weights(mask_BT, objective)
@@ -168,7 +190,7 @@ def grpo_loss(
         terms["kl"] = Term((kl_BT * weights_BT).sum(), batch.counts["kl"], objective.kl_coef)
     if stats is not None:
         terms["balance"] = Term(stats.balance, batch.counts["balance"], config.aux_loss_alpha)
-    written = float(mask_BT.sum())
+    written = float(len(batch.rows.places_N))
     metrics = {name: Term(logps_BT.new_tensor(total), count) for name, (total, count) in batch.told.items()}
     metrics["entropy"] = Term(-logps_BT.detach().sum(), written)
     if batch.old_BT is not None:

@@ -22,7 +22,6 @@ from mmcli.api import (
     Start,
     StepBatch,
     Task,
-    TokenBatch,
     TorchEngine,
     choose_micro_batch,
     open_data,
@@ -34,7 +33,7 @@ from mmcli.api import (
 from mmcli_grpo import GrpoConfig
 from mmcli_grpo.experience import Experience, remove_old
 from mmcli_grpo.inputs import open_reference, pin_files
-from mmcli_grpo.loss import VARIANTS, Objective, advantages, grpo_loss, reply_logps
+from mmcli_grpo.loss import VARIANTS, Objective, ReplyRows, advantages, grpo_loss, reply_logps
 from mmcli_grpo.prompts import Prompt, PromptData, PromptOrder, open_prompts
 from mmcli_grpo.rewards import WeightedReward, load_rewards, score_all
 from mmcli_grpo.rollout import Limits, Reply, Writer, sample_seed
@@ -132,7 +131,7 @@ class Learner:
         pin = self.start.accelerator.pins_memory
         return [
             experience.batch(part, model, pad_id, self.objective, tells=number == 0, pin=pin)
-            for number, part in enumerate(experience.parts(self._pass_tokens))
+            for number, part in enumerate(experience.parts(self._pass_tokens, self.config.data.seq_len))
         ]
 
     @property
@@ -210,10 +209,12 @@ class Learner:
     def _logps(self, model: nn.Module, experience: Experience) -> list[np.ndarray]:
         """Log-probabilities of the replies under `model`; gradients are off and autocast is on in a rollout."""
 
-        def logps(rows: TokenBatch) -> Tensor:
+        def logps(rows: ReplyRows) -> Tensor:
             return reply_logps(model, rows.to(self.start.accelerator.device), self.config.temperature)[0]
 
-        return experience.with_logps(logps, self._pass_tokens, self.start.model.config, self.start.tokenizer.pad_id)
+        return experience.with_logps(
+            logps, self._pass_tokens, self.config.data.seq_len, self.start.model.config, self.start.tokenizer.pad_id
+        )
 
     def _reference_logps(self, experience: Experience) -> list[np.ndarray]:
         if self.start.adapter is not None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from mmcli_grpo import GrpoConfig
 from mmcli_grpo.experience import Experience, path_of, remove_old
-from mmcli_grpo.loss import VARIANTS, advantages
+from mmcli_grpo.loss import VARIANTS, advantages, reply_logps
 from mmcli_grpo.prompts import Prompt, PromptOrder, read_prompt, split_prompts
 from mmcli_grpo.rollout import Limits, Writer, sample_seed
 from mmcli_grpo.tools import BUILT_IN
@@ -204,15 +204,84 @@ def test_replies_are_kept_whole_and_removed_when_no_checkpoint_needs_them(tmp_pa
 
 def test_micro_batches_hold_every_reply_once_and_count_its_written_tokens() -> None:
     made = experience()
-    parts = made.parts(10)
-    assert sorted(n for part in parts for n in part) == [0, 1, 2] and parts == [[2, 0], [1]]
+    parts = made.parts(10, 10)
+    assert [[row.replies for row in part] for part in parts] == [[[2]], [[0, 1]]]  # one prompt, room for two replies
     batches = [made.batch(part, CONFIG, 0, VARIANTS["dapo"], tells=n == 0, pin=False) for n, part in enumerate(parts)]
-    assert [batch.counts["policy_loss"] for batch in batches] == [3.0, 6.0]
+    assert [batch.counts["policy_loss"] for batch in batches] == [1.0, 8.0]
     assert [bool(batch.told) for batch in batches] == [True, False]
-    first = batches[0]
-    assert first.rows.labels_BT.tolist() == [[-100, -100, 3, -100], [-100, -100, 3, 4]]
-    assert first.advantages_B.tolist() == [0.5, 1.0]
-    assert first.old_BT is not None and first.old_BT[0].tolist() == [-1.0, -0.5, 0.0, 0.0]
+    assert batches[0].rows.rows.ctx.branches_BT is None
+    second = batches[1]
+    rows = second.rows.rows
+    assert rows.ids_BT.tolist() == [[0, 1, 2, 3, 2, 3, 4, 5, 6, 7]]
+    assert rows.labels_BT.tolist() == [[-100, -100, 3, 4, 3, 4, 5, 6, 7, 8]]
+    assert rows.ctx.positions_BT.tolist() == [[0, 1, 2, 3, 2, 3, 4, 5, 6, 7]]
+    assert rows.ctx.branches_BT is not None
+    assert rows.ctx.branches_BT.tolist() == [[0, 0, 1, 1, 2, 2, 2, 2, 2, 2]]
+    assert second.rows.shape == (2, 8) and second.rows.places_N.tolist() == [2, 3, *range(10, 16)]
+    assert second.advantages_B.tolist() == [1.0, -1.0]
+    assert second.old_BT is not None and second.old_BT[0].tolist() == [
+        -1.0,
+        *np.linspace(-1, 0, 4, dtype=np.float32)[1:],
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+    ]
+
+
+SHAPES = {
+    "llama": {},
+    "qwen3, bf16": {"qk_norm": True},
+    "plain attention": {"flash_attn": False},
+    "window": {"sliding_window": 6},
+    "gpt2": {"norm": "layernorm", "position": "learned", "mlp": "gelu_tanh", "bias": True},
+    "experts": {"use_moe": True},
+}
+
+
+@pytest.mark.parametrize("width", [12, 40, 64])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_replies_behind_one_prompt_are_read_as_each_alone(shape: str, width: int) -> None:
+    """A row of 12 tokens has room for one reply, one of 64 for the whole group."""
+    draws = np.random.default_rng(0)
+    prompts = [draws.integers(0, 300, length) for length in (5, 8)]
+    replies = [np.concatenate([prompts[n // 5], draws.integers(0, 300, 1 + n % 4)]) for n in range(10)]
+    written = [np.arange(len(ids)) >= len(prompts[n // 5]) for n, ids in enumerate(replies)]
+    written[3][-2] = False  # as the result of a tool is
+    values: dict[str, Any] = {**SHAPES[shape], "max_seq_len": 64, "init_std": 0.1}
+    config = ModelConfig(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=300, **values)
+    model = Transformer(config).train()
+    made = Experience(0, replies, written, np.ones(10, dtype=np.float32), {})
+
+    def gradients(chosen: Sequence[Experience], most: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        logps: list[torch.Tensor] = []
+        for each in chosen:
+            each_logps: dict[int, torch.Tensor] = {}
+            for part in each.parts(128, most):
+                rows = each.layout(part, config, 0, pin=False)
+                with torch.autocast("cpu", enabled="bf16" in shape):
+                    logps_BT, mask_BT, _ = reply_logps(model, rows, 1.3)
+                assert not logps_BT[mask_BT == 0].any()
+                numbers = [n for row in part for n in row.replies]
+                each_logps |= {n: logps_BT[b][mask_BT[b] == 1] for b, n in enumerate(numbers)}
+            logps += [each_logps[n] for n in range(len(each))]
+        weighted = sum((n + 1) * each.sum() for n, each in enumerate(logps))
+        assert isinstance(weighted, torch.Tensor)
+        return logps, list(torch.autograd.grad(weighted, [*model.model.layers.parameters()], allow_unused=True))
+
+    single = [
+        Experience(0, [ids], [own], np.ones(1, dtype=np.float32), {}) for ids, own in zip(replies, written, strict=True)
+    ]
+    together, alone = gradients([made], width), gradients(single, 64)
+    rows = [row for part in made.parts(128, width) for row in part]
+    assert len(rows) == {12: 10, 40: 2, 64: 2}[width] or width == 12
+    loose = {"rtol": 0.1, "atol": 0.05} if "bf16" in shape else {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(together[0], alone[0], **loose)
+    if "bf16" not in shape:
+        for one, other in zip(together[1], alone[1], strict=True):
+            assert (one is None) == (other is None)
+            if one is not None:
+                torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
 def test_equal_rewards_teach_nothing() -> None:

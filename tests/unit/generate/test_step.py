@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mmcli.errors import UserError
+from mmcli.generate import step as step_module
 from mmcli.generate.engine import Engine
 from mmcli.generate.generate import Completion, generate, generate_batch
 from mmcli.generate.sampler import SamplingConfig
@@ -51,6 +52,10 @@ class Counting(TorchEngine):
                 self.fail_in = None
                 raise KeyboardInterrupt
         return logits_SV
+
+    def extend(self, slots: Sequence[int], ids: Sequence[Sequence[int]]) -> np.ndarray:
+        self.calls.append(("extend", len(slots)))
+        return super().extend(slots, ids)
 
     def copy(self, source: int, target: int) -> None:
         self.calls.append(("copy", target))
@@ -95,7 +100,7 @@ def test_samples_of_a_prompt_share_its_prefill(slots: int) -> None:
     shared = engine(slots)
     batch = by_place(generate_batch(shared, prompts(3), sampling, max_new_tokens=15, stop_ids=STOPS, n=6))
     assert len(batch) == 18
-    assert shared.count("prefill") == 3
+    assert sum(count for name, count in shared.calls if name == "extend") + shared.count("prefill") == 3
     assert shared.count("copy") >= (3 if slots > 1 else 0)
     one = engine()
     for number, prompt in enumerate(prompts(3)):
@@ -116,11 +121,29 @@ def test_a_step_decodes_all_slots_in_one_call_and_each_by_its_own_config() -> No
         drawn = step(together, held)
         assert {slot: held[slot].ids[-1] for slot in drawn} == drawn
     assert step(together, held) == {}
-    assert together.count("prefill") == 4 and together.calls[4:] == [("decode", 4)] * 9
+    assert together.calls == [("extend", 4), *[("decode", 4)] * 9]
     for sequence in held.values():
         prompt = sequence.ids[: sequence.prompt_tokens]
         expected = list(generate(engine(), 0, prompt, sequence.sampling, max_new_tokens=10))
         assert sequence.new_ids == expected and sequence.finish_reason == "length"
+
+
+def test_prompts_are_read_together_up_to_a_number_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_module, "READ_AT_ONCE", 20)
+    sampling, one = SAMPLINGS["greedy"], engine(8)
+    lengths = {0: 15, 1: 5, 2: 1, 3: 30, 4: 4, 5: 15}
+    asked = {slot: np.random.default_rng(n).integers(12, 300, n).tolist() for slot, n in lengths.items()}
+    held = {slot: TokenSequence(ids, sampling, max_new_tokens=4, max_len=64) for slot, ids in asked.items()}
+    step(one, held)
+    assert [call for call in one.calls if call[0] == "extend"] == [
+        ("extend", 2),
+        ("extend", 1),
+        ("extend", 1),
+        ("extend", 1),
+    ]
+    assert one.count("prefill") == 0 and one.count("copy") == 1  # that of slot 0
+    for slot, ids in asked.items():
+        assert held[slot].new_ids == list(generate(engine(), 0, ids, sampling, max_new_tokens=1))
 
 
 @pytest.mark.parametrize("after", [0, 2])
