@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 
-@contextlib.contextmanager
-def recomputed(value: Tensor, compute: Callable[[], Tensor], *, weight: Tensor) -> Iterator[None]:
+def recomputed(
+    value: Tensor, compute: Callable[[], Tensor], *, weight: Tensor
+) -> contextlib.AbstractContextManager[object]:
     """Where `weight` is frozen, let nothing inside keep `value` for the backward pass, which computes it again.
 
     Beside frozen weights it is adapters that want it, and with these memory is what counts. Weights that train have
@@ -21,8 +22,7 @@ def recomputed(value: Tensor, compute: Callable[[], Tensor], *, weight: Tensor) 
         compute: the same from tensors that the graph keeps anyway.
     """
     if weight.requires_grad or not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        yield  # the compiler decides itself what it keeps
-        return
+        return contextlib.nullcontext()  # the compiler decides itself what it keeps
     place = value.untyped_storage().data_ptr()
 
     def pack(saved: Tensor) -> Tensor | torch.Size:
@@ -34,5 +34,4 @@ def recomputed(value: Tensor, compute: Callable[[], Tensor], *, weight: Tensor) 
         with torch.no_grad():
             return compute().view(kept)
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        yield
+    return torch.autograd.graph.saved_tensors_hooks(pack, unpack)

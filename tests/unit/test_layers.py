@@ -47,7 +47,7 @@ LEVELS = {
 INNER = {
     "data": ["config", "record", "demo", "formats", "records", "sources", "encode", "pack", "preview", "check"],
     "model": [
-        *("config", "device", "documents", "grouped", "logps", "cache", "count", "ffn", "init", "rotary"),
+        *("config", "device", "documents", "grouped", "logps", "cache", "count", "recompute", "ffn", "init", "rotary"),
         *("attention", "moe", "transformer", "formats"),
     ],
     "report": [

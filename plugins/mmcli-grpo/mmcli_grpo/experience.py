@@ -21,6 +21,9 @@ from mmcli.api import Batch, ModelConfig, Run, TokenBatch
 from mmcli_grpo.loss import NO_LABEL, Objective, ReplyBatch, ReplyRows
 
 PADDING = -1
+# Of a prompt with several replies: attention has a mask there, whose cost grows with the square. Longer replies have a
+# row of their own.
+ROW_TOKENS = 512
 
 
 @dataclass
@@ -61,14 +64,10 @@ class Experience:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def parts(self, tokens: int, width: int) -> list[list[Row]]:
-        """The replies in micro-batches of rows of like length: padding included, as many `tokens` as one may have.
-
-        Args:
-            width: tokens that a row has at most. No reply is longer with its prompt.
-        """
+    def parts(self, tokens: int) -> list[list[Row]]:
+        """The replies in micro-batches of rows of like length: padding included, as many `tokens` as one may have."""
         parts: list[list[Row]] = []
-        for row in sorted(self._rows(width), key=lambda row: (row.length, row.replies)):
+        for row in sorted(self._rows(min(tokens, ROW_TOKENS)), key=lambda row: (row.length, row.replies)):
             if parts and (len(parts[-1]) + 1) * row.length <= tokens:
                 parts[-1].append(row)
             else:
@@ -142,11 +141,11 @@ class Experience:
         return ReplyBatch(rows, chosen, old, reference, counts, self.told if tells else {})
 
     def with_logps(
-        self, logps: Callable[[ReplyRows], Tensor], tokens: int, width: int, config: ModelConfig, pad_id: int
+        self, logps: Callable[[ReplyRows], Tensor], tokens: int, config: ModelConfig, pad_id: int
     ) -> list[np.ndarray]:
         """Of each reply the [T - 1] log-probabilities that `logps` gives, in the micro-batches of the training."""
         found: list[np.ndarray] = [np.zeros(0, dtype=np.float32)] * len(self)
-        for part in self.parts(tokens, width):
+        for part in self.parts(tokens):
             logps_BT = logps(self.layout(part, config, pad_id, pin=False)).float().cpu().numpy()
             for b, n in enumerate(_replies(part)):
                 found[n] = logps_BT[b, : len(self.ids[n]) - 1].copy()

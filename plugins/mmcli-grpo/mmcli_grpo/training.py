@@ -131,7 +131,7 @@ class Learner:
         pin = self.start.accelerator.pins_memory
         return [
             experience.batch(part, model, pad_id, self.objective, tells=number == 0, pin=pin)
-            for number, part in enumerate(experience.parts(self._pass_tokens, self.config.data.seq_len))
+            for number, part in enumerate(experience.parts(self._pass_tokens))
         ]
 
     @property
@@ -212,9 +212,7 @@ class Learner:
         def logps(rows: ReplyRows) -> Tensor:
             return reply_logps(model, rows.to(self.start.accelerator.device), self.config.temperature)[0]
 
-        return experience.with_logps(
-            logps, self._pass_tokens, self.config.data.seq_len, self.start.model.config, self.start.tokenizer.pad_id
-        )
+        return experience.with_logps(logps, self._pass_tokens, self.start.model.config, self.start.tokenizer.pad_id)
 
     def _reference_logps(self, experience: Experience) -> list[np.ndarray]:
         if self.start.adapter is not None:

@@ -204,7 +204,7 @@ def test_replies_are_kept_whole_and_removed_when_no_checkpoint_needs_them(tmp_pa
 
 def test_micro_batches_hold_every_reply_once_and_count_its_written_tokens() -> None:
     made = experience()
-    parts = made.parts(10, 10)
+    parts = made.parts(10)
     assert [[row.replies for row in part] for part in parts] == [[[2]], [[0, 1]]]  # one prompt, room for two replies
     batches = [made.batch(part, CONFIG, 0, VARIANTS["dapo"], tells=n == 0, pin=False) for n, part in enumerate(parts)]
     assert [batch.counts["policy_loss"] for batch in batches] == [1.0, 8.0]
@@ -257,7 +257,7 @@ def test_replies_behind_one_prompt_are_read_as_each_alone(shape: str, width: int
         logps: list[torch.Tensor] = []
         for each in chosen:
             each_logps: dict[int, torch.Tensor] = {}
-            for part in each.parts(128, most):
+            for part in each.parts(most):
                 rows = each.layout(part, config, 0, pin=False)
                 with torch.autocast("cpu", enabled="bf16" in shape):
                     logps_BT, mask_BT, _ = reply_logps(model, rows, 1.3)
@@ -273,7 +273,7 @@ def test_replies_behind_one_prompt_are_read_as_each_alone(shape: str, width: int
         Experience(0, [ids], [own], np.ones(1, dtype=np.float32), {}) for ids, own in zip(replies, written, strict=True)
     ]
     together, alone = gradients([made], width), gradients(single, 64)
-    rows = [row for part in made.parts(128, width) for row in part]
+    rows = [row for part in made.parts(width) for row in part]
     assert len(rows) == {12: 10, 40: 2, 64: 2}[width] or width == 12
     loose = {"rtol": 0.1, "atol": 0.05} if "bf16" in shape else {"rtol": 1e-4, "atol": 1e-5}
     torch.testing.assert_close(together[0], alone[0], **loose)
