@@ -26,7 +26,7 @@ def step(
     budget: int | None = None,
     watch: Callable[[int, int, np.ndarray], None] | None = None,
 ) -> dict[int, int]:
-    """Advance every sequence that has not ended by one id: new ones by a prefill, all others in one decode.
+    """Advance every sequence that has not ended by one id: new ones by reading their prompts, all others in one decode.
 
     What a slot holds beyond its sequence is dropped, so a step that was interrupted can be taken again.
 
@@ -35,7 +35,8 @@ def step(
             instead of running the prompt again.
         budget: read at most so many tokens of prompts, in the order of `held`, in one pass with the ids of the others
             (chunked prefill, Agrawal et al. 2023, arXiv:2308.16369). A sequence whose prompt is not read to its end
-            then draws nothing. None reads every prompt, one after the other.
+            then draws nothing. None reads every prompt to its end, short
+            ones together.
         watch: called with (slot, id, logits_V) of each id that is drawn; the logits are those of the model.
 
     Returns:

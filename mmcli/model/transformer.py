@@ -21,6 +21,7 @@ from mmcli.model.config import ModelConfig
 from mmcli.model.ffn import FeedForward, Linear
 from mmcli.model.init import init_weights
 from mmcli.model.moe import MoEFeedForward, RouterStats
+from mmcli.model.recompute import as_a_whole
 from mmcli.model.rotary import Rotary, rotate
 
 Routing = tuple[Tensor, Tensor]  # (balance loss, load_E) of one layer
@@ -233,7 +234,7 @@ class Transformer(nn.Module):
         routings: list[Routing] = []
         for block in self.model.layers:
             if self.checkpoint_layers and torch.is_grad_enabled():
-                x_BTD, routing = checkpoint(block, x_BTD, plan, use_reentrant=False)
+                x_BTD, routing = checkpoint(as_a_whole, block, x_BTD, plan, use_reentrant=False)
             else:
                 x_BTD, routing = block(x_BTD, plan)
             if routing is not None:

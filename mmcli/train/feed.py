@@ -93,7 +93,7 @@ class Feed:
 def live_engine(
     model: Transformer, rollouts: Rollouts, accelerator: Accelerator, seed: int, step: int
 ) -> Iterator[Engine]:
-    """An engine over a model in training: eval mode, autocast, no gradients, and the random state of the step.
+    """An engine over a model in training: eval mode, no gradients, the random state of the step, autocast on a GPU.
 
     Afterwards the mode of every module and torch's random state are as they were.
     """

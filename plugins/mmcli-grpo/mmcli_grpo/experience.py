@@ -64,20 +64,32 @@ class Experience:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def parts(self, tokens: int) -> list[list[Row]]:
-        """The replies in micro-batches of rows of like length: padding included, as many `tokens` as one may have."""
+    def parts(self, tokens: int, *, least: int = 1) -> list[list[Row]]:
+        """The replies in micro-batches of rows of like length: padding included, as many `tokens` as one may have.
+
+        Args:
+            least: micro-batches, where there are as many replies: each rank needs one.
+        """
         parts: list[list[Row]] = []
-        for row in sorted(self._rows(min(tokens, ROW_TOKENS)), key=lambda row: (row.length, row.replies)):
+        for row in sorted(
+            self._rows(min(tokens, ROW_TOKENS), range(len(self))), key=lambda row: (row.length, row.replies)
+        ):
             if parts and (len(parts[-1]) + 1) * row.length <= tokens:
                 parts[-1].append(row)
             else:
                 parts.append([row])
+        while len(parts) < min(least, len(self)):
+            parts.sort(key=lambda part: len(_replies(part)))
+            replies = _replies(parts.pop())
+            half = len(replies) // 2
+            parts += [self._rows(min(tokens, ROW_TOKENS), each) for each in (replies[:half], replies[half:])]
         return parts
 
-    def _rows(self, width: int) -> list[Row]:
+    def _rows(self, width: int, replies: Sequence[int]) -> list[Row]:
         rows: list[Row] = []
         newest: dict[bytes, Row] = {}
-        for n, (ids, is_written) in enumerate(zip(self.ids, self.written, strict=True)):
+        for n in replies:
+            ids, is_written = self.ids[n], self.written[n]
             shared = int(is_written.argmax()) - 1
             prompt, own = ids[: shared + 1].tobytes(), len(ids) - 1 - shared
             row = newest.get(prompt)

@@ -131,7 +131,7 @@ class Learner:
         pin = self.start.accelerator.pins_memory
         return [
             experience.batch(part, model, pad_id, self.objective, tells=number == 0, pin=pin)
-            for number, part in enumerate(experience.parts(self._pass_tokens))
+            for number, part in enumerate(experience.parts(self._pass_tokens, least=self.context.ranks.world))
         ]
 
     @property

@@ -229,6 +229,13 @@ def test_micro_batches_hold_every_reply_once_and_count_its_written_tokens() -> N
     ]
 
 
+@pytest.mark.parametrize("least", [1, 2, 3, 5])
+def test_every_rank_has_a_micro_batch(least: int) -> None:
+    parts = experience().parts(100, least=least)
+    assert len(parts) == min(least, 3)
+    assert sorted(n for part in parts for row in part for n in row.replies) == [0, 1, 2]
+
+
 SHAPES = {
     "llama": {},
     "qwen3, bf16": {"qk_norm": True},

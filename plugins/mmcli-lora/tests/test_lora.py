@@ -134,6 +134,27 @@ def test_what_is_computed_again_gives_the_same_gradients(
     assert all(torch.equal(*each) for each in zip(*found, strict=True))
 
 
+def test_a_layer_that_is_computed_again_as_a_whole_keeps_nothing_of_its_own(
+    model: Transformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained(model.train())
+    added = [each for each in model.parameters() if each.requires_grad]
+    expected = torch.autograd.grad(logits(model).square().mean(), added)
+    given: list[StorageWeakRef] = []
+    compute = ffn.activate
+
+    def activate(gate: Tensor | None, up: Tensor, kind: str) -> Tensor:
+        given.append(StorageWeakRef(up.untyped_storage()))
+        return compute(gate, up, kind)
+
+    for module in (ffn, moe):
+        monkeypatch.setattr(module, "activate", activate)
+    model.checkpoint_layers = True
+    loss = logits(model).square().mean()
+    assert given and all(each.expired() for each in given)
+    assert all(torch.equal(*each) for each in zip(torch.autograd.grad(loss, added), expected, strict=True))
+
+
 def test_the_addition_is_scaled_b_a() -> None:
     base = torch.nn.Linear(6, 5)
     for stabilised, scale in ((False, 8.0 / 4), (True, 8.0 / 4**0.5)):
