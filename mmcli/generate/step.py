@@ -35,8 +35,7 @@ def step(
             instead of running the prompt again.
         budget: read at most so many tokens of prompts, in the order of `held`, in one pass with the ids of the others
             (chunked prefill, Agrawal et al. 2023, arXiv:2308.16369). A sequence whose prompt is not read to its end
-            then draws nothing. None reads every prompt to its end, short
-            ones together.
+            then draws nothing. None reads every prompt to its end, short ones together.
         watch: called with (slot, id, logits_V) of each id that is drawn; the logits are those of the model.
 
     Returns:

@@ -84,10 +84,10 @@ class AttnContext:
             document_ids_BT=torch.from_numpy(document_ids).to(device),
             cu_seqlens=torch.from_numpy(cu_seqlens).to(device),
             max_len=n_tokens,
-            single_segment=bool(one_document.all() and padding_is_last) and branches_BT is None,
+            single_segment=bool(one_document.all() and padding_is_last),
             branches_BT=None if branches_BT is None else torch.from_numpy(_on_host(branches_BT)).to(device),
             rows=int((~padding).any(axis=1).sum()),
-            varlen=branches_BT is None and _has_varlen(torch.device(device)),
+            varlen=_has_varlen(torch.device(device)),
         )
 
     @classmethod
@@ -149,7 +149,7 @@ class AttnContext:
     def to(self, device: torch.device) -> AttnContext:
         """The same context on `device`; a copy from pinned memory does not wait."""
         moved = self._map(lambda tensor: tensor.to(device, non_blocking=True))
-        return replace(moved, varlen=self.branches_BT is None and _has_varlen(device))
+        return replace(moved, varlen=_has_varlen(device))
 
     def pin_memory(self) -> AttnContext:
         """The same context in page-locked host memory, from which a copy to a CUDA device does not wait."""
@@ -234,6 +234,8 @@ def choose_kernel(
         return "parts"
     if not flash:
         return "plain"
+    if ctx.branches_BT is not None:
+        return "masked"
     limited = window is not None and window < ctx.max_len
     if ctx.single_segment and not limited:
         return "causal"
@@ -243,7 +245,7 @@ def choose_kernel(
     if ctx.varlen and fits and dropout_p == 0.0:
         return "varlen"
     on_cpu = ctx.document_ids_BT is not None and ctx.document_ids_BT.device.type == "cpu"
-    return "documents" if on_cpu and not limited and dropout_p == 0.0 and ctx.branches_BT is None else "masked"
+    return "documents" if on_cpu and not limited and dropout_p == 0.0 else "masked"
 
 
 @dataclass(frozen=True)
@@ -320,8 +322,10 @@ def attend(q_BTHd: Tensor, k_BJKd: Tensor, v_BJKd: Tensor, plan: AttentionPlan) 
     if q.shape[2] == 1 and kernel in ("full", "masked") and q.device.type == "cpu":
         # Queries of one token are rows of their key's head: H/K times fewer, larger products to do.
         q_BKGd = q.reshape(len(q), k.shape[1], -1, q.shape[3])
-        several = len(q) * k.shape[1] >= MANY and k.dtype == torch.float32
-        out = _by_products(q_BKGd, k, v, mask) if several else F.scaled_dot_product_attention(q_BKGd, k, v, mask)
+        if len(q) * k.shape[1] >= MANY and k.dtype == torch.float32 and plan.dropout_p == 0.0:
+            out = _by_products(q_BKGd, k, v, mask)
+        else:
+            out = F.scaled_dot_product_attention(q_BKGd, k, v, attn_mask=mask, dropout_p=plan.dropout_p)
         return out.reshape(q.shape).transpose(1, 2)
     if grouped and q.is_cuda and (kernel == "masked" or q.dtype not in FLASH_DTYPES):
         # Of the CUDA kernels only FlashAttention groups queries itself; the memory-efficient one wants equal heads.

@@ -27,10 +27,14 @@ def activate(gate: Tensor | None, up: Tensor, kind: str) -> Tensor:
     if kind == "swiglu":
         assert gate is not None
         if not torch.is_grad_enabled():
-            return F.silu(gate).mul_(up)
+            return _swiglu(gate, up)
         product: Tensor = _SwiGLU.apply(gate, up)
         return product
     return F.gelu(up, approximate="tanh" if kind == "gelu_tanh" else "none")
+
+
+def _swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    return F.silu(gate).mul_(up)
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -39,7 +43,7 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return F.silu(gate).mul_(up)
+        return _swiglu(gate, up)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:

@@ -70,10 +70,9 @@ class Experience:
         Args:
             least: micro-batches, where there are as many replies: each rank needs one.
         """
+        width = min(tokens, ROW_TOKENS)
         parts: list[list[Row]] = []
-        for row in sorted(
-            self._rows(min(tokens, ROW_TOKENS), range(len(self))), key=lambda row: (row.length, row.replies)
-        ):
+        for row in sorted(self._rows(width, range(len(self))), key=lambda row: (row.length, row.replies)):
             if parts and (len(parts[-1]) + 1) * row.length <= tokens:
                 parts[-1].append(row)
             else:
@@ -82,7 +81,7 @@ class Experience:
             parts.sort(key=lambda part: len(_replies(part)))
             replies = _replies(parts.pop())
             half = len(replies) // 2
-            parts += [self._rows(min(tokens, ROW_TOKENS), each) for each in (replies[:half], replies[half:])]
+            parts += [self._rows(width, each) for each in (replies[:half], replies[half:])]
         return parts
 
     def _rows(self, width: int, replies: Sequence[int]) -> list[Row]:
@@ -130,7 +129,8 @@ class Experience:
         branches = branches_BT if any(len(row.replies) > 1 for row in rows) else None
         batch = Batch(ids_BT, labels_BT, positions_BT, segments_BT)
         made = TokenBatch.from_batch(batch, config, pin=pin, branches_BT=branches)
-        return ReplyRows(made, torch.from_numpy(np.concatenate(places)), (len(replies), width))
+        label_N, place_N = np.flatnonzero(labels_BT != NO_LABEL), np.concatenate(places)
+        return ReplyRows(made, torch.from_numpy(label_N), torch.from_numpy(place_N), (len(replies), width))
 
     def batch(
         self,
@@ -153,11 +153,11 @@ class Experience:
         return ReplyBatch(rows, chosen, old, reference, counts, self.told if tells else {})
 
     def with_logps(
-        self, logps: Callable[[ReplyRows], Tensor], tokens: int, config: ModelConfig, pad_id: int
+        self, logps: Callable[[ReplyRows], Tensor], parts: Sequence[Sequence[Row]], config: ModelConfig, pad_id: int
     ) -> list[np.ndarray]:
-        """Of each reply the [T - 1] log-probabilities that `logps` gives, in the micro-batches of the training."""
+        """Of each reply the [T - 1] log-probabilities that `logps` gives, in the micro-batches `parts`."""
         found: list[np.ndarray] = [np.zeros(0, dtype=np.float32)] * len(self)
-        for part in self.parts(tokens):
+        for part in parts:
             logps_BT = logps(self.layout(part, config, pad_id, pin=False)).float().cpu().numpy()
             for b, n in enumerate(_replies(part)):
                 found[n] = logps_BT[b, : len(self.ids[n]) - 1].copy()

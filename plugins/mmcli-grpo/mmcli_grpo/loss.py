@@ -107,17 +107,20 @@ class ReplyRows:
 
     Attributes:
         rows: ids, labels and the context of attention.
-        places_N: of each label in `rows`, in their order, where it lies in [B, T], a reply to a row and flattened.
+        label_N: where the tokens that the model wrote are labels in `rows`, flattened.
+        places_N: where each of these lies in [B, T], a reply to a row, flattened.
         shape: B replies, T tokens of the longest with its prompt, less the first.
     """
 
     rows: TokenBatch
+    label_N: Tensor
     places_N: Tensor
     shape: tuple[int, int]
 
     def to(self, device: torch.device) -> ReplyRows:
         """The same on `device`."""
-        return replace(self, rows=self.rows.to(device), places_N=self.places_N.to(device, non_blocking=True))
+        label_N, places_N = (each.to(device, non_blocking=True) for each in (self.label_N, self.places_N))
+        return replace(self, rows=self.rows.to(device), label_N=label_N, places_N=places_N)
 
 
 @dataclass(frozen=True)
@@ -162,8 +165,7 @@ def reply_logps(model: Any, replies: ReplyRows, temperature: float) -> tuple[Ten
     """
     rows = replies.rows
     hidden_BTD, stats = model(rows.ids_BT, rows.ctx)
-    label_N = (rows.labels_BT.flatten() != NO_LABEL).nonzero()[:, 0] if rows.labelled_N is None else rows.labelled_N
-    hidden_ND, labels_N = hidden_BTD.flatten(0, 1)[label_N], rows.labels_BT.flatten()[label_N]
+    hidden_ND, labels_N = (each[replies.label_N] for each in (hidden_BTD.flatten(0, 1), rows.labels_BT.flatten()))
     bias = model.head_bias
     if temperature != 1.0:
         hidden_ND, bias = hidden_ND / temperature, None if bias is None else bias / temperature

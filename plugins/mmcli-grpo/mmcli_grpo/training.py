@@ -31,7 +31,7 @@ from mmcli.api import (
     train,
 )
 from mmcli_grpo import GrpoConfig
-from mmcli_grpo.experience import Experience, remove_old
+from mmcli_grpo.experience import Experience, Row, remove_old
 from mmcli_grpo.inputs import open_reference, pin_files
 from mmcli_grpo.loss import VARIANTS, Objective, ReplyRows, advantages, grpo_loss, reply_logps
 from mmcli_grpo.prompts import Prompt, PromptData, PromptOrder, open_prompts
@@ -131,8 +131,11 @@ class Learner:
         pin = self.start.accelerator.pins_memory
         return [
             experience.batch(part, model, pad_id, self.objective, tells=number == 0, pin=pin)
-            for number, part in enumerate(experience.parts(self._pass_tokens, least=self.context.ranks.world))
+            for number, part in enumerate(self._parts(experience))
         ]
+
+    def _parts(self, experience: Experience) -> list[list[Row]]:
+        return experience.parts(self._pass_tokens, least=self.context.ranks.world)
 
     @property
     def _replies_per_step(self) -> int:
@@ -212,7 +215,9 @@ class Learner:
         def logps(rows: ReplyRows) -> Tensor:
             return reply_logps(model, rows.to(self.start.accelerator.device), self.config.temperature)[0]
 
-        return experience.with_logps(logps, self._pass_tokens, self.start.model.config, self.start.tokenizer.pad_id)
+        return experience.with_logps(
+            logps, self._parts(experience), self.start.model.config, self.start.tokenizer.pad_id
+        )
 
     def _reference_logps(self, experience: Experience) -> list[np.ndarray]:
         if self.start.adapter is not None:
