@@ -289,7 +289,7 @@ def uniform(seed: int, position: int) -> float:
     return float(_uniforms(seed, position // STREAM)[position % STREAM])
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def _uniforms(seed: int, part: int) -> np.ndarray:
     """`uniform` of STREAM positions from `part` * STREAM on: the counter goes up by one with four numbers drawn."""
     bits = np.random.Philox(key=seed, counter=part * STREAM).random_raw(4 * STREAM)[::4]

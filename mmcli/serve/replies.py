@@ -53,7 +53,6 @@ class Replies:
         Raises:
             ApiError: a prompt that does not fit into the context, a full queue, a server that is stopping.
         """
-        self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._scheduler = model.scheduler
         self._jobs: list[Job] = []
@@ -63,20 +62,13 @@ class Replies:
                 job = Job(
                     _sequence(model, prompt, wanted, number),
                     prompt.reader(),
-                    self._emitter(len(self._jobs)),
+                    _emitter(self._events, len(self._jobs)),
                     top_logprobs=wanted.top_logprobs,
                     twin=first,
                 )
                 first = first or job
                 self._jobs.append(job)
         self._scheduler.submit(self._jobs)
-
-    def _emitter(self, index: int) -> Callable[[Event], None]:
-        def emit(event: Event) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
-                self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
-
-        return emit
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Delta | Finished]]:
         left = len(self._jobs)
@@ -93,6 +85,17 @@ class Replies:
     def cancel(self) -> None:
         """Nobody waits for them any more."""
         self._scheduler.cancel(self._jobs)
+
+
+def _emitter(events: asyncio.Queue[tuple[int, Event]], index: int) -> Callable[[Event], None]:
+    """What a job calls in the scheduler's thread; it does not know `Replies`, which with their jobs end together."""
+    loop = asyncio.get_running_loop()
+
+    def emit(event: Event) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            loop.call_soon_threadsafe(events.put_nowait, (index, event))
+
+    return emit
 
 
 def _sequence(model: ServedModel, prompt: Prompt, wanted: Wanted, number: int) -> TokenSequence:
