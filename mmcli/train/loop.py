@@ -279,12 +279,15 @@ class _Training:
         self.fitted = (self.progress.step, self.progress.elapsed_seconds)  # when the horizon was looked at last
 
     def _fitting(self, plan: Plan) -> int | None:
-        """The steps that fit into the budget, each time that half of what was left of it has passed; else None."""
+        """The steps that fit into the budget, each time that half of what was left of it, or of the steps, has passed;
+        else None.
+        """
         if plan.budget_seconds is None:
             return None
         step, elapsed = self.progress.step, self.progress.elapsed_seconds
         (at, then), left = self.fitted, plan.budget_seconds - elapsed
-        if left > 0.5 * (plan.budget_seconds - then) or step <= max(at, self.horizon.fitted_at):
+        halfway = left <= 0.5 * (plan.budget_seconds - then) or 2 * step >= at + self.horizon.steps
+        if not halfway or step <= max(at, self.horizon.fitted_at):
             return None
         fitting = (left - plan.evaluation_seconds) * (step - at) / (elapsed - then)
         steps = step + max(1, int(fitting))

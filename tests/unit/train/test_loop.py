@@ -182,7 +182,7 @@ def rates(where: StageContext) -> list[float]:
     return [json.loads(line)["lr"] for line in where.run.metrics.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("later", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("later", [0.1, 0.5, 1.0, 3.0])
 def test_a_budget_ends_in_time_and_at_the_end_of_its_schedule(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, later: float
 ) -> None:
