@@ -86,12 +86,18 @@ def residual_name(layer: int, part: str) -> str:
 
 
 def build_model(
-    model: Transformer, matrices: MatrixFormat, context: int | None = None, *, ops: Ops = "fused"
+    model: Transformer,
+    matrices: MatrixFormat,
+    context: int | None = None,
+    *,
+    ops: Ops = "fused",
+    portable: bool = False,
 ) -> onnx.ModelProto:
     """The graph of `model` with its weights inside, its matrices stored as `matrices` does.
 
     Args:
         context: the most tokens of a sequence; None: what the model was made for.
+        portable: it has to run on phones and in browsers too.
 
     Raises:
         UserError: a field of the configuration that is not supported, by name.
@@ -100,7 +106,7 @@ def build_model(
     refuse_unsupported(config)
     context = context or config.max_seq_len
     weights = {name: value.detach().float().cpu().numpy() for name, value in model.state_dict().items()}
-    graph = Graph(ops)
+    graph = Graph(ops, portable=portable)
     attend = StandardAttention if graph.standard else Attention
     attention = attend(graph, matrices, model, weights, context)
     x = matrices.embed(graph, "input_ids", weights["model.embed_tokens.weight"], name=EMBEDDING)

@@ -22,10 +22,15 @@ CONTRIB = "com.microsoft"  # ONNX Runtime's own operators
 
 
 class Graph:
-    """Collects a graph, of ONNX Runtime's own operators or of the standard's alone."""
+    """Collects a graph, of ONNX Runtime's own operators or of the standard's alone.
 
-    def __init__(self, ops: Ops = "fused") -> None:
+    Attributes:
+        portable: it leaves out operators that only ONNX Runtime on a computer has, and only lately.
+    """
+
+    def __init__(self, ops: Ops = "fused", *, portable: bool = False) -> None:
         self._ops = ops
+        self.portable = portable or self.standard
         self._nodes: dict[str, onnx.NodeProto] = {}
         self._weights: dict[str, TensorProto] = {}
 

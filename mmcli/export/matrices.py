@@ -5,7 +5,7 @@ Shapes: I features in, O features out, V vocabulary, D width, B rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -34,6 +34,27 @@ class MatrixFormat(Protocol):
 
     def linear(self, graph: Graph, x: str, matrix_OI: np.ndarray, bias_O: np.ndarray | None, *, name: str) -> str:
         """x [..., I] times the matrix transposed, plus the bias: [..., O]. An expert's matrices go this way too."""
+        ...
+
+    def experts(
+        self,
+        graph: Graph,
+        inputs: Sequence[str],
+        matrices_EOI: Mapping[str, np.ndarray],
+        count: int,
+        normalised: bool,
+        *,
+        name: str,
+    ) -> str | None:
+        """The sum over the chosen experts of w_i down_i(silu(gate_i x) * up_i x) as one operator; None: it has none.
+
+        Args:
+            inputs: x [N, D], scores [N, E] of which the `count` highest are chosen, and the weights [N, E], without
+                which they are the softmax of the chosen scores.
+            matrices_EOI: `gate_proj`, `up_proj` and `down_proj` of all experts; those of expert 3 are named
+                `NAME.3.gate_proj` and so on.
+            normalised: the weights of the chosen are divided by their sum.
+        """
         ...
 
     def embed(self, graph: Graph, ids: str, table_VD: np.ndarray, *, name: str) -> str:
@@ -67,6 +88,9 @@ class Floats:
     def linear(self, graph: Graph, x: str, matrix_OI: np.ndarray, bias_O: np.ndarray | None, *, name: str) -> str:
         weight = self._store(graph, f"{name}.weight", np.ascontiguousarray(matrix_OI.T))
         return _multiply(graph, x, weight, bias_O, name=name)
+
+    def experts(self, *args: Any, **kwargs: Any) -> None:
+        return None
 
     def embed(self, graph: Graph, ids: str, table_VD: np.ndarray, *, name: str) -> str:
         return graph.op("Gather", self._store(graph, f"{name}.weight", table_VD), ids, name=name)
@@ -116,8 +140,33 @@ class NBits:
         return other
 
     def linear(self, graph: Graph, x: str, matrix_OI: np.ndarray, bias_O: np.ndarray | None, *, name: str) -> str:
-        bits = TABLE_BITS if any(part in name for part in self.kept) else self.bits
-        return self._multiply(graph, x, matrix_OI, bias_O, bits=bits, weight=name, name=name)
+        return self._multiply(graph, x, matrix_OI, bias_O, bits=self._bits_of(name), weight=name, name=name)
+
+    def experts(
+        self,
+        graph: Graph,
+        inputs: Sequence[str],
+        matrices_EOI: Mapping[str, np.ndarray],
+        count: int,
+        normalised: bool,
+        *,
+        name: str,
+    ) -> str | None:
+        """`QMoE`, with the blocks of `MatMulNBits`; the rows of gate and up take turns in its first matrix."""
+        n_experts = len(matrices_EOI["down_proj"])
+        all_bits = {self._bits_of(f"{name}.{n}.{kind}") for n in range(n_experts) for kind in matrices_EOI}
+        if len(all_bits) > 1 or any(matrix.shape[-1] % self._block for matrix in matrices_EOI.values()):
+            return None
+        bits = all_bits.pop()
+        first = self._store_experts(graph, matrices_EOI, ("gate_proj", "up_proj"), bits, name=name)
+        second = self._store_experts(graph, matrices_EOI, ("down_proj",), bits, name=name)
+        stored = [*inputs[:2], *first, "", *second]
+        if len(inputs) > 2:  # the fifteenth of the operator, after the biases, a third matrix and the zero points
+            stored += [""] * (14 - len(stored)) + [inputs[2]]
+        attributes: dict[str, Any] = {"k": count, "normalize_routing_weights": int(normalised)}
+        attributes |= {"expert_weight_bits": bits, "block_size": self._block, "accuracy_level": 4}
+        attributes |= {"activation_type": "swiglu", "swiglu_fusion": 1, "activation_alpha": 1.0, "activation_beta": 0.0}
+        return graph.op("QMoE", *stored, name=name, contrib=True, **attributes)
 
     def embed(self, graph: Graph, ids: str, table_VD: np.ndarray, *, name: str) -> str:
         """The table is stored as the output head multiplies it; a row is its blocks side by side."""
@@ -181,6 +230,28 @@ class NBits:
             store_scales = graph.widened if blocks.scales_ON.dtype == np.float16 else graph.weight
             store_scales(scales, blocks.scales_ON)
         return values, scales
+
+    def _store_experts(
+        self, graph: Graph, matrices_EOI: Mapping[str, np.ndarray], kinds: Sequence[str], bits: int, *, name: str
+    ) -> tuple[str, str]:
+        """Names of values and scales of the matrices of some kinds, all experts in one tensor, the kinds' rows taking
+        turns.
+        """
+        blocks = [
+            [self._quantized(f"{name}.{n}.{kind}", matrices_EOI[kind][n], bits) for kind in kinds]
+            for n in range(len(matrices_EOI[kinds[0]]))
+        ]
+        values_EOKNb = np.stack([np.stack([each.values_ONb for each in row], axis=1) for row in blocks])
+        scales_EOKN = np.stack([np.stack([each.scales_ON for each in row], axis=1) for row in blocks])
+        rows = (len(blocks), values_EOKNb.shape[1] * len(kinds), -1)
+        values, scales = f"{name}.{'_'.join(kinds)}.weight", f"{name}.{'_'.join(kinds)}.weight_scales"
+        graph.weight(values, values_EOKNb.reshape(rows))
+        store_scales = graph.widened if scales_EOKN.dtype == np.float16 else graph.weight
+        store_scales(scales, scales_EOKN.reshape(rows))
+        return values, scales
+
+    def _bits_of(self, name: str) -> int:
+        return TABLE_BITS if any(part in name for part in self.kept) else self.bits
 
     def _quantized(self, name: str, matrix_OI: np.ndarray, bits: int) -> Blocks:
         made = {} if self._made is None else self._made

@@ -17,7 +17,7 @@ from mmcli.export.locate import RECORD_FILE, Dtype, Ops, Target, fingerprint, gr
 from mmcli.export.matrices import FORMATS, NBits
 from mmcli.export.onnx_folder import write_companions, write_graph
 from mmcli.export.proof import Proof, prove
-from mmcli.export.targets import FINISH, refuse_impossible
+from mmcli.export.targets import FINISH, PORTABLE, refuse_impossible
 from mmcli.files import atomic_folder, write_json
 from mmcli.model.config import ModelConfig
 from mmcli.model.formats.hf_config import read_model_config
@@ -119,7 +119,8 @@ def fill_folder(folder: Path, plan: Plan, *, out: Path, force: bool, stage: str 
         matrices = fit(matrices, plan.model, plan.texts)
         kept = ", ".join(("embedding", "head", *(part.strip(".") for part in matrices.kept)))
         report.note(f"in 8 bits: {kept}")
-    write_graph(folder, build_model(plan.model, matrices, plan.config.max_seq_len, ops=plan.ops))
+    portable = plan.target in PORTABLE
+    write_graph(folder, build_model(plan.model, matrices, plan.config.max_seq_len, ops=plan.ops, portable=portable))
     write_companions(folder, plan.source, plan.config, tokenizer, ops=plan.ops, stage=stage)
     report.note("comparing it with torch: logits, greedy tokens, perplexity, tokenizer")
     proof = prove(folder, plan.model, tokenizer, dtype, fate="nothing was kept", force=force)

@@ -22,6 +22,8 @@ FINISH: Mapping[Target, Callable[[Path, Dtype], None]] = {
     "genai": lambda folder, dtype: compare_with_genai(folder),
 }
 
+PORTABLE: frozenset[Target] = frozenset({"mobile", "web"})  # where ONNX Runtime may be older and have fewer operators
+
 
 def refuse_impossible(target: Target, dtype: Dtype) -> None:
     """Raise UserError for a target that cannot be made here, or not in this format."""

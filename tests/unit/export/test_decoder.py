@@ -19,7 +19,7 @@ from mmcli.errors import UserError
 from mmcli.export import onnx_folder
 from mmcli.export.decoder import build_model
 from mmcli.export.locate import Dtype
-from mmcli.export.matrices import FORMATS
+from mmcli.export.matrices import FORMATS, NBits
 from mmcli.export.onnx_folder import write_graph
 from mmcli.generate.onnx_engine import OnnxEngine
 from mmcli.generate.onnx_session import open_session
@@ -39,6 +39,48 @@ def build(dtype: Dtype = "fp32", **values: Any) -> onnx.ModelProto:
 
 def kinds(model: onnx.ModelProto) -> Counter[str]:
     return Counter(node.op_type for node in model.graph.node)
+
+
+@pytest.mark.parametrize("kept", [(), ("layers.0.",)])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"num_experts_per_tok": 1, "n_shared_experts": 0},
+        {"num_experts_per_tok": 3, "norm_topk_prob": False},
+        {"scoring_func": "sigmoid"},
+        {"scoring_func": "sigmoid", "norm_topk_prob": False, "n_shared_experts": 2},
+    ],
+)
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_one_operator_computes_what_the_plain_nodes_of_experts_do(
+    dtype: Dtype, values: dict[str, Any], kept: tuple[str, ...]
+) -> None:
+    model = Transformer(ModelConfig(**{**SIZES, "use_moe": True, "init_std": 0.2, **values}), seed=1)
+    matrices = FORMATS[dtype]
+    assert isinstance(matrices, NBits)
+    fitted = matrices.fitted({}, kept, {})
+    fused, plain = (build_model(model, fitted, portable=portable) for portable in (False, True))
+    assert kinds(fused)["QMoE"] == 2 and kinds(plain)["QMoE"] == 0
+    ids = np.arange(11, dtype=np.int64)[None] * 7
+    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    feeds |= {each.name: np.zeros((1, 2, 0, 16), np.float32) for each in fused.graph.input[2:]}
+    found, expected = (open_graph(each).run(["logits"], feeds)[0] for each in (fused, plain))
+    np.testing.assert_allclose(found, expected, atol=1e-5 * expected.std())
+
+
+def test_experts_that_the_operator_does_not_take_are_plain_nodes() -> None:
+    """A width that is no multiple of a block, matrices of different bits."""
+    assert kinds(build("int4", use_moe=True))["QMoE"] == 2
+    assert kinds(build("int4", use_moe=True, hidden_dim=112))["QMoE"] == 0
+    assert kinds(build("int4", use_moe=True, dim=72, n_heads=3, n_kv_heads=3))["QMoE"] == 0
+    model, int4 = Transformer(ModelConfig(**{**SIZES, "use_moe": True})), FORMATS["int4"]
+    assert isinstance(int4, NBits)
+    assert kinds(build_model(model, int4.fitted({}, (".down_proj",), {})))["QMoE"] == 0
+
+
+def open_graph(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
 def test_versions_and_names_are_those_that_other_programs_load() -> None:
