@@ -19,14 +19,12 @@ from collections.abc import Callable, Iterable
 
 from contest import Contestant, serve
 
-from mmcli.threads import SPINS
-
 GOAL = 1.1
 UNDISTURBED_GOAL = 0.95
 ROWS, TOKENS, STEPS = 2, 256, 8  # steps of a contestant in a row
 SETTINGS = {
     "default": {"OMP_NUM_THREADS": "2"},
-    "mmcli": {"OMP_NUM_THREADS": "2", "GOMP_SPINCOUNT": SPINS},
+    "mmcli": {"OMP_NUM_THREADS": "2", "GOMP_SPINCOUNT": "5000"},
     "passive": {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"},
     "one-thread": {"OMP_NUM_THREADS": "1"},
 }

@@ -19,6 +19,7 @@ import os
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from mmcli.api import Run
 
 GOAL = 10.0
-TOPIC = "arithmetic"
-DATA = f"demo:{TOPIC}"
+FAMILY = "arithmetic"
+DATA = f"demo:{FAMILY}"
 CORPUS_SEEDS = 6  # of the questions that grpo asks
 NEVER = 1_000_000
 SHAPE = {"model.vocab_size": 512, "model.qk_norm": True}
@@ -110,11 +111,14 @@ def supervised(seed: int, runs: Path, asked: argparse.Namespace) -> Run:
 
 def write_questions(file: Path) -> Path:
     """Conversations about sums, in a file."""
-    from mmcli.data.demo import conversations
+    from mmcli.api import DataConfig, Record, open_data
 
+    sources = open_data("chat", DataConfig(sources=(DATA,))).train
     with file.open("w", encoding="utf-8") as lines:
         for seed in range(CORPUS_SEEDS):
-            lines.writelines(json.dumps(each, ensure_ascii=False) + "\n" for each in conversations(seed, TOPIC))
+            for item in replace(sources, seed=seed).records():
+                if isinstance(item, Record):
+                    lines.write(json.dumps(item.value, ensure_ascii=False) + "\n")
     return file
 
 
@@ -133,7 +137,7 @@ def score(folder: Path) -> float:
     )
 
     suite = find_suite("demo")
-    items, judge = [item for item in suite.load_items() if item.family == TOPIC], suite.load_judge()
+    items, judge = [item for item in suite.load_items() if item.family == FAMILY], suite.load_judge()
     tokenizer, engine = Tokenizer.load(folder), TorchEngine(load_model(folder), slots=64, max_len=256)
     prompts = [encode_chat(tokenizer, item.messages, add_generation_prompt=True).ids for item in items]
     greedy, stops = SamplingConfig(temperature=0, repetition_penalty=1), stop_ids(tokenizer)
