@@ -227,8 +227,7 @@ class NBits:
                 graph.weight(scales, np.ascontiguousarray(blocks.scales_ON.T, dtype=np.float32))
                 return values, scales
             graph.weight(values, blocks.values_ONb)
-            store_scales = graph.widened if blocks.scales_ON.dtype == np.float16 else graph.weight
-            store_scales(scales, blocks.scales_ON)
+            _store_scales(graph, scales, blocks.scales_ON)
         return values, scales
 
     def _store_experts(
@@ -246,8 +245,7 @@ class NBits:
         rows = (len(blocks), values_EOKNb.shape[1] * len(kinds), -1)
         values, scales = f"{name}.{'_'.join(kinds)}.weight", f"{name}.{'_'.join(kinds)}.weight_scales"
         graph.weight(values, values_EOKNb.reshape(rows))
-        store_scales = graph.widened if scales_EOKN.dtype == np.float16 else graph.weight
-        store_scales(scales, scales_EOKN.reshape(rows))
+        _store_scales(graph, scales, scales_EOKN.reshape(rows))
         return values, scales
 
     def _bits_of(self, name: str) -> int:
@@ -259,6 +257,11 @@ class NBits:
             power_I = self._powers.get(name)
             made[name, bits] = quantize_blocks(matrix_OI, bits=bits, block=self._block, power_I=power_I)
         return made[name, bits]
+
+
+def _store_scales(graph: Graph, name: str, scales: np.ndarray) -> None:
+    """Scales as they are, in fp16 or fp32; the operators take them in fp32."""
+    (graph.widened if scales.dtype == np.float16 else graph.weight)(name, scales)
 
 
 TABLE_BITS = 8  # of the embedding and the output head
