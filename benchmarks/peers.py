@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import statistics
 import tempfile
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 CONTEXT = 1024  # tokens that each makes room for
+REST = 0.3  # seconds: ONNX Runtime's threads go on spinning for 30 ms, and would take a core from who comes next
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,14 @@ Writer = Callable[[list[int], int], Written]
 def take_turns(
     writers: Mapping[str, Writer], prompt: list[int], new_tokens: int, repeats: int
 ) -> dict[str, list[Written]]:
-    """What each wrote in each turn; a turn before them warms up."""
+    """What each wrote in each turn, every turn in another order; a turn before them warms up."""
     found: dict[str, list[Written]] = {name: [] for name in writers}
+    names, shuffle = list(writers), random.Random(0).shuffle
     for turn in range(repeats + 1):
-        for name, write in writers.items():
-            written = write(prompt, new_tokens)
+        shuffle(names)
+        for name in names:
+            time.sleep(REST)
+            written = writers[name](prompt, new_tokens)
             if turn:
                 found[name].append(written)
     return found

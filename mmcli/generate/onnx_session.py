@@ -14,6 +14,7 @@ import onnxruntime
 
 from mmcli.errors import MmcliError, UserError
 from mmcli.generate.engine import Engine, extend_in_turn
+from mmcli.generate.huge_pages import huge_pages
 from mmcli.model.config import ModelConfig
 from mmcli.run import ONNX_GRAPH
 
@@ -89,7 +90,8 @@ def open_session(
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        with huge_pages():
+            return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its classes share no parent but Exception
         reason = str(error).splitlines()[0]
         what = f"ONNX Runtime {onnxruntime.__version__} does not take {path}: {reason}"
