@@ -39,14 +39,14 @@ class Busy:
 def cpu_name(proc: Path = PROC) -> str:
     """The model of the processor: `AMD EPYC 7763 64-Core Processor`."""
     model = platform.processor() or platform.machine()
-    lines = _read(proc / "cpuinfo").splitlines()
+    lines = read_system_file(proc / "cpuinfo").splitlines()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
 
 
 def memory(proc: Path = PROC, cgroup: Path = CGROUP) -> Memory | None:
     """Main memory and swap; None where the system does not tell."""
     kilobytes = {}
-    for line in _read(proc / "meminfo").splitlines():
+    for line in read_system_file(proc / "meminfo").splitlines():
         name, _, value = line.partition(":")
         kilobytes[name] = value.split()[0] if value.split() else ""
     with contextlib.suppress(KeyError, ValueError):
@@ -70,7 +70,7 @@ def memory(proc: Path = PROC, cgroup: Path = CGROUP) -> Memory | None:
 def file_system(path: Path, mounts: Path = PROC / "mounts") -> str | None:
     """The type of the file system that holds `path`, such as ext4 or tmpfs; None where the system does not tell."""
     whole, best, kind = path.resolve(), -1, None
-    for line in _read(mounts).splitlines():
+    for line in read_system_file(mounts).splitlines():
         fields = line.split()
         if len(fields) < 3:
             continue
@@ -110,7 +110,7 @@ def _ticks(proc: Path) -> dict[int, tuple[str, int]]:
     group = os.getpgrp() if hasattr(os, "getpgrp") else None
     launcher = os.getppid() if "LOCAL_RANK" in os.environ else None
     for folder in proc.glob("[0-9]*"):
-        head, _, rest = _read(folder / "stat").rpartition(")")  # a name may hold parentheses and spaces
+        head, _, rest = read_system_file(folder / "stat").rpartition(")")  # a name may hold parentheses and spaces
         fields = rest.split()
         pid = int(folder.name)
         if (
@@ -125,13 +125,13 @@ def _ticks(proc: Path) -> dict[int, tuple[str, int]]:
 
 def _number(path: Path) -> int | None:
     try:
-        value = int(_read(path))
+        value = int(read_system_file(path))
     except ValueError:  # "max"
         return None
     return value if value < NO_LIMIT else None
 
 
-def _read(path: Path) -> str:
+def read_system_file(path: Path) -> str:
     """The text of a file of the system; empty where there is none."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()

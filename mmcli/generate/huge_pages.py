@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from mmcli.machine import read_system_file
+
 SIZE = 2 << 20  # bytes of a huge page on x86-64 and, with pages of 4 KiB, on arm64
 COLLAPSE = 25  # MADV_COLLAPSE of madvise(2), Linux 6.1 and later
 POLICY = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -35,16 +37,13 @@ def huge_pages() -> Iterator[None]:
 
 
 def _is_left_to_programs() -> bool:
-    try:
-        return "[madvise]" in POLICY.read_text(encoding="ascii")
-    except OSError:
-        return False
+    return "[madvise]" in read_system_file(POLICY)
 
 
 def _blocks() -> set[int]:
     """Addresses of the whole aligned blocks, as large as a huge page, in this process's own memory without a file."""
     found: set[int] = set()
-    for line in MAPS.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in read_system_file(MAPS).splitlines():
         span, rights, _, _, file, *name = line.split()
         if rights.startswith("rw") and rights.endswith("p") and file == "0" and name in ([], ["[heap]"]):
             first, end = (int(each, 16) for each in span.split("-"))
