@@ -26,6 +26,7 @@ BLOCK = 64  # candidates whose weights are summed at once
 # 3 units in the last place, a block's sum by less than 10 roundings (2e-6); twice that.
 SURE = 2.0**-18
 FEW = 0.2  # share of candidates up to which it pays to line up those that are kept
+COLUMNS = 8  # of scores, for each of the k of top-k
 STREAM = 64  # positions whose random numbers are made at once
 
 
@@ -191,10 +192,15 @@ def _penalized(logits_SV: np.ndarray, seen_ids: Sequence[Sequence[int] | np.ndar
     if penalty == 1:
         return scores_SV
     scores_SV = np.array(scores_SV)
-    rows = np.repeat(np.arange(len(seen_ids)), [len(seen) for seen in seen_ids])
-    ids = np.concatenate([np.asarray(seen, dtype=np.int64) for seen in seen_ids])
-    values = scores_SV[rows, ids]
-    scores_SV[rows, ids] = np.where(values > 0, values / penalty, values * penalty)
+    if len(scores_SV) == 1:
+        where: tuple[np.ndarray, ...] = (np.asarray(seen_ids[0], dtype=np.int64),)
+        scores = scores_SV[0]
+    else:
+        rows = np.repeat(np.arange(len(seen_ids)), [len(seen) for seen in seen_ids])
+        where = (rows, np.concatenate([np.asarray(seen, dtype=np.int64) for seen in seen_ids]))
+        scores = scores_SV
+    values = scores[where]
+    scores[where] = np.where(values > 0, values / penalty, values * penalty)
     return scores_SV
 
 
@@ -212,8 +218,9 @@ def _candidates(scores_SV: np.ndarray, config: SamplingConfig) -> tuple[np.ndarr
     ids_SC: np.ndarray | None = None
     is_limited = 0 < config.top_k < scores_SC.shape[1]
     if is_limited:
-        kth_S1 = np.partition(scores_SC, -config.top_k, axis=1)[:, -config.top_k, None]
-        kth_S1 = np.maximum(kth_S1, LOWEST)  # of what a grammar forbids, nothing
+        kth_S1 = np.array(
+            [[max(_kth_largest(scores_C, config.top_k), LOWEST)] for scores_C in scores_SC]
+        )  # allowed ones
         ids_SC, scores_SC = _keep(ids_SC, scores_SC, scores_SC >= kth_S1)  # with every tie of the last
     if config.top_p < 1:
         ids_SC, scores_SC = _keep(ids_SC, scores_SC, _top_p(scores_SC, config.top_p, limited=is_limited))
@@ -221,6 +228,18 @@ def _candidates(scores_SV: np.ndarray, config: SamplingConfig) -> tuple[np.ndarr
         # min-p (Nguyen et al. 2024): p >= min_p * p_max, and the largest score is 0.
         ids_SC, scores_SC = _keep(ids_SC, scores_SC, scores_SC >= math.log(config.min_p))
     return ids_SC, scores_SC
+
+
+def _kth_largest(scores_C: np.ndarray, k: int) -> np.float32:
+    """The k-th largest of many scores, looked for among those that can be it: a fifth of the time of a partition."""
+    part = len(scores_C) // (COLUMNS * k)
+    if part > 1:
+        # Of the maxima of columns, k are as large as the k-th largest of them, so at least k scores are.
+        whole = len(scores_C) // part * part
+        maxima = scores_C[:whole].reshape(part, -1).max(axis=0)
+        scores_C = scores_C[scores_C >= np.partition(maxima, -k)[-k]]
+    found: np.float32 = np.partition(scores_C, -k)[-k]
+    return found
 
 
 def _keep(

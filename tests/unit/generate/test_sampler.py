@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from mmcli.errors import MmcliError, UserError
-from mmcli.generate.sampler import BLOCK, SamplingConfig, _draw, distribution, sample, sample_one, uniform
+from mmcli.generate.sampler import BLOCK, SamplingConfig, _draw, _kth_largest, distribution, sample, sample_one, uniform
 
 OFF = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
 
@@ -278,3 +278,21 @@ def test_nonsense_is_refused_by_name_and_value(name: str, value: float) -> None:
         SamplingConfig(**{name: value})
     assert f"{name} = {value}" in caught.value.what
     assert name in caught.value.fix
+
+
+@pytest.mark.parametrize("width", [51, 400, 801, 6400, 6437])
+@pytest.mark.parametrize("k", [1, 2, 50])
+def test_the_kth_largest_is_that_of_a_whole_sort(width: int, k: int) -> None:
+    """Also where many scores are equal, or forbidden by a grammar."""
+    rng = np.random.default_rng(width + k)
+    plain = rng.standard_normal(width).astype(np.float32)
+    forbidden = np.where(rng.random(width) < 0.99, -np.inf, plain).astype(np.float32)
+    for scores in (
+        plain,
+        np.round(plain),
+        forbidden,
+        np.sort(plain),
+        np.sort(plain)[::-1],
+        np.zeros(width, np.float32),
+    ):
+        assert _kth_largest(scores, k) == np.sort(scores)[-k]
