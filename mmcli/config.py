@@ -23,6 +23,8 @@ C = TypeVar("C")
 DEFAULT = "default"
 STAGE = "stage "  # the name of a stage's own layer begins so
 AT_WIDTH = " at width "  # in the name of a layer that fits a preset to a wider model
+ON_DEVICE = " on "  # in the name of a layer with a preset's values for one type of device
+DEVICES = ("cpu", "cuda", "mps")
 
 
 def option(default: Any, doc: str, *, flag: str | None = None, short: str | None = None) -> Any:
@@ -292,7 +294,8 @@ def to_tables(config: Any) -> dict[str, Any]:
     return tables
 
 
-# Presets: presets/*.toml, each with [about], [model] and, under a stage's name, values for that stage.
+# Presets: presets/*.toml, each with [about], [model] and, under a stage's name, values for that stage; those for one
+# type of device alone are in a table of its name: [pretrain.cpu.train].
 
 
 def presets_dir() -> Path:
@@ -325,12 +328,21 @@ def preset_chain(name: str) -> list[tuple[str, dict[str, Any]]]:
     return chain
 
 
-def preset_layers(name: str, stage: str | None = None) -> list[Layer]:
-    """The layers of a preset: its model, and its values for `stage`."""
-    return [
-        Layer(f"preset {each}", {"model": tables.get("model", {}), **tables.get(stage or "", {})})
-        for each, tables in preset_chain(name)
-    ]
+def preset_layers(name: str, stage: str | None = None, device: str | None = None) -> list[Layer]:
+    """The layers of a preset: its model, and its values for `stage`, then those on `device`, one of `DEVICES`."""
+    layers = []
+    for each, tables in preset_chain(name):
+        of_stage = tables.get(stage or "", {})
+        everywhere = {key: value for key, value in of_stage.items() if key not in DEVICES}
+        layers.append(Layer(f"preset {each}", {"model": tables.get("model", {}), **everywhere}))
+        if device in of_stage:
+            layers.append(Layer(f"preset {each}{ON_DEVICE}{device}", of_stage[device]))
+    return layers
+
+
+def follows_device(name: str, stage: str) -> bool:
+    """True if a preset has values for `stage` that depend on the device."""
+    return any(device in tables.get(stage, {}) for _, tables in preset_chain(name) for device in DEVICES)
 
 
 def preset_at_width(name: str, stage: str, width: int) -> list[Layer]:

@@ -18,6 +18,7 @@ from mmcli import plugins
 from mmcli.config import (
     Layer,
     Resolved,
+    follows_device,
     leaves,
     merge_layers,
     preset_at_width,
@@ -100,12 +101,24 @@ def _layers(
         preset, width = _preset_and_width(parent, references)
     elif preset is None and builds_model:
         preset = DEFAULT_PRESET
-    of_preset = preset_layers(preset, stage.name) if preset is not None else []
+    wanted = set_values.get("train.device", keys.get("train.device"))
+    of_preset = preset_layers(preset, stage.name, _device_type(preset, stage, wanted)) if preset is not None else []
     if preset is not None and width is not None and set_values.get("optim.optimizer") != "muon":  # scaled by shape
         of_preset += preset_at_width(preset, stage.name, width)
     if not has_shape:  # the shape is the parent's own; the preset says how such a model is trained in this stage
         of_preset = [Layer(x.name, {k: v for k, v in x.values.items() if k != "model"}) for x in of_preset]
     return [stage.layer, *of_preset, *own], preset
+
+
+def _device_type(preset: str, stage: Stage, wanted: str | None) -> str | None:
+    """The type of the device `wanted`, for a preset to which it matters; "auto" takes torch, which is slow to load."""
+    if wanted is None or not follows_device(preset, stage.name):
+        return None
+    if wanted != "auto":
+        return wanted.partition(":")[0]
+    from mmcli.model.device import choose_device
+
+    return choose_device().type
 
 
 def _preset_and_width(ref: str, references: References) -> tuple[str | None, int | None]:

@@ -1,9 +1,9 @@
 """The reference curves that `mmcli runs plot --reference` draws: real trainings of presets on the built-in corpus.
 
-    python docs/curves/make.py [PRESET ...]     # by default all; base and moe take twenty minutes each on two CPU cores
+    python docs/curves/make.py [PRESET ...]     # by default all; base and moe take ten minutes each on two CPU cores
 
-Each training begins as `mmcli pretrain --preset PRESET` does, and is ended, saved, after so many steps. Kept are
-means over stretches of steps, below a line that says what made them.
+Each training begins as `mmcli pretrain --preset PRESET` does on a CPU, and is ended, saved, after so many steps. Kept
+are means over stretches of steps, below a line that says what made them.
 """
 
 from __future__ import annotations
@@ -39,19 +39,20 @@ class Recipe:
     values: dict[str, Any] = field(default_factory=dict)
 
 
-OFTEN = {"data.val_tokens": 4096, "train.eval_every": 5}
+OFTEN = {"data.val_tokens": 4096, "train.eval_every": 15}
 RECIPES = {
     "tiny": Recipe(),
-    "small": Recipe(25, {**OFTEN, "train.epochs": 5.0}),
-    "base": Recipe(25, {**OFTEN, "train.epochs": 5.0}),
-    "moe": Recipe(25, {**OFTEN, "train.epochs": 5.0}),
+    "small": Recipe(100, {**OFTEN, "train.epochs": 5.0}),
+    "base": Recipe(60, {**OFTEN, "train.epochs": 5.0}),
+    "moe": Recipe(60, {**OFTEN, "train.epochs": 5.0}),
 }
 
 
 def train(preset: str, recipe: Recipe, runs_dir: Path) -> Run:
     """Train a preset for as many steps as the recipe has."""
     given = [part for key, value in recipe.values.items() for part in ("--set", f"{key}={value}")]
-    command = [sys.executable, "-m", "mmcli", "pretrain", "--preset", preset, "--runs-dir", str(runs_dir), *given]
+    command = [sys.executable, "-m", "mmcli", "pretrain", "--preset", preset, "--device", "cpu"]
+    command += ["--runs-dir", str(runs_dir), *given]
     with subprocess.Popen(command) as process:
         while process.poll() is None:
             time.sleep(0.5)

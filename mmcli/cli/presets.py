@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -82,10 +83,20 @@ def _stage_values(name: str) -> dict[str, dict[str, tuple[Any, str]]]:
         for stage, parts in tables.items():
             if stage in ("about", "model", "extends"):
                 continue
-            for part, values in parts.items():
-                table = found.setdefault(f"{stage}.{part}", {})
+            for part, values in _tables(stage, parts):
+                table = found.setdefault(part, {})
                 table |= {key: (value, f"preset {preset}") for key, value in values.items()}
     return found
+
+
+def _tables(name: str, table: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(dotted name, plain values) of a table and of the tables in it."""
+    plain = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
+    if plain:
+        yield name, plain
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _tables(f"{name}.{key}", value)
 
 
 def _toml(value: Any) -> str:

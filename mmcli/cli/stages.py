@@ -16,7 +16,18 @@ import typer
 from mmcli import plugins
 from mmcli.cli.help import App, Command
 from mmcli.cli.options import AllowChange, AsJson, Nproc, RunsDir
-from mmcli.config import AT_WIDTH, DEFAULT, Layer, Leaf, Typed, describe_type, leaves, merge_layers, parse_set
+from mmcli.config import (
+    AT_WIDTH,
+    DEFAULT,
+    ON_DEVICE,
+    Layer,
+    Leaf,
+    Typed,
+    describe_type,
+    leaves,
+    merge_layers,
+    parse_set,
+)
 from mmcli.errors import MmcliError
 from mmcli.plugins import Plugin
 from mmcli.stage import Stage
@@ -137,7 +148,8 @@ def _shown_values(stage: Stage, flags: Sequence[Layer], values: Mapping[str, Any
     for leaf in leaves(stage.config):
         value, source = set_values.get(leaf.key, leaf.default), sources[leaf.key]
         if value is not None and value != () and (value is not False or source != DEFAULT):
-            why = f" ({source})" if AT_WIDTH in source else ""
+            fitted = source.startswith("preset ") and (AT_WIDTH in source or ON_DEVICE in source)
+            why = f" ({source})" if fitted else ""
             shown[_python_name(leaf)] = _note("given" if source in given else "default", _text(value) + why)
     if preset is not None:
         shown["preset"] = _note("given" if values.get("preset") else "default", preset)

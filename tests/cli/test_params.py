@@ -174,7 +174,9 @@ def test_presets_show_is_toml_with_sources(capsys: pytest.CaptureFixture[str]) -
     found = as_json(capsys, "presets", "show", "moe-1024")
     model = {key: "none" if value is None else value for key, value in found["model"].items()}
     assert tables["model"] == model
-    assert tables["pretrain"] == {"optim": {"lr": 5e-4}, "data": {"seq_len": 512}, "train": {"batch_size": 32}}
+    assert tables["pretrain"]["train"] == {"batch_size": 32}
+    assert tables["pretrain"]["cpu"] == {"train": {"batch_size": 8}}
+    assert found["stages"]["pretrain.cpu.train"] == {"batch_size": [8, "preset small"]}
     assert found["sources"]["dim"] == "preset base-1024"
     assert found["sources"]["vocab_size"] == "preset small"
     assert found["sources"]["norm_eps"] == "default"

@@ -36,9 +36,14 @@ def test_pretrain_shows_what_tiny_trains_with(capsys: pytest.CaptureFixture[str]
 
 
 def test_a_preset_on_the_command_line_counts(capsys: pytest.CaptureFixture[str]) -> None:
-    help_of = shown(capsys, "pretrain", "--preset", "small")
+    help_of = shown(capsys, "pretrain", "--preset", "small", "--device", "cuda")
     assert (help_of["--batch-size"], help_of["--lr"]) == ("default: 32", "default: 0.0005")
     assert help_of["--preset"] == "given: small"
+
+
+def test_a_value_that_follows_the_device_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    help_of = shown(capsys, "pretrain", "--preset", "small", "--device", "cpu")
+    assert help_of["--batch-size"] == "default: 8 (preset small on cpu)"
 
 
 def test_a_rate_that_follows_the_width_says_so(capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,7 +83,8 @@ def test_it_knows_the_preset_of_the_model_that_it_starts_from(
 
 
 def test_config_show_takes_the_same_options_and_shows_them(capsys: pytest.CaptureFixture[str]) -> None:
-    assert shown(capsys, "config", "show", "pretrain", "--preset", "small")["--batch-size"] == "default: 32"
+    argv = ["config", "show", "pretrain", "--preset", "small", "--device", "cpu"]
+    assert shown(capsys, *argv)["--batch-size"] == "default: 8 (preset small on cpu)"
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "dpo"])

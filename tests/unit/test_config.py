@@ -13,6 +13,7 @@ from mmcli.config import (
     DEFAULT,
     ConfigError,
     Layer,
+    follows_device,
     leaves,
     option,
     parse_set,
@@ -248,6 +249,18 @@ def test_a_preset_stands_on_what_it_extends(presets: Path) -> None:
     assert [layer.name for layer in layers] == ["preset one", "preset two"]
     assert layers[0].values == {"model": {"dim": 64, "n_layers": 2}, "optim": {"lr": 0.5}}
     assert layers[1].values == {"model": {"dim": 128}}
+
+
+def test_a_preset_has_values_for_one_type_of_device(presets: Path) -> None:
+    (presets / "one.toml").write_text("[pretrain.train]\nsteps = 9\nseed = 1\n[pretrain.cpu.train]\nsteps = 3\n")
+    (presets / "two.toml").write_text('extends = "one"\n[pretrain.train]\nseed = 2\n')
+    layers = preset_layers("two", "pretrain", "cpu")
+    assert [layer.name for layer in layers] == ["preset one", "preset one on cpu", "preset two"]
+    assert layers[0].values == {"model": {}, "train": {"steps": 9, "seed": 1}}
+    assert layers[1].values == {"train": {"steps": 3}}
+    for device in (None, "cuda", "mps"):
+        assert preset_layers("two", "pretrain", device) == [layers[0], layers[2]]
+    assert follows_device("two", "pretrain") and not follows_device("two", "sft")
 
 
 def test_presets_in_a_circle_are_refused(presets: Path) -> None:

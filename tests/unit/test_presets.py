@@ -92,14 +92,25 @@ def test_every_preset_fits_the_pretrain_stage(name: str) -> None:
     assert resolved.config.data.seq_len <= resolved.config.model.max_seq_len
 
 
-def test_tiny_and_small_train_with_their_own_settings() -> None:
+@pytest.mark.parametrize(
+    ("name", "device", "lr", "seq_len", "rows"),
+    [
+        ("tiny", "cpu", 4e-3, 256, 8),
+        ("tiny", "cuda", 4e-3, 256, 8),
+        ("small", "cpu", 5e-4, 512, 8),
+        ("small", "cuda", 5e-4, 512, 32),
+        ("moe", "cpu", 5e-4, 512, 8),
+        ("moe", "mps", 5e-4, 512, 32),
+    ],
+)
+def test_presets_train_with_their_own_settings(name: str, device: str, lr: float, seq_len: int, rows: int) -> None:
     from mmcli.stages import PretrainConfig
 
-    for name, lr, seq_len, rows in (("tiny", 4e-3, 256, 8), ("small", 5e-4, 512, 32), ("moe", 5e-4, 512, 32)):
-        resolved = resolve(PretrainConfig, preset_layers(name, "pretrain"))
-        found = resolved.config
-        assert (found.optim.lr, found.data.seq_len, found.train.batch_size) == (lr, seq_len, rows)
-        assert resolved.chosen("optim.lr") and resolved.chosen("data.seq_len") and resolved.chosen("train.batch_size")
+    resolved = resolve(PretrainConfig, preset_layers(name, "pretrain", device))
+    found = resolved.config
+    assert (found.optim.lr, found.data.seq_len, found.train.batch_size) == (lr, seq_len, rows)
+    assert (found.optim.schedule, found.optim.beta2) == ("wsd", 0.99)
+    assert resolved.chosen("optim.lr") and resolved.chosen("data.seq_len") and resolved.chosen("train.batch_size")
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,13 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
 from mmcli import runner
-from mmcli.config import Layer, option
+from mmcli.config import Layer, option, resolve
 from mmcli.errors import Interrupted, MmcliError, UserError
 from mmcli.model.config import ModelConfig
 from mmcli.run import Run, list_runs
@@ -272,7 +272,26 @@ def test_a_stage_that_builds_a_model_rests_on_tiny_or_on_the_preset_asked_for(tm
     layers, preset = runner.stage_layers(BUILDS, [Layer("v", {})], runs_dir=tmp_path)
     assert (names(layers), preset) == (["stage pretrain", "preset tiny", "v"], "tiny")
     layers, preset = runner.stage_layers(BUILDS, [], runs_dir=tmp_path, preset="base")
-    assert (names(layers), preset) == (["stage pretrain", "preset small", "preset base"], "base")
+    assert preset == "base"
+    assert names(layers)[:2] == ["stage pretrain", "preset small"] and names(layers)[-1] == "preset base"
+
+
+@pytest.mark.parametrize(
+    ("device", "found", "rows"), [("auto", "cpu", 8), ("auto", "cuda", 32), ("cpu", "cuda", 8), ("cuda:1", "cpu", 32)]
+)
+def test_a_preset_takes_the_values_of_the_device(
+    device: str, found: str, rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmcli.model.device.choose_device", lambda: SimpleNamespace(type=found))
+    stage = runner.load_stage("pretrain")
+    own = [Layer("--device", {"train.device": device})]
+    layers, _ = runner.stage_layers(stage, own, runs_dir=tmp_path, preset="base")
+    resolved = resolve(stage.config, layers)
+    assert resolved.config.train.batch_size == rows
+    assert resolved.sources["train.batch_size"] == ("preset small on cpu" if rows == 8 else "preset small")
+    asked = [*own, Layer("--batch-size", {"train.batch_size": 5})]
+    layers, _ = runner.stage_layers(stage, asked, runs_dir=tmp_path, preset="base")
+    assert resolve(stage.config, layers).config.train.batch_size == 5
 
 
 def test_the_shape_of_a_parent_is_its_own_and_its_preset_says_how_it_trains(tmp_path: Path) -> None:
@@ -281,7 +300,7 @@ def test_the_shape_of_a_parent_is_its_own_and_its_preset_says_how_it_trains(tmp_
     for name in ("config.json", "tokenizer.json"):
         (parent.model / name).write_text("{}")
     parent.update(preset="small")
-    for values in ({"train.start_from": "1"}, {"train": {"start_from": "1"}}):
+    for values in ({"train.start_from": "1", "train.device": "cuda"}, {"train": {"start_from": "1", "device": "cuda"}}):
         layers, preset = runner.stage_layers(BUILDS, [Layer("--from", values)], runs_dir=tmp_path)
         assert (names(layers), preset) == (["stage pretrain", "preset small", "--from"], "small")
         assert "model" not in layers[1].values and layers[1].values["train"]["batch_size"] == 32

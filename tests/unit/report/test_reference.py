@@ -22,7 +22,7 @@ from mmcli.stages import PRETRAIN, PretrainConfig
 
 
 def configuration(preset: str, given: dict[str, Any]) -> dict[str, Any]:
-    layers = [PRETRAIN.layer, *preset_layers(preset, "pretrain"), Layer("given", given)]
+    layers = [PRETRAIN.layer, *preset_layers(preset, "pretrain", "cpu"), Layer("given", given)]
     return to_tables(resolve(PretrainConfig, layers).config)
 
 
