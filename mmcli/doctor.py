@@ -207,7 +207,7 @@ def check_runs(runs_dir: Path) -> Iterator[Finding]:
     text = f"{len(runs)} in {runs_dir}"
     if resumable:
         newest = resumable[-1]
-        text += f", {len(resumable)} to be resumed; the newest: mmcli resume {newest.number}"
+        text += f", {len(resumable)} to be resumed; the newest: mmcli resume {newest.reference}"
     yield Finding("runs", "ok", text)
     for run, problem in damaged:
         fix = f"look at all of it: mmcli runs verify {run.number}"

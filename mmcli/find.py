@@ -9,6 +9,8 @@ from pathlib import Path
 from mmcli.errors import UserError, did_you_mean
 from mmcli.run import ONNX_GRAPH, RUN_NAME, ModelRef, Run, formerly, list_runs, model_at, where_now
 
+BEST = "/best"
+
 
 class References:
     """The models that a person's words name, each looked for once: `latest` is the same run in all of one command."""
@@ -85,12 +87,20 @@ def _run_at(ref: str) -> Run:
 def find_model(ref: str, runs_dir: Path) -> ModelRef:
     """The model a person named: a run (see `find_run`) that has a `model/`, or a model folder.
 
+    `RUN/best` is the model with the best held-out value of a run: its `best/`, or its `model/` where none was better.
     `latest` passes over runs without a language model; `latest:tokenizer` finds a tokenizer run, `latest:reward` a
     reward model.
 
     Raises:
         UserError: there is none.
     """
+    if ref.endswith(BEST) and not Path(ref).is_dir():
+        run = find_model(ref.removesuffix(BEST), runs_dir).run
+        if run is None:
+            raise UserError(
+                f"{ref.removesuffix(BEST)} is no run, so it has no best model", "name a run, such as 7/best"
+            )
+        return ModelRef(run.best if run.best.is_dir() else run.model, run)
     newest, _, of_stage = ref.partition(":")
     if newest == "latest":
         runs = list_runs(runs_dir)

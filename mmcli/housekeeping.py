@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,7 +106,7 @@ def refuse_removal(runs: Sequence[Run]) -> None:
         for child in children(run):
             if child.path.resolve() not in gone and needs_parent(child):
                 what = f"{child.name} started from {run.name} and cannot be resumed without it"
-                raise UserError(what, f"finish it first: mmcli resume {child.number}; or remove both")
+                raise UserError(what, f"finish it first: mmcli resume {child.reference}; or remove both")
 
 
 def remove_run(run: Run) -> int:
@@ -146,17 +145,16 @@ class Pruned:
 
 
 def prunable(run: Run) -> Pruned:
-    """What `prune_run` would remove: all checkpoints but the one that a resume loads, and the best one.
+    """What `prune_run` would remove: all checkpoints but the one that a resume loads.
 
-    A resume loads the newest that is whole. A finished run is not resumed, so with its `model/` it needs none; the best
-    is that with the lowest held-out loss, kept unless those weights are the model's.
+    A resume loads the newest that is whole. A finished run is not resumed, so with its `model/` it needs none.
     """
     found = sorted((p for p in run.checkpoints.glob("step-*") if CHECKPOINT.match(p.name) and p.is_dir()), key=_step)
     whole = next((path for path in reversed(found) if damage(path, needed=CHECKPOINT_FILES) is None), None)
     done = run.info()["state"] == "finished" and (run.model / "config.json").is_file()
-    kept = {_best(found)} if done and whole == found[-1] and _best(found) != whole else set()
+    kept: set[Path] = set()
     if not done:
-        kept = {_best(found), *(found[found.index(whole) :] if whole is not None else found)}
+        kept = {*(found[found.index(whole) :] if whole is not None else found)}
     removed = tuple(path for path in found if path not in kept)
     return Pruned(run, removed, tuple(path for path in found if path in kept), sum(map(disk_bytes, removed)))
 
@@ -180,15 +178,3 @@ def prune_run(run: Run) -> Pruned:
 
 def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
-
-
-def _best(checkpoints: Sequence[Path]) -> Path | None:
-    """The checkpoint with the lowest held-out loss, of those that tell one."""
-    values = dict(_held_out(checkpoints))
-    return min(values, key=lambda path: (values[path], _step(path)), default=None)
-
-
-def _held_out(checkpoints: Sequence[Path]) -> Iterator[tuple[Path, float]]:
-    for path in checkpoints:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-            yield path, float(json.loads((path / "progress.json").read_text(encoding="utf-8"))["held_out"])

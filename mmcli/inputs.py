@@ -145,7 +145,8 @@ def pin_inputs(context: StageContext, found: Mapping[str, Input]) -> None:
 def _refusal(run: Run, kind: str, what: str, before: str, now: str) -> UserError:
     return UserError(
         f"the {NOUNS[kind]} of {run.name} changed since it began: {what} was {before}, is {now}",
-        f"restore it, or accept that the run is no longer bit-exact: mmcli resume {run.number} --allow-change {kind}",
+        "restore it, or accept that the run is no longer bit-exact: "
+        f"mmcli resume {run.reference} --allow-change {kind}",
     )
 
 

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -56,6 +57,13 @@ class Run:
         return int(self.name.split("-", 1)[0])
 
     @property
+    def reference(self) -> str:
+        """How a command line names it: its number, with `--runs-dir` where that is not the usual folder."""
+        usual = Path(os.environ.get("MMCLI_RUNS", "runs"))
+        where = "" if self.path.parent == usual else f" --runs-dir {shlex.quote(str(self.path.parent))}"
+        return f"{self.number}{where}"
+
+    @property
     def stage(self) -> str:
         return self.name.split("-")[1]
 
@@ -74,6 +82,11 @@ class Run:
     def model(self) -> Path:
         """The Hugging Face style folder of the newest saved model."""
         return self.path / "model"
+
+    @property
+    def best(self) -> Path:
+        """The folder of the model with the best held-out value, there where `model/` has a worse one."""
+        return self.path / "best"
 
     @property
     def checkpoints(self) -> Path:
@@ -151,10 +164,11 @@ class Run:
         return removed + remove_leftovers(self.exports, alone=False)  # exports are written without the run's lock
 
     def recover_model(self) -> None:
-        """Bring the old model back where a process was killed that was replacing it."""
-        if not self.model.exists() and not is_locked(self.path / LOCK):
-            with contextlib.suppress(OSError):
-                recover(self.model)
+        """Bring an old model back where a process was killed that was replacing it."""
+        for folder in (self.model, self.best):
+            if not folder.exists() and not is_locked(self.path / LOCK):
+                with contextlib.suppress(OSError):
+                    recover(folder)
 
     def still_running(self) -> UserError:
         """The refusal of a run that another process works on."""
@@ -235,9 +249,8 @@ class Run:
             number += 1
             path = runs_dir / f"{number:04d}-{stage}-{label}"
             try:
-                path.mkdir(parents=True)
-            except FileExistsError:
-                continue
+                if not _make_numbered(path, number):
+                    continue
             except OSError as error:
                 raise UserError(f"cannot make {path}: {error.strerror}", "choose another --runs-dir") from None
             run = cls(path)
@@ -287,6 +300,23 @@ def _command_line() -> list[str]:
     return list(sys.orig_argv)
 
 
+def _make_numbered(path: Path, number: int) -> bool:
+    """Make the folder of a run; False where another run has its number, or is getting it from a process beside."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    reserved = path.parent / f".{number:04d}"
+    try:
+        reserved.mkdir()
+    except FileExistsError:
+        return False
+    try:
+        if any(run.number == number for run in list_runs(path.parent)):
+            return False
+        path.mkdir()
+        return True
+    finally:
+        reserved.rmdir()
+
+
 def list_runs(runs_dir: Path) -> list[Run]:
     """Every run folder, the oldest first."""
     if not runs_dir.is_dir():
@@ -303,8 +333,15 @@ class ModelRef:
     run: Run | None
 
     @property
+    def is_best(self) -> bool:
+        """True of the `best/` of a run, which is not what the run ended with."""
+        return self.run is not None and self.path.name == self.run.best.name
+
+    @property
     def label(self) -> str:
-        return self.run.name if self.run else str(self.path)
+        if self.run is None:
+            return str(self.path)
+        return f"{self.run.name}/best" if self.is_best else self.run.name
 
     @property
     def stage(self) -> str | None:
@@ -332,9 +369,9 @@ def formerly(name: str, runs_dir: Path) -> Run | None:
 
 
 def model_at(folder: Path) -> ModelRef:
-    """The model of a folder, with the run whose `model/` it is, if it is one."""
+    """The model of a folder, with the run whose `model/` or `best/` it is, if it is one."""
     whole = folder.resolve()
-    inside = whole.name == "model" and RUN_NAME.match(whole.parent.name)
+    inside = whole.name in ("model", "best") and RUN_NAME.match(whole.parent.name)
     return ModelRef(
         folder, Run(folder.parent if folder.parent.name == whole.parent.name else whole.parent) if inside else None
     )

@@ -273,7 +273,7 @@ def _resume(
     with run.lock() as held:  # first: what run.json says holds only then
         run.read_info()
         if run.info()["state"] == "finished":
-            raise UserError(f"{run.name} is finished", f"train on from it: mmcli {run.stage} --from {run.number}")
+            raise UserError(f"{run.name} is finished", f"train on from it: mmcli {run.stage} --from {run.reference}")
         tables = _stored_config(run)
         stage = load_stage(run.stage)
         pinned = has_inputs(run)
@@ -411,7 +411,7 @@ def _work(stage: Stage, context: StageContext, held: bool) -> None:
         number = error.signal_number if isinstance(error, Terminated) else signal.SIGINT
         what = f"stopped by {signal.Signals(number).name}; {run.path} keeps what was saved"
         _end(run, "stopped", what, report)
-        ended = Interrupted(what, f"resume it: mmcli resume {run.number}", number)
+        ended = Interrupted(what, f"resume it: mmcli resume {run.reference}", number)
         ended.of_every_rank = False  # the others are at work, and learn it from the connection
         raise ended from None
     except BaseException as error:
@@ -440,4 +440,4 @@ def _report_page(run: Run, report: Reporter) -> None:
 
         write_report(run)
     except Exception as error:
-        report.warn(f"{run.path} has no new report.html ({error}); make it with: mmcli runs report {run.number}")
+        report.warn(f"{run.path} has no new report.html ({error}); make it with: mmcli runs report {run.reference}")

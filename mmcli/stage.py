@@ -106,7 +106,7 @@ class Metric:
         format: format spec of a number, such as ".3f" or ".0%"; of a list, its smallest and its largest are shown.
         label: short words before the number, by default the name; a single letter stands without a space: H1.00.
         group: metrics of one group are shown together, and in a line only where there is room for all of them.
-        higher_is_better: of a value on held-out data: such as a reward; the best checkpoint is the one with the most.
+        higher_is_better: of a value on held-out data: such as a reward; the best model is the one with the most.
 
     Raises:
         ValueError: the format is not one of a float.

@@ -115,7 +115,7 @@ def _plain_faults(run: Run) -> Iterator[Fault]:
             yield Fault(f"{path} {problem}", COPY)
     evaluations = run.path / EVALUATIONS
     if evaluations.is_file() and (problem := _problem(evaluations, _read_table)) is not None:
-        yield Fault(f"{evaluations} {problem}", f"delete it, and measure again: mmcli eval {run.number}")
+        yield Fault(f"{evaluations} {problem}", f"delete it, and measure again: mmcli eval {run.reference}")
     for path in sorted(run.path.glob("*.jsonl")):
         if (problem := _problem(path, _read_lines)) is not None:
             yield Fault(f"{path} {problem}", f"restore it from a copy, or delete that line of {path.name}")

@@ -35,7 +35,7 @@ Step = Callable[[], None]
 
 def ours(config: ModelConfig, rows: int, *, compiled: bool, optimizer: str = "adamw") -> Step:
     """A step of ours, with deterministic algorithms, as every training of ours."""
-    make_deterministic()
+    make_deterministic(torch.device("cuda"))
     gpu = Accelerator(torch.device("cuda"), "bf16")
     ids = random_ids(rows, TOKENS, config.vocab_size)
     return our_step(config, ids, micro_batch=rows, compiled=compiled, accelerator=gpu, optimizer=optimizer)

@@ -67,12 +67,11 @@ def tell_ending(run: Run, report: Reporter) -> None:
     took = f" after {duration(info['elapsed_seconds'])}" if info.get("elapsed_seconds") is not None else ""
     model = f": {run.model}" if run.model.is_dir() else ""
     report.note(f"{run.name} {info['state']}{took}{model}")
-    where = "" if run.path.parent == Path(os.environ.get("MMCLI_RUNS", "runs")) else f" --runs-dir {run.path.parent}"
     if info["state"] != "finished":
-        report.note(f"next: mmcli resume {run.number}{where}")
+        report.note(f"next: mmcli resume {run.reference}")
     elif model:
-        tune = f", or fine-tune it: mmcli sft --from {run.number}{where}" if run.stage == "pretrain" else ""
-        report.note(f"next: mmcli chat {run.number}{where}{tune}")
+        tune = f", or fine-tune it: mmcli sft --from {run.reference}" if run.stage == "pretrain" else ""
+        report.note(f"next: mmcli chat {run.reference}{tune}")
 
 
 def print_run(run: Run) -> None:

@@ -20,11 +20,11 @@ class Result(Protocol):
 def keep_result(ref: ModelRef, result: Result, report: Reporter | None = None) -> bool:
     """Keep a result in the run of a model, and write its report.html anew; whether it was kept.
 
-    It replaces an earlier one with the same settings. A model without a run keeps nothing, and neither does a run keep
-    a control (shuffled answers). A run that cannot be written gives a warning.
+    It replaces an earlier one with the same settings. A model without a run keeps nothing, nor does a `best/`, and
+    neither does a run keep a control (shuffled answers). A run that cannot be written gives a warning.
     """
     values = result.to_json()
-    if ref.run is None or values.get("shuffled"):
+    if ref.run is None or ref.is_best or values.get("shuffled"):
         return False
     try:
         keep_evaluation(ref.run, values)

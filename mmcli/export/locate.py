@@ -20,26 +20,35 @@ SOURCE_FILES = ("config.json", "generation_config.json", "tokenizer.json", "toke
 
 
 def default_folder(ref: ModelRef, dtype: Dtype, target: Target = "cpu", ops: Ops = "fused") -> Path:
-    """`RUN/export/onnx-DTYPE[-TARGET][-standard]`, or the same inside a model folder outside of any run."""
+    """`RUN/export/onnx-DTYPE[-TARGET][-standard]`, or the same inside a model folder outside of any run.
+
+    Here and below, exports of a run's `best/` have names that begin with `best-`.
+    """
     parts = ("onnx", dtype, *([target] if target != "cpu" else []), *([ops] if ops != "fused" else []))
-    return (ref.run.exports if ref.run else ref.path) / "-".join(parts)
+    return _place(ref, "-".join(parts))
 
 
 def default_hf_folder(ref: ModelRef, dtype: str | None) -> Path:
     """`RUN/export/hf` or `hf-DTYPE`, or the same inside a model folder that is of no run."""
-    return (ref.run.exports if ref.run else ref.path) / (f"hf-{dtype}" if dtype else "hf")
+    return _place(ref, f"hf-{dtype}" if dtype else "hf")
 
 
 def default_gguf_file(ref: ModelRef, dtype: str) -> Path:
     """`RUN/export/NAME-DTYPE.gguf` with the run's name, or `NAME-DTYPE.gguf` inside a model folder of no run."""
     if ref.run is not None:
-        return ref.run.exports / f"{ref.run.name}-{dtype}.gguf"
+        return _place(ref, f"{ref.run.name}-{dtype}.gguf")
     return ref.path / f"{ref.path.resolve().name}-{dtype}.gguf"
 
 
 def default_web_folder(ref: ModelRef, dtype: str) -> Path:
     """`RUN/export/web-DTYPE`, or the same inside a model folder that is of no run."""
-    return (ref.run.exports if ref.run else ref.path) / f"web-{dtype}"
+    return _place(ref, f"web-{dtype}")
+
+
+def _place(ref: ModelRef, name: str) -> Path:
+    if ref.run is None:
+        return ref.path / name
+    return ref.run.exports / (f"best-{name}" if ref.is_best else name)
 
 
 def card_run(ref: ModelRef) -> Run:

@@ -148,7 +148,7 @@ class AttnContext:
 
     def to(self, device: torch.device) -> AttnContext:
         """The same context on `device`; a copy from pinned memory does not wait."""
-        moved = self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        moved = self._map(lambda tensor: tensor.to(device, non_blocking=device.type == "cuda"))
         return replace(moved, varlen=_has_varlen(device))
 
     def pin_memory(self) -> AttnContext:

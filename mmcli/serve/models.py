@@ -55,7 +55,7 @@ class Footprint:
 def model_name(ref: ModelRef) -> str:
     """The name of a run, or of a model's folder."""
     if ref.run is not None:
-        return ref.run.name
+        return ref.label
     path = ref.path.resolve()
     return path.parent.name if path.name == "model" else path.name
 

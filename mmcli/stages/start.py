@@ -66,8 +66,8 @@ def prepare_start(model: ModelConfig | None, data: OpenedData, train: TrainConfi
         UserError: no such device, model or tokenizer, parts that do not fit each other, or an input that changed since
             the run began.
     """
-    make_deterministic()
     device = training_device(train.device)
+    make_deterministic(device)
     parent = _choose_parent(train, context)
     has_checkpoint = context.resume and bool(list_checkpoints(context.run.checkpoints))
     initial = not has_checkpoint or train.adapter is not None  # else the checkpoint holds every weight

@@ -35,12 +35,13 @@ class Progress:
     tokens: int = 0  # tokens seen, padding not counted
     elapsed_seconds: float = 0.0  # time in the loop, over all resumes
     skipped: int = 0  # steps without an update, since their loss or gradient was not finite
-    held_out: float | None = None  # the newest held-out loss, of this step or one before; minus a reward
 
     def stored(self) -> dict[str, Any]:
         """As in progress.json: without what has not happened."""
         values = asdict(self)
-        return {name: values[name] for name in values if name not in ("skipped", "held_out") or values[name]}
+        if self.skipped == 0:
+            del values["skipped"]
+        return values
 
 
 def save_checkpoint(
@@ -49,17 +50,15 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     keep: int,
-    *,
-    best: int | None = None,
 ) -> Path:
-    """Write `folder`/step-NNNNNN and remove all but the newest `keep`, this one, and that of step `best`."""
+    """Write `folder`/step-NNNNNN and remove all but the newest `keep` and this one."""
     path = _path(folder, progress.step)
     with atomic_folder(path) as beside:
         save_file(_trained(model), beside / WEIGHTS)
         save_file(_moments(model, optimizer), beside / MOMENTS)
         (beside / PROGRESS).write_text(json.dumps(progress.stored()), encoding="utf-8")
     for old in list_checkpoints(folder)[:-keep]:
-        if old != path and checkpoint_step(old) != best:
+        if old != path:
             shutil.rmtree(old, ignore_errors=True)
     return path
 
@@ -131,4 +130,5 @@ def _load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Pro
         state: dict[str, Any] = optimizer.state[parameters[name]]
         state[kind] = split(value.to(parameters[name].device), parameters[name])
     progress: dict[str, Any] = json.loads((path / PROGRESS).read_text(encoding="utf-8"))
+    progress.pop("held_out", None)  # of earlier versions
     return Progress(**progress)

@@ -11,6 +11,7 @@ from mmcli.errors import did_you_mean
 
 LOGGER_NAMES = ("tensorboard", "wandb", "trackio", "swanlab")  # see mmcli.train.loggers
 
+POSITIVE = ("steps", "batch_size", "micro_batch", "checkpoint_every", "eval_every", "sample_every")
 WSD_DECAY = 0.4  # of the steps; 0.4 to 0.5 was best for small models in a fixed time
 
 
@@ -74,7 +75,9 @@ class TrainConfig:
     adapter_set: tuple[str, ...] = option((), "adapter setting, such as rank=16; repeatable", flag="--adapter-set")
     steps: int | None = option(None, "optimizer steps; default: from --epochs", flag="--steps")
     epochs: float = option(1.0, "number of passes over the data", flag="--epochs")
-    budget: str | None = option(None, "time to train, such as 20m or 1h30m, instead of --steps", flag="--budget")
+    budget: str | None = option(
+        None, "time to train, such as 20m or 1h30m; --steps or --epochs can end it sooner", flag="--budget"
+    )
     batch_size: int = option(32, "sequences per optimizer step (dpo: pairs)", flag="--batch-size")
     micro_batch: int | None = option(
         None, "sequences per forward pass; default: chosen for the device", flag="--micro-batch"
@@ -91,7 +94,7 @@ class TrainConfig:
     shard: bool = option(False, "split weights, gradients and moments between the processes (FSDP)", flag="--shard")
     checkpoint_every: int | None = option(None, "checkpoint interval in steps; default: within 2 minutes, then every 5")
     keep_checkpoints: int = option(2, "number of latest checkpoints to keep")
-    keep_best: bool = option(True, "also keep the checkpoint with the lowest held-out loss")
+    keep_best: bool = option(True, "keep the model with the lowest held-out loss in best/, where a later one is worse")
     eval_every: int | None = option(None, "evaluation interval in steps; default: ten per run")
     sample_every: int | None = option(None, "interval of sample texts in steps; default: four per run")
     log: str | None = option(
@@ -99,10 +102,10 @@ class TrainConfig:
     )
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch_size", 1), ("micro_batch", 1), ("checkpoint_every", 1)):
+        for name in POSITIVE:
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(name, f"train.{name} = {value} is below {least}", f"give {least} or more")
+            if value is not None and value < 1:
+                raise ConfigError(name, f"train.{name} = {value} is below 1", "give 1 or more")
         if self.adapter_set and self.adapter is None:
             what = f"train.adapter_set = {self.adapter_set[0]} without an adapter"
             raise ConfigError("adapter_set", what, "add --adapter lora")

@@ -88,9 +88,12 @@ def describe_device(device: torch.device) -> str:
     return f"{device.type} {cpu_name()}".strip()
 
 
-def make_deterministic() -> None:
-    """Use deterministic algorithms: the same numbers in every run on this machine (memory is left unfilled: faster)."""
-    torch.use_deterministic_algorithms(True)
+def make_deterministic(device: torch.device) -> None:
+    """Use deterministic algorithms: the same numbers in every run on this machine (memory is left unfilled: faster).
+
+    Not on MPS, which has none for what a training needs (adding to rows by index) and raises there.
+    """
+    torch.use_deterministic_algorithms(device.type != "mps")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch sets it by hand
     if torch.cuda.is_available():
         import os
@@ -140,4 +143,4 @@ def measure_peak_flops(accelerator: Accelerator) -> float:
 
 def seed_step(seed: int, step: int, rank: int = 0) -> None:
     """Randomness of one step (dropout) from the seed, the step and the rank alone, so that resume needs no state."""
-    torch.manual_seed((seed * 1_000_003 + step) * 4099 + rank)
+    torch.manual_seed(((seed * 1_000_003 + step) * 4099 + rank) % 2**64)

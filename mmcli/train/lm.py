@@ -51,7 +51,9 @@ class TokenBatch:
 
     def to(self, device: torch.device) -> TokenBatch:
         """The same micro-batch on `device`."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True), lambda ctx: ctx.to(device))
+        return self._map(
+            lambda tensor: tensor.to(device, non_blocking=device.type == "cuda"), lambda ctx: ctx.to(device)
+        )
 
     def _map(self, move: Callable[[Tensor], Tensor], move_ctx: Callable[[AttnContext], AttnContext]) -> TokenBatch:
         return replace(

@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from mmcli.errors import Interrupted
+from mmcli.errors import Interrupted, MmcliError
 from mmcli.run import RESOLVED
-from mmcli.stage import StageContext, Trial
+from mmcli.stage import Metric, StageContext, Trial
 from mmcli.train.checkpoint import Progress, checkpoint_step, list_checkpoints, load_newest, load_step
 from mmcli.train.config import OptimConfig, TrainConfig, duration
 from mmcli.train.device import describe_device, keep_freed_memory, measure_peak_flops
@@ -131,6 +131,7 @@ class _Training:
     def _load(self) -> None:
         """The latest valid checkpoint whose numbers are finite; rank 0 finds it for all."""
         folder = self.run_folder.checkpoints
+        self.saver.saved_at, self.held_out = None, {}  # of weights that are given up, after a fall back
         while True:
             self.optimizer.state.clear()
             found = load_newest(folder, self.model, self.optimizer, self.report) if self.ranks.is_writer else None
@@ -291,7 +292,7 @@ class _Training:
             return None
         fitting = (left - plan.evaluation_seconds) * (step - at) / (elapsed - then)
         steps = step + max(1, int(fitting))
-        return steps if self.config.steps is None else min(steps, max(step, self.config.steps))
+        return steps if plan.most_steps is None else min(steps, max(step, plan.most_steps))
 
     def _fit(self, steps: int | None) -> None:
         """Let the training have `steps` steps from now on, as `_fitting` found.
@@ -331,7 +332,8 @@ class _Training:
         """Count and name a step that left the weights as they were."""
         self.skipped.append(step)
         self.progress.skipped += 1
-        self.run_folder.update(steps_skipped=self.progress.skipped)
+        with contextlib.suppress(OSError, MmcliError):  # a full disk is met again by the next save
+            self.run_folder.update(steps_skipped=self.progress.skipped)
         what = f"step {step} skipped: the {result.wrong} became NaN or infinite"
         if self.task.describe is not None:
             what += f" ({self.task.describe(step, result.where)})"
@@ -367,10 +369,13 @@ class _Training:
             return
         values = self._by_writer(self._held_out_values, stop)
         self.held_out = self.ranks.broadcast(values or {})
-        first = next((m for m in self.task.metrics if m.held_out and m.name in self.held_out), None)
-        if first is not None and math.isfinite(self.held_out[first.name]):
-            value = float(self.held_out[first.name])
-            self.progress.held_out = -value if first.higher_is_better else value
+        if (first := self._first_held_out()) is not None:
+            ended = self.progress.step >= self.horizon.steps
+            self.saver.keep_best(self.progress.step, first, float(self.held_out[first.name]), ended=ended)
+
+    def _first_held_out(self) -> Metric | None:
+        """The held-out metric that says which model is the best."""
+        return next((m for m in self.task.metrics if m.held_out and m.name in self.held_out), None)
 
     def _by_writer(self, work: Callable[[], T], stop: StopSignals) -> T | None:
         """What `work`, which changes nothing, returns on rank 0; None on the others, or where a signal ends it.
@@ -448,7 +453,7 @@ class _Training:
         if self.signal is not None and step < steps:
             name = signal.Signals(self.signal).name
             what = f"stopped by {name} after step {step} of {steps}; everything is saved in {self.run_folder.path}"
-            raise Interrupted(what, f"resume it: mmcli resume {self.run_folder.number}", self.signal)
+            raise Interrupted(what, f"resume it: mmcli resume {self.run_folder.reference}", self.signal)
         if bad:
             raise Diverged(
                 f"non-finite loss: {bad[0]} is {values[bad[0]]} after step {step}", lower_rate(self.run_folder)
@@ -457,4 +462,16 @@ class _Training:
         if held_out:
             shown = (f"{metric.title} {metric.number(values[metric.name])}" for metric in held_out)
             self.report.note("held-out: " + "  ".join(shown))
+        self._tell_best()
         return totals
+
+    def _tell_best(self) -> None:
+        """Say where the model with the best held-out value is, if it is not the one that the training ended with."""
+        first, best, folder = self._first_held_out(), self.saver.best, self.run_folder.best
+        if first is None or best is None or first.name not in best or not folder.is_dir():
+            return
+        now, then = (first.number(values[first.name]) for values in (self.held_out, best))
+        if now != then:
+            self.report.note(
+                f"held-out {first.title} was best after step {best['step']:,} ({then}); that model: {folder}"
+            )

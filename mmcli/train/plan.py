@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mmcli.config import DEFAULT
 from mmcli.run import RESOLVED, Run
 from mmcli.stage import Reporter, StageContext
 from mmcli.train.config import TrainConfig, duration
@@ -36,6 +37,7 @@ class Plan:
     budget_seconds: float | None
     evaluation_seconds: float = 0.0  # of one, as far as that is known before the first
     other_seconds: float = 0.0  # of all evaluations and checkpoints
+    most_steps: int | None = None  # that may be fitted into the budget; None: any number
 
     def checkpoint_due(self, step: int, waited_seconds: float, first: bool) -> bool:
         """True after `step` updates if a checkpoint is due; the newest is `waited_seconds` old."""
@@ -51,7 +53,8 @@ def make_plan(
     report, choose = context.report, functools.partial(context.ranks.choose, context.run)
     measured = choose("measured", lambda: dict(zip(("step_seconds", "step_tokens"), probe(False), strict=True)))
     step_seconds, step_tokens = float(measured["step_seconds"]), int(measured["step_tokens"])
-    steps = int(choose("steps", lambda: _choose_steps(task, config, step_seconds)))
+    most = _most_steps(task, config, context)
+    steps = int(choose("steps", lambda: _choose_steps(task, config, most, step_seconds)))
     seconds = steps * step_seconds
     compiled = bool(choose("compile", lambda: _choose_compile(task, config, steps, step_seconds, probe, report)))
     eval_every = int(choose("eval_every", lambda: _choose_eval_every(task, config, steps, step_tokens)))
@@ -74,6 +77,7 @@ def make_plan(
         budget_seconds=config.budget_seconds,
         evaluation_seconds=evaluation_seconds,
         other_seconds=other_seconds,
+        most_steps=most,
     )
 
 
@@ -91,13 +95,23 @@ def record_fit(run: Run, horizon: Horizon, step: int, steps: int) -> Horizon:
     return Horizon(fits)
 
 
-def _choose_steps(task: Task, config: TrainConfig, step_seconds: float) -> int:
-    wanted = config.steps if config.steps is not None else math.ceil(config.epochs * task.steps_per_epoch)
+def _most_steps(task: Task, config: TrainConfig, context: StageContext) -> int | None:
+    """The steps at which the training ends, whatever fits into the budget: `steps`, or `epochs`, which count beside a
+    budget only where somebody set them; else None."""
+    if config.steps is not None:
+        return config.steps
+    if config.budget_seconds is not None and context.resolved.sources.get("train.epochs", DEFAULT) == DEFAULT:
+        return None
+    return max(1, math.ceil(config.epochs * task.steps_per_epoch))
+
+
+def _choose_steps(task: Task, config: TrainConfig, most: int | None, step_seconds: float) -> int:
     if config.budget_seconds is None:
-        return max(1, wanted)
+        assert most is not None
+        return most
     # A twentieth of the budget is left for evaluation and checkpoints.
     fitting = max(1, int((0.95 * config.budget_seconds - task.prepared_seconds) / step_seconds))
-    return min(fitting, wanted) if config.steps is not None else fitting
+    return fitting if most is None else min(fitting, most)
 
 
 def _choose_eval_every(task: Task, config: TrainConfig, steps: int, step_tokens: int) -> int:

@@ -55,7 +55,11 @@ class PairBatch:
 
     def to(self, device: torch.device) -> PairBatch:
         """The same micro-batch on `device`."""
-        return replace(self, rows=self.rows.to(device), reference_P2=self.reference_P2.to(device, non_blocking=True))
+        return replace(
+            self,
+            rows=self.rows.to(device),
+            reference_P2=self.reference_P2.to(device, non_blocking=device.type == "cuda"),
+        )
 
 
 def sequence_logps(model: Any, batch: PairBatch) -> tuple[Tensor, Any]:

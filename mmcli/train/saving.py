@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import json
+import math
 import shutil
 from typing import Any
 
@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 from mmcli.errors import MmcliError, Stopped, UserError
 from mmcli.files import atomic_folder, size
 from mmcli.ranks import Ranks
-from mmcli.run import Run
-from mmcli.stage import Reporter
-from mmcli.train.checkpoint import PROGRESS, Progress, checkpoint_step, list_checkpoints, save_checkpoint
+from mmcli.run import RESOLVED, Run
+from mmcli.stage import Metric, Reporter
+from mmcli.train.checkpoint import Progress, list_checkpoints, save_checkpoint
 from mmcli.train.config import TrainConfig
 from mmcli.train.finite import Diverged, non_finite
 from mmcli.train.shard import gathered
@@ -44,6 +44,7 @@ class Saver:
         self._ranks = ranks or Ranks()
         self._run, self._task, self._optimizer, self._config, self._report = run, task, optimizer, config, report
         self.saved_at: int | None = None
+        self.best: dict[str, Any] | None = self._ranks.broadcast(run.info().get("best"))  # {"step", name of the metric}
         parameters = list(task.model.parameters())
         trained = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
         self.checkpoint_bytes = 3 * trained  # weights and two moments
@@ -57,8 +58,8 @@ class Saver:
     @property
     def kept_bytes(self) -> int:
         """The most that a run takes: what it keeps, and a save that is being written."""
-        kept = self._config.keep_checkpoints + self._config.keep_best
-        return self.save_bytes + kept * self.checkpoint_bytes + self.model_bytes
+        models = 1 + self._config.keep_best
+        return self.save_bytes + self._config.keep_checkpoints * self.checkpoint_bytes + models * self.model_bytes
 
     def check_room(self, *, resume: bool) -> None:
         """Refuse to start where the disk cannot hold what the run will keep: checkpoints, one being written, models.
@@ -75,7 +76,7 @@ class Saver:
             return
         what = f"not enough disk space in {self._run.path}: {size(needed)} needed, {size(free)} free"
         if resume:
-            raise Stopped(what, f"free space there, then: mmcli resume {self._run.number}")
+            raise Stopped(what, f"free space there, then: mmcli resume {self._run.reference}")
         raise UserError(what, "free space there, give another --runs-dir, or --set train.keep_checkpoints=1")
 
     def save(self, progress: Progress, *, prune: bool = True) -> None:
@@ -116,8 +117,7 @@ class Saver:
 
     def _write(self, progress: Progress, prune: bool) -> None:
         keep = self._config.keep_checkpoints if prune else len(list_checkpoints(self._run.checkpoints)) + 1
-        folder, best = self._run.checkpoints, self.best(progress)
-        save_checkpoint(folder, self._task.model, self._optimizer, progress, keep, best=best)
+        save_checkpoint(self._run.checkpoints, self._task.model, self._optimizer, progress, keep)
         with atomic_folder(self._run.model) as beside:
             self._task.save_model(beside)
         self._run.update(steps_done=progress.step, tokens=progress.tokens)
@@ -131,31 +131,47 @@ class Saver:
             needed = f"{size(self.save_bytes)} needed, {size(self._free())} free"
             raise self._stopped(progress, f"{needed} ({_reason(error)})") from None
 
-    def best(self, now: Progress | None = None) -> int | None:
-        """The step of the checkpoint that is kept for its held-out loss, among those stored and `now`."""
-        if not self._config.keep_best:
-            return None
-        values = {}
-        for path in list_checkpoints(self._run.checkpoints):
-            try:
-                stored = json.loads((path / PROGRESS).read_text(encoding="utf-8"))
-                step, value = int(stored["step"]), stored.get("held_out")
-            except (OSError, ValueError, KeyError, TypeError):
-                continue  # damaged: loading names it
-            if value is not None:
-                values[step] = float(value)
-        if now is not None and now.held_out is not None:
-            values[now.step] = now.held_out
-        return min(values, key=lambda step: (values[step], step), default=None)
+    def keep_best(self, step: int, metric: Metric, value: float, *, ended: bool) -> None:
+        """Keep the model as `best/` where no step before had as good a held-out `value`; all ranks come here.
+
+        Args:
+            ended: the training has ended, and saved this model: `model/` is the best, and no `best/` is needed.
+        """
+        if not self._config.keep_best or step == 0 or not math.isfinite(value):
+            return
+        known = None if self.best is None else self.best.get(metric.name)
+        if known is not None and (value <= known if metric.higher_is_better else value >= known):
+            return
+        self.best = {"step": step, metric.name: value}
+        if ended:
+            self._write_best(step, ended)
+            return
+        with gathered(self._task.model, self._optimizer, self._ranks):
+            self._write_best(step, ended)
+
+    def _write_best(self, step: int, ended: bool) -> None:
+        if not self._ranks.is_writer:
+            return
+        try:
+            if ended:
+                shutil.rmtree(self._run.best, ignore_errors=True)
+            elif self._free() < self.save_bytes + self.model_bytes:
+                raise OSError(errno.ENOSPC, "it is needed for the next checkpoint")
+            else:
+                with atomic_folder(self._run.best) as beside:
+                    self._task.save_model(beside)
+            self._run.update(best=self.best)
+        except (OSError, MmcliError, SafetensorError) as error:
+            if not is_disk_error(error):
+                raise
+            self._report.warn(f"cannot keep the best model so far, of step {step}: {_reason(error)}")
 
     def _remove_oldest(self) -> bool:
-        """Remove the oldest checkpoint that is neither the newest nor the best; False if there is none."""
-        best = self.best()
+        """Remove the oldest checkpoint but the newest; False if there is none."""
         for path in list_checkpoints(self._run.checkpoints)[:-1]:
-            if checkpoint_step(path) != best:
-                shutil.rmtree(path, ignore_errors=True)
-                self._report.warn(f"removed {path} to free space")
-                return True
+            shutil.rmtree(path, ignore_errors=True)
+            self._report.warn(f"removed {path} to free space")
+            return True
         return False
 
     def _free(self) -> int:
@@ -165,12 +181,13 @@ class Saver:
         saved = list_checkpoints(self._run.checkpoints)
         kept = f"{saved[-1].name} is kept" if saved else "nothing was saved before"
         what = f"cannot save step {progress.step} in {self._run.path}: {why}; {kept}"
-        return Stopped(what, f"free space there, then: mmcli resume {self._run.number}")
+        return Stopped(what, f"free space there, then: mmcli resume {self._run.reference}")
 
 
 def lower_rate(run: Run) -> str:
-    """Advice for a training that diverged."""
-    return f"resume at half the learning rate: mmcli resume {run.number} --lr-scale 0.5"
+    """Advice for a training that diverged: half of the rate that it had."""
+    scale = 0.5 * float(run.read_config(RESOLVED).get("lr_scale", 1.0))
+    return f"resume at half the learning rate: mmcli resume {run.reference} --lr-scale {scale:g}"
 
 
 def is_disk_error(error: BaseException | None) -> bool:

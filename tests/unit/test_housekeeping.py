@@ -28,12 +28,12 @@ def a_run(root: Path, stage: str = "pretrain", parent: Run | None = None, *, sta
     return run
 
 
-def a_checkpoint(run: Run, step: int, held_out: float | None = None) -> Path:
+def a_checkpoint(run: Run, step: int) -> Path:
     path = run.checkpoints / f"step-{step:06d}"
     with atomic_folder(path) as folder:
         for name in ("weights.safetensors", "optimizer.safetensors"):
             (folder / name).write_bytes(b"x" * 100)
-        (folder / "progress.json").write_text(json.dumps({"step": step, "held_out": held_out}))
+        (folder / "progress.json").write_text(json.dumps({"step": step}))
     return path
 
 
@@ -95,24 +95,26 @@ def test_the_number_of_a_removed_parent_is_not_given_again(tmp_path: Path) -> No
     assert child.parent is None and child.info()["parent"] == parent.name
 
 
-def test_prune_keeps_what_a_resume_needs_and_the_best(tmp_path: Path) -> None:
+def test_prune_keeps_what_a_resume_needs(tmp_path: Path) -> None:
     run = a_run(tmp_path, state="stopped")
-    paths = [a_checkpoint(run, step, held) for step, held in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 2.5), (5, None))]
-    (paths[4] / "weights.safetensors").write_bytes(b"y" * 100)  # damaged: a resume loads the one before it
+    paths = [a_checkpoint(run, step) for step in (1, 2, 3, 4)]
+    (paths[3] / "weights.safetensors").write_bytes(b"y" * 100)  # damaged: a resume loads the one before it
     would = prunable(run)
-    assert would.removed == (paths[0], paths[2]) and would.kept == (paths[1], paths[3], paths[4])
-    assert would.bytes == disk_bytes(paths[0]) + disk_bytes(paths[2]) and paths[0].is_dir()
+    assert would.removed == (paths[0], paths[1]) and would.kept == (paths[2], paths[3])
+    assert would.bytes == disk_bytes(paths[0]) + disk_bytes(paths[1]) and paths[0].is_dir()
     assert prune_run(run) == would
     assert sorted(run.checkpoints.iterdir()) == list(would.kept)
     assert prune_run(run).removed == ()
 
 
-def test_prune_leaves_a_finished_run_its_model_and_the_best(tmp_path: Path) -> None:
+def test_prune_leaves_a_finished_run_its_models(tmp_path: Path) -> None:
     run = a_run(tmp_path)
-    paths = [a_checkpoint(run, step, held) for step, held in ((1, 1.0), (2, 2.0))]
-    assert prunable(run).removed == (paths[1],)
-    a_checkpoint(run, 3, 0.5)
-    assert len(prunable(run).removed) == 3
+    run.best.mkdir()
+    for step in (1, 2, 3):
+        a_checkpoint(run, step)
+    assert len(prune_run(run).removed) == 3
+    assert run.model.is_dir() and run.best.is_dir()
+    a_checkpoint(run, 3)
     (run.model / "config.json").unlink()
     assert [path.name for path in prunable(run).kept] == ["step-000003"]
 

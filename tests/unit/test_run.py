@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from mmcli.errors import UserError
+from mmcli.export.locate import default_folder
 from mmcli.files import previous
 from mmcli.find import find_model, find_run, find_unfinished
 from mmcli.run import Run, list_runs
@@ -29,6 +31,29 @@ def test_runs_are_numbered_and_listed_in_order(tmp_path: Path) -> None:
     assert names == ["0001-pretrain-tiny", "0002-sft-a-b-c"]
     assert [run.name for run in list_runs(tmp_path)] == names
     assert [run.stage for run in list_runs(tmp_path)] == ["pretrain", "sft"]
+
+
+def test_a_number_belongs_to_one_run_though_two_processes_begin_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other's folder comes between a look at the numbers and the new folder, or is just being made."""
+    Run.create(tmp_path, "pretrain", "a")
+    looks = iter([[], list_runs(tmp_path), list_runs(tmp_path)])
+    with monkeypatch.context() as patched:
+        patched.setattr("mmcli.run.list_runs", lambda folder: next(looks))
+        assert Run.create(tmp_path, "pretrain", "b").name == "0002-pretrain-b"
+    (tmp_path / ".0003").mkdir()
+    assert Run.create(tmp_path, "sft", "c").name == "0004-sft-c"
+    assert [path.name for path in tmp_path.glob(".*")] == [".0003"]
+
+
+def test_a_command_names_a_run_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MMCLI_RUNS", raising=False)
+    assert Run(Path("runs/0007-sft-tiny")).reference == "7"
+    assert Run(Path("/big disk/0007-sft-tiny")).reference == "7 --runs-dir '/big disk'"
+    monkeypatch.setenv("MMCLI_RUNS", "/big disk")
+    assert Run(Path("/big disk/0007-sft-tiny")).reference == "7"
+    assert Run(Path("runs/0007-sft-tiny")).reference == "7 --runs-dir runs"
 
 
 def test_a_run_is_found_by_number_name_folder_and_latest(tmp_path: Path) -> None:
@@ -67,6 +92,23 @@ def test_a_path_is_looked_up_nowhere_else(tmp_path: Path, monkeypatch: pytest.Mo
             find_run(ref, tmp_path / "here")
     with pytest.raises(UserError, match="holds no model"):
         find_model(str(tmp_path), tmp_path / "here")
+
+
+def test_the_best_model_of_a_run_is_found(tmp_path: Path) -> None:
+    first, second = a_run(tmp_path), a_run(tmp_path, "sft")
+    assert find_model("1/best", tmp_path).path == first.model  # it ended with its best
+    first.best.mkdir()
+    (first.best / "config.json").write_text("{}")
+    for ref in ("1/best", f"{first.name}/best", "latest:pretrain/best", f"{first.path}/best"):
+        found = find_model(ref, tmp_path)
+        assert (found.path, found.run, found.label) == (first.best, first, "0001-pretrain-tiny/best")
+        assert found.is_best and default_folder(found, "int8") == first.exports / "best-onnx-int8"
+    assert find_model("latest/best", tmp_path).path == second.model
+    assert not find_model("1", tmp_path).is_best
+    with pytest.raises(UserError, match='no run "9"'):
+        find_model("9/best", tmp_path)
+    with pytest.raises(UserError, match="is no run"):
+        find_model(f"{tmp_path / 'copy'}/best", shutil.copytree(first.model, tmp_path / "copy").parent)
 
 
 def test_latest_passes_over_runs_without_a_model(tmp_path: Path) -> None:

@@ -94,8 +94,8 @@ def prune(
 ) -> None:
     """Remove checkpoints that nothing needs any more.
 
-    Kept are the newest whole checkpoint of a run that can be resumed, and the one with the lowest held-out loss. A
-    finished run keeps its model. A run in use is passed over, or refused if it was named.
+    Kept is the newest whole checkpoint of a run that can be resumed. A finished run keeps its models. A run in use is
+    passed over, or refused if it was named.
 
     Example: mmcli runs prune --dry-run; mmcli runs prune 7
     """

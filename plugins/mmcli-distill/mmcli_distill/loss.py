@@ -47,8 +47,8 @@ class TaughtBatch:
         """The same micro-batch on `device`."""
         return TaughtBatch(
             self.batch.to(device),
-            self.top_NK.to(device, non_blocking=True),
-            self.logps_NK1.to(device, non_blocking=True),
+            self.top_NK.to(device, non_blocking=device.type == "cuda"),
+            self.logps_NK1.to(device, non_blocking=device.type == "cuda"),
         )
 
 

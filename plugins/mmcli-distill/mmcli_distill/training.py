@@ -56,9 +56,9 @@ def run(config: DistillConfig, context: StageContext) -> dict[str, Any]:
     kind = "text" if config.on == "text" else "chat"
     data = open_data(kind, data_config)  # refuse what is not there before anything is made
     if config.on == "replies":
-        make_deterministic()
-        device = str(training_device(config.train.device))
-        file = write_replies(named, data, config.max_new_tokens, device, context)
+        device = training_device(config.train.device)
+        make_deterministic(device)
+        file = write_replies(named, data, config.max_new_tokens, str(device), context)
         data = open_data(kind, replace(data_config, sources=(str(file),), columns=None))
     start = prepare_start(config.model, data, config.train, context)
     if config.reads_distributions:

@@ -196,13 +196,13 @@ class EngineLM(TemplateLM):
     def _score(self, hidden_ND: torch.Tensor, labels_MN: torch.Tensor) -> list[tuple[float, bool]]:
         """(sum of log p, whether each is the likeliest) of M continuations of one context."""
         model = self.engine.model
-        sums_M = torch.zeros(len(labels_MN), dtype=torch.float64, device=labels_MN.device)
+        sums_M = torch.zeros(len(labels_MN), dtype=torch.float64)  # on the host: MPS has no fp64
         likeliest_M = torch.ones(len(labels_MN), dtype=torch.bool, device=labels_MN.device)
         for first in range(0, len(hidden_ND), CHUNK_TOKENS):
             part = slice(first, first + CHUNK_TOKENS)
             logits_NV = F.linear(hidden_ND[part], model.head_weight, model.head_bias).float()
             labels_NM = labels_MN[:, part].T
-            sums_M += logits_NV.log_softmax(dim=-1).gather(1, labels_NM).double().sum(dim=0)
+            sums_M += logits_NV.log_softmax(dim=-1).gather(1, labels_NM).cpu().double().sum(dim=0)
             likeliest_M &= (logits_NV.argmax(dim=-1, keepdim=True) == labels_NM).all(dim=0)
         return list(zip(sums_M.tolist(), likeliest_M.tolist(), strict=True))
 

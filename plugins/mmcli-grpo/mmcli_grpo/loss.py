@@ -119,7 +119,9 @@ class ReplyRows:
 
     def to(self, device: torch.device) -> ReplyRows:
         """The same on `device`."""
-        label_N, places_N = (each.to(device, non_blocking=True) for each in (self.label_N, self.places_N))
+        label_N, places_N = (
+            each.to(device, non_blocking=device.type == "cuda") for each in (self.label_N, self.places_N)
+        )
         return replace(self, rows=self.rows.to(device), label_N=label_N, places_N=places_N)
 
 
@@ -150,9 +152,10 @@ class ReplyBatch:
     def to(self, device: torch.device) -> ReplyBatch:
         """The same micro-batch on `device`."""
         old, reference = (
-            None if each is None else each.to(device, non_blocking=True) for each in (self.old_BT, self.reference_BT)
+            None if each is None else each.to(device, non_blocking=device.type == "cuda")
+            for each in (self.old_BT, self.reference_BT)
         )
-        moved = self.advantages_B.to(device, non_blocking=True)
+        moved = self.advantages_B.to(device, non_blocking=device.type == "cuda")
         return replace(self, rows=self.rows.to(device), advantages_B=moved, old_BT=old, reference_BT=reference)
 
 

@@ -99,14 +99,18 @@ class LowRank(nn.Module):
     def merged(self, weight: Tensor) -> Tensor:
         """W' as one matrix, or a stack of them, computed in fp64."""
         part = self.part()
-        whole = weight.double() + self.scale * (part.b.double() @ part.a.double())
+        whole = _fp64(weight) + self.scale * (_fp64(part.b) @ _fp64(part.a))
         if part.magnitude is not None:
-            whole *= (part.magnitude.double() / torch.linalg.vector_norm(whole, dim=-1))[..., None]
-        return whole.to(weight.dtype)
+            whole *= (_fp64(part.magnitude) / torch.linalg.vector_norm(whole, dim=-1))[..., None]
+        return whole.to(weight.dtype).to(weight.device)
 
     def dropped(self, x: Tensor) -> Tensor:
         """What A is given."""
         return F.dropout(x, self.dropout, self.training)
+
+
+def _fp64(tensor: Tensor) -> Tensor:
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()  # MPS has no fp64
 
 
 class LoraLinear(LowRank):

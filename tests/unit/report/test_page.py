@@ -160,4 +160,6 @@ def test_a_report_that_fails_loses_no_run(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr("mmcli.report.page.page", fail)
     runner._report_page(run, report)
-    assert report.warnings == [f"{run.path} has no new report.html (oh); make it with: mmcli runs report 1"]
+    assert report.warnings == [
+        f"{run.path} has no new report.html (oh); make it with: mmcli runs report {run.reference}"
+    ]

@@ -10,7 +10,7 @@ from mmcli.config import resolve
 from mmcli.run import RESOLVED, Run
 from mmcli.stage import Reporter, Silent, StageContext
 from mmcli.train.config import TrainConfig
-from mmcli.train.device import choose_accelerator, keep_freed_memory
+from mmcli.train.device import choose_accelerator, keep_freed_memory, make_deterministic, seed_step
 from mmcli.train.speed import Rates, product_rates
 
 
@@ -53,6 +53,27 @@ def test_bf16_is_told_with_what_it_gains_once(tmp_path: Path) -> None:
     for _ in range(2):
         choose_accelerator("cpu", "auto", context(tmp_path, Notes()), rates=measured(2.4e11))
     assert notes == ["precision: bf16, whose matrix products are 2.4 times as quick here"]
+
+
+def test_the_randomness_of_a_step_takes_any_seed() -> None:
+    for seed, step, rank in ((7, 12, 1), (0, 0, 0)):
+        seed_step(seed, step, rank)
+        assert torch.initial_seed() == (seed * 1_000_003 + step) * 4099 + rank
+    for seed in (20260101123000, 2**63 - 1, -(2**63)):
+        seed_step(seed, 3)
+        first = torch.rand(1)
+        seed_step(seed, 4)
+        assert torch.rand(1) != first
+
+
+def test_algorithms_are_deterministic_but_on_mps() -> None:
+    """There, what a training needs has no deterministic form, and torch raises."""
+    try:
+        make_deterministic(torch.device("mps"))
+        assert not torch.are_deterministic_algorithms_enabled()
+    finally:
+        make_deterministic(torch.device("cpu"))
+    assert torch.are_deterministic_algorithms_enabled()
 
 
 def test_the_rates_of_this_machine_are_measured_in_a_moment() -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmcli.config import resolve
+from mmcli.config import Resolved
+from mmcli.errors import UserError
 from mmcli.run import Run
 from mmcli.stage import Silent, StageContext
 from mmcli.train import plan as planning
@@ -39,6 +40,7 @@ def planned(
     validates: bool = False,
     resume: bool = False,
     compiled_seconds: float | None = None,
+    asked: tuple[str, ...] = (),
     **config: Any,
 ) -> Any:
     """(plan, what was said) of a task with 50 steps an epoch, 1000 tokens each."""
@@ -55,7 +57,7 @@ def planned(
     )
     run = Run(root / "0001-pretrain-test") if resume else Run.create(root, "pretrain", "test")
     lines = Lines()
-    where = StageContext(run, lines, resolve(TrainConfig, []), resume)
+    where = StageContext(run, lines, Resolved(None, dict.fromkeys(asked, "--set")), resume)
 
     def probe(compiled: bool) -> tuple[float, int]:
         assert not resume, "a resumed run does not measure again"
@@ -83,6 +85,22 @@ def test_steps_come_from_epochs_steps_or_the_budget(tmp_path: Path, config: dict
     assert plan.steps == steps
     assert plan.budget_seconds == TrainConfig(**config).budget_seconds
     assert f"{steps:,} steps" in lines.notes[0]
+
+
+def test_epochs_that_somebody_asked_for_end_a_budget(tmp_path: Path) -> None:
+    plan, _ = planned(tmp_path, 0.5, asked=("train.epochs",), epochs=2.0, budget="100s")
+    assert (plan.steps, plan.most_steps) == (100, 100)
+    plan, _ = planned(tmp_path, 0.5, asked=("train.epochs",), epochs=9.0, budget="100s")
+    assert (plan.steps, plan.most_steps) == (190, 450)
+    plan, _ = planned(tmp_path, 0.5, epochs=2.0, budget="100s")
+    assert (plan.steps, plan.most_steps) == (190, None)
+
+
+@pytest.mark.parametrize("name", ["steps", "eval_every", "sample_every", "checkpoint_every", "micro_batch"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_an_interval_is_one_or_more(name: str, value: int) -> None:
+    with pytest.raises(UserError, match=f"train.{name} = {value} is below 1"):
+        TrainConfig(**{name: value})
 
 
 def test_the_time_is_told_at_once_and_a_budget_where_it_is_long(tmp_path: Path) -> None:

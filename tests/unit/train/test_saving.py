@@ -9,7 +9,7 @@ import json
 import shutil
 import signal
 from collections import namedtuple
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from mmcli.config import resolve
 from mmcli.errors import Interrupted, MmcliError, Stopped, UserError
+from mmcli.manifest import damage
 from mmcli.model.config import ModelConfig
 from mmcli.run import Run
 from mmcli.stage import LossOutput, Metric, Silent, StageContext, Term
@@ -30,6 +31,7 @@ from mmcli.train.config import OptimConfig, TrainConfig
 from mmcli.train.device import choose_accelerator
 from mmcli.train.finite import Diverged, too_many_skipped
 from mmcli.train.loop import train
+from mmcli.train.saving import lower_rate
 from mmcli.train.task import StepBatch, Task
 
 
@@ -172,6 +174,32 @@ def test_a_resume_from_a_bad_checkpoint_tries_the_one_before(tmp_path: Path) -> 
     assert all(bool(p.isfinite().all()) and float(p.abs().max()) < 10 for p in made.model.parameters())
 
 
+def test_what_is_trained_after_going_back_from_the_end_is_saved(tmp_path: Path) -> None:
+    """The last checkpoint is finite and its held-out loss is not: the steps that led there are done again."""
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        return {"val_loss": float(sum(p.square().sum() for p in model.parameters()))}
+
+    context, _ = where(tmp_path)
+    train(task(12), OPTIM, TrainConfig(steps=6, checkpoint_every=2), context)
+    _overwrite(context.run.checkpoints / "step-000006", 1e30)
+    again, lines = where(tmp_path, resume=True)
+    made = replace(task(12), metrics=(Metric("loss"), Metric("val_loss")), evaluate=evaluate)
+    train(made, OPTIM, TrainConfig(steps=6, checkpoint_every=2, eval_every=2), again)
+    assert any("step-000006 leads to no finite loss" in line for line in lines.warnings)
+    assert kept(context.run) == ["step-000004", "step-000006"]
+    saved = load_file(context.run.checkpoints / "step-000006" / "weights.safetensors")
+    assert all(float(each.abs().max()) < 10 for each in saved.values())
+    assert all(each is None or each < 100 for each in (line.get("val_loss") for line in metrics(context.run)))
+
+
+def test_a_run_that_diverges_again_is_told_half_of_its_rate(tmp_path: Path) -> None:
+    context, _ = where(tmp_path)
+    assert lower_rate(context.run).endswith("mmcli resume 1 --runs-dir " + str(tmp_path) + " --lr-scale 0.5")
+    context.run.record_choice("lr_scale", 0.5)
+    assert lower_rate(context.run).endswith("--lr-scale 0.25")
+
+
 def test_a_checkpoint_with_nan_is_passed_over(tmp_path: Path) -> None:
     context, _ = where(tmp_path)
     train(task(12), OPTIM, TrainConfig(steps=6, checkpoint_every=2), context)
@@ -192,6 +220,7 @@ def _overwrite(checkpoint: Path, value: float) -> None:
     manifest.write_text(manifest.read_text().replace(before, after))
 
 
+VAL_LOSS = Metric("val_loss")
 Usage = namedtuple("Usage", "total used free")
 
 
@@ -207,27 +236,105 @@ def kept(run: Run) -> list[str]:
     return sorted(path.name for path in run.checkpoints.iterdir())
 
 
-def test_the_checkpoint_with_the_best_held_out_loss_is_kept(tmp_path: Path) -> None:
-    values = {0: 9.0, 2: 4.0, 4: 1.0, 6: 2.0, 8: 3.0, 10: 5.0, 12: 6.0}
-    config = TrainConfig(steps=12, checkpoint_every=2, eval_every=2)
-    context, _ = where(tmp_path)
-    train(validated(values), OPTIM, config, context)
-    assert kept(context.run) == ["step-000004", "step-000010", "step-000012"]
+def measuring(values: Sequence[float], metric: Metric = VAL_LOSS) -> Task:
+    """A task that measures `values` one after the other; its model's folder tells the weights."""
+    made, left = task(12), list(values)
+
+    def save(folder: Path) -> None:
+        weights = [float(each) for each in made.model.state_dict()["weight"][0]]
+        (folder / "config.json").write_text(json.dumps(weights))
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        return {metric.name: left.pop(0)}
+
+    return replace(made, metrics=(Metric("loss"), metric), evaluate=evaluate, save_model=save)
+
+
+def weights_after(steps: int, root: Path) -> str:
+    """config.json of a model after so many steps of twelve."""
+    context, _ = where(root)
+    with contextlib.suppress(Interrupted):
+        train(
+            replace(measuring([]), evaluate=None),
+            OPTIM,
+            TrainConfig(steps=12, checkpoint_every=steps, keep_checkpoints=9),
+            context,
+        )
+    stored = load_file(context.run.checkpoints / f"step-{steps:06d}" / "weights.safetensors")
+    return json.dumps([float(each) for each in stored["weight"][0]])
+
+
+ALL_TWO = TrainConfig(steps=12, checkpoint_every=5, eval_every=2)
+
+
+def test_the_model_with_the_best_held_out_loss_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the very step at which it was measured, whether a checkpoint was due then or not."""
+    context, lines = where(tmp_path)
+    notes: list[str] = []
+    monkeypatch.setattr(lines, "note", notes.append)
+    train(measuring([0.5, 4.0, 2.0, 1.0, 3.0, 5.0, 6.0]), OPTIM, ALL_TWO, context)
+    assert context.run.info()["best"] == {"step": 6, "val_loss": 1.0}
+    expected = weights_after(6, tmp_path / "six")
+    assert (context.run.best / "config.json").read_text() == expected
+    assert damage(context.run.best, needed=["config.json"]) is None
+    assert (context.run.model / "config.json").read_text() != expected
+    assert notes[-1] == f"held-out loss was best after step 6 (1.000); that model: {context.run.best}"
     context, _ = where(tmp_path / "without")
-    train(validated(values), OPTIM, replace(config, keep_best=False), context)
-    assert kept(context.run) == ["step-000010", "step-000012"]
+    train(measuring([9.0, 4.0, 2.0, 1.0, 3.0, 5.0, 6.0]), OPTIM, replace(ALL_TWO, keep_best=False), context)
+    assert not context.run.best.exists() and "best" not in context.run.info()
+
+
+def test_a_training_that_ends_with_its_best_model_keeps_one(tmp_path: Path) -> None:
+    context, _ = where(tmp_path)
+    train(measuring([9.0, 4.0, 2.0, 1.0, 3.0, 5.0, 0.5]), OPTIM, ALL_TWO, context)
+    assert context.run.info()["best"] == {"step": 12, "val_loss": 0.5}
+    assert not context.run.best.exists() and context.run.model.is_dir()
 
 
 def test_of_a_reward_the_highest_is_the_best(tmp_path: Path) -> None:
-    values = {0: 0.0, 2: 4.0, 4: 9.0, 6: 2.0, 8: 3.0, 10: 5.0, 12: 1.0}
     context, _ = where(tmp_path)
-    rewarded = replace(
-        validated(values), metrics=(Metric("loss"), Metric("val_reward", higher_is_better=True)), evaluate=None
-    )
-    left = list(values.values())
-    rewarded = replace(rewarded, evaluate=lambda model: {"val_reward": left.pop(0)})
-    train(rewarded, OPTIM, TrainConfig(steps=12, checkpoint_every=2, eval_every=2), context)
-    assert kept(context.run) == ["step-000004", "step-000010", "step-000012"]
+    metric = Metric("val_reward", higher_is_better=True)
+    train(measuring([0.0, -4.0, 0.0, -2.0, -3.0, -5.0, -1.0], metric), OPTIM, ALL_TWO, context)
+    assert context.run.info()["best"] == {"step": 4, "val_reward": 0.0}
+    assert context.run.best.is_dir()
+
+
+def test_the_best_model_of_a_run_that_is_resumed_stays(tmp_path: Path) -> None:
+    """It was stopped at the best step, whose weights `model/` had until later ones replaced them."""
+    context, _ = where(tmp_path)
+    made = measuring([9.0, 4.0, 1.0])
+    stop = replace(made, loss=interrupting(made, 4))
+    with pytest.raises(Interrupted):
+        train(stop, OPTIM, ALL_TWO, context)
+    assert context.run.info()["best"] == {"step": 4, "val_loss": 1.0}
+    again, _ = where(tmp_path, resume=True)
+    train(measuring([2.0, 3.0, 5.0, 6.0, 7.0]), OPTIM, ALL_TWO, again)
+    assert again.run.info()["best"] == {"step": 4, "val_loss": 1.0}
+    assert (again.run.best / "config.json").read_text() == weights_after(4, tmp_path / "four")
+
+
+def interrupting(made: Task, after: int) -> Callable[[nn.Module, Any], LossOutput]:
+    """Its loss, which stops the training in the last of `after` steps; the measured steps do not count."""
+    steps: list[int] = []
+
+    def stopping(model: nn.Module, batch: Any) -> LossOutput:
+        if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+            steps.append(1)
+            if len(steps) == after:
+                signal.raise_signal(signal.SIGTERM)
+        return loss(model, batch)
+
+    return stopping
+
+
+def test_a_disk_too_full_for_the_best_model_is_told_and_the_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, lines = where(tmp_path)
+    free(monkeypatch, 10**9, 100, 10**9)
+    train(measuring([9.0, 4.0, 5.0, 5.0, 5.0, 5.0, 6.0]), OPTIM, ALL_TWO, context)
+    assert any("cannot keep the best model so far, of step 2" in line for line in lines.warnings)
+    assert context.run.model.is_dir()
 
 
 @pytest.mark.parametrize("stopped", [True, False])

@@ -100,7 +100,7 @@ def estimate_kl(model: Any, replies: Replies, which: np.ndarray, device: torch.d
     total = 0.0
     for part in replies.pairs.parts(which):
         logps_B = reply_logps(model, replies.rows(part, MISMATCHED).to(device))[0]
-        total += float((logps_B.double().cpu() - torch.from_numpy(replies.pairs.reference_N2[part, MISMATCHED])).sum())
+        total += float((logps_B.cpu().double() - torch.from_numpy(replies.pairs.reference_N2[part, MISMATCHED])).sum())
     return max(0.0, total / len(which))
 
 
