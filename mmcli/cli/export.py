@@ -223,7 +223,7 @@ def web(
     model: Model = "latest",
     dtype: Annotated[
         Literal["fp32", "fp16", "int8", "int4"],
-        typer.Option(help="Matrix format. fp16 halves the download; int8 and int4: a quarter, a sixth, and slower."),
+        typer.Option(help="Matrix format. fp16 halves the download; int8 and int4: a quarter, a sixth."),
     ] = "fp32",
     runtime: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Folder of the npm package onnxruntime-web.")

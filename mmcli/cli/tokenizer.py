@@ -30,7 +30,9 @@ BYTES_STYLE = "black on yellow"
 
 @app.command()
 def train(
-    data: Annotated[list[str] | None, typer.Option(help="File, folder, glob or demo; may be repeated.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="File, folder, glob, demo or hf:OWNER/NAME; may be repeated.")
+    ] = None,
     columns: Columns = None,
     vocab_size: Annotated[int, typer.Option(help="Vocabulary size.")] = 6400,
     pretokenizer: Annotated[str, typer.Option(help="Pre-tokenizer: qwen2 (single digits) or gpt2.")] = "qwen2",

@@ -119,7 +119,8 @@ def plot_with_reference(run: Run, metric: str | None = None, axis: Axis = "token
         what = f'the reference has no metric "{chosen}"'
         raise UserError(what, did_you_mean(chosen, metric_names(reference.lines)))
     if chosen not in metric_names(lines):
-        fix = "hold data out: --val FILE, or --val-fraction 0.01" if chosen == BITS else "name a run that was trained"
+        hold_out = "hold data out: --val FILE, or --set data.val_fraction=0.01"
+        fix = hold_out if chosen == BITS else "name a run that was trained"
         raise UserError(f"{run.name} has no {chosen} to compare with the reference", fix)
     notes = []
     if not same_data:

@@ -15,6 +15,7 @@ ENGLISH = sorted(path.stem for path in GUIDES.glob("*.md") if not path.stem.ends
 LINKING = [path.relative_to(ROOT).as_posix() for path in sorted([*GUIDES.glob("*.md"), *ROOT.glob("README*.md")])]
 
 BLOCK = re.compile(r"^ *(?P<fence>```+)[^`\n]*\n.*?^ *(?P=fence) *$", re.DOTALL | re.MULTILINE)
+REMARK = re.compile(r"^(mmcli .*?) +# .*$", re.MULTILINE)
 INLINE_CODE = re.compile(r"(?<!`)(`+)(?!`)((?:(?!\n\n).)+?)(?<!`)\1(?!`)", re.DOTALL)
 LINK = re.compile(r"\]\(<?([^()\s>]+)>?(?: \"[^\"]*\")?\)")
 
@@ -24,7 +25,8 @@ def read(path: Path) -> str:
 
 
 def blocks(text: str) -> list[str]:
-    return [match.group() for match in BLOCK.finditer(text)]
+    """The blocks, less what stands behind the commands of mmcli: that is in the guide's language."""
+    return [REMARK.sub(r"\1", match.group()) for match in BLOCK.finditer(text)]
 
 
 def inline_code(text: str) -> list[str]:
