@@ -191,7 +191,7 @@ def test_the_loss_is_the_same_however_a_step_is_cut(model: Path, tmp_path: Path)
     one, two = (
         trained(model, tmp_path, **{"train.micro_batch": size, "optim.lr": 1e-2, "beta": 0.5}) for size in (8, 3)
     )
-    assert one[2]["kl"] > 0.1  # else the test would say nothing
+    assert max(line.get("kl", 0.0) for line in one) > 0.1  # else the test would say nothing
     for name in ("loss", "kl", "accuracy", "grad_norm", "val_loss"):
         values = [[line[name] for line in lines if name in line] for lines in (one, two)]
         assert values[0] == pytest.approx(values[1], rel=1e-4), name
