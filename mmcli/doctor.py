@@ -210,7 +210,7 @@ def check_runs(runs_dir: Path) -> Iterator[Finding]:
         text += f", {len(resumable)} to be resumed; the newest: mmcli resume {newest.reference}"
     yield Finding("runs", "ok", text)
     for run, problem in damaged:
-        fix = f"look at all of it: mmcli runs verify {run.number}"
+        fix = f"look at all of it: mmcli runs verify {run.reference}"
         yield Finding("runs", "warning", problem, fix)
 
 

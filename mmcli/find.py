@@ -1,4 +1,5 @@
-"""Runs and models by what a person calls them: a number, a name, a folder, `latest`, `latest:STAGE`. No torch here."""
+"""Runs and models by what a person calls them: a number, a name, a folder, `latest`, `latest:STAGE`, and of a run that
+`/best`. No torch here."""
 
 from __future__ import annotations
 
@@ -87,20 +88,15 @@ def _run_at(ref: str) -> Run:
 def find_model(ref: str, runs_dir: Path) -> ModelRef:
     """The model a person named: a run (see `find_run`) that has a `model/`, or a model folder.
 
-    `RUN/best` is the model with the best held-out value of a run: its `best/`, or its `model/` where none was better.
+    `RUN/best` is the model with the best held-out value of a run: its `best/`, or its `model/` where it ended with it.
     `latest` passes over runs without a language model; `latest:tokenizer` finds a tokenizer run, `latest:reward` a
     reward model.
 
     Raises:
         UserError: there is none.
     """
-    if ref.endswith(BEST) and not Path(ref).is_dir():
-        run = find_model(ref.removesuffix(BEST), runs_dir).run
-        if run is None:
-            raise UserError(
-                f"{ref.removesuffix(BEST)} is no run, so it has no best model", "name a run, such as 7/best"
-            )
-        return ModelRef(run.best if run.best.is_dir() else run.model, run)
+    if ref.endswith(BEST) and not Path(ref).expanduser().is_dir():
+        return _find_best(ref.removesuffix(BEST), runs_dir)
     newest, _, of_stage = ref.partition(":")
     if newest == "latest":
         runs = list_runs(runs_dir)
@@ -125,6 +121,19 @@ def find_model(ref: str, runs_dir: Path) -> ModelRef:
         what = f"{run.name} has no saved model (state: {run.info()['state']})"
         raise UserError(what, f"resume it: mmcli resume {ref}")
     return ModelRef(run.model, run)
+
+
+def _find_best(ref: str, runs_dir: Path) -> ModelRef:
+    newest = ref.partition(":")[0] == "latest"
+    run = find_model(ref, runs_dir).run if newest else find_run(ref, runs_dir)
+    assert run is not None  # `latest` is one
+    run.recover_model()
+    if run.best.is_dir():
+        return ModelRef(run.best, run)
+    if "best" in run.info():
+        return find_model(str(run.path), runs_dir)
+    what = f"{run.name} has no best model: it takes data that are held out (--val), and train.keep_best"
+    raise UserError(what, f"take the model that it ended with: {ref}")
 
 
 def _is_model(folder: Path) -> bool:

@@ -127,7 +127,7 @@ def remove_run(run: Run) -> int:
         run.path.rmdir()
     except OSError as error:
         what = f"cannot remove {error.filename or run.path}: {error.strerror}"
-        raise UserError(what, f"check its permissions, then: mmcli runs remove {run.number}") from None
+        raise UserError(what, f"check its permissions, then: mmcli runs remove {run.reference}") from None
     return size
 
 

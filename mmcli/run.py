@@ -235,7 +235,7 @@ class Run:
     def parent(self) -> Run | None:
         """The run that it started from, as long as that is there."""
         folder = self.started_from()
-        return model_at(folder).run if folder is not None and folder.is_dir() else None
+        return model_at(folder).run if folder is not None and folder.parent.is_dir() else None
 
     @classmethod
     def create(cls, runs_dir: Path, stage: str, label: str) -> Run:
@@ -335,7 +335,7 @@ class ModelRef:
     @property
     def is_best(self) -> bool:
         """True of the `best/` of a run, which is not what the run ended with."""
-        return self.run is not None and self.path.name == self.run.best.name
+        return self.run is not None and self.path.resolve().name == self.run.best.name
 
     @property
     def label(self) -> str:

@@ -1,6 +1,7 @@
 """The life of a run: layers of values -> config -> run folder, locked -> the stage's function -> state.
 
-Nothing is printed here and no torch is imported: the command line and Python call the same functions.
+Nothing is printed here, and torch is imported only to find the device: the command line and Python call the same
+functions.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 from mmcli import plugins
 from mmcli.config import (
+    DEFAULT,
     Layer,
     Resolved,
     follows_device,
@@ -181,7 +183,7 @@ def _start(
     layers, preset = _layers(stage, own, references, preset, config_file)
     resolved: Resolved[Any] = resolve(stage.config, layers)
     _check_loggers(resolved.config)
-    _check_ranks(stage, resolved.config, ranks)
+    _check_ranks(stage, resolved, ranks)
     _function(stage)  # a plugin that cannot be imported leaves no run behind
     run = Run.create(runs_dir, stage.name, name or preset or "run")
     try:
@@ -287,7 +289,7 @@ def _resume(
         if shard is not None:
             run.record_choice("shard", shard)
         resolved = _stored_values(run, stage, tables)
-        _check_ranks(stage, resolved.config, ranks)
+        _check_ranks(stage, resolved, ranks)
         references = References(run.path.parent)
         _work(stage, StageContext(run, report, resolved, True, allowed, references, ranks=ranks), held)
     return run
@@ -319,15 +321,16 @@ def join_ranks() -> Iterator[Ranks]:
         yield ranks
 
 
-def _check_ranks(stage: Stage, config: Any, ranks: Ranks) -> None:
+def _check_ranks(stage: Stage, resolved: Resolved[Any], ranks: Ranks) -> None:
     """Refuse ranks that would have nothing to do."""
-    train = getattr(config, "train", None)
+    train = getattr(resolved.config, "train", None)
     if ranks.world == 1:
         return
     if train is None:
         raise UserError(f"mmcli {stage.name} works in one process, not in {ranks.world}", "start it once")
     if train.batch_size < ranks.world:
-        what = f"--batch-size {train.batch_size} is below the {ranks.world} processes"
+        source = resolved.sources.get("train.batch_size", DEFAULT)
+        what = f"train.batch_size = {train.batch_size} (from {source}) is below the {ranks.world} processes"
         raise UserError(what, f"give --batch-size {ranks.world} or more, or fewer processes")
 
 

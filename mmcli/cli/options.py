@@ -35,7 +35,9 @@ Nproc = Annotated[
     int | None,
     typer.Option(metavar="N", help="Train with N processes on this machine; over several machines: torchrun or srun."),
 ]
-Model = Annotated[str, typer.Argument(help="Run number or name, model folder, latest or latest:STAGE.")]
+Model = Annotated[
+    str, typer.Argument(help="Run number or name, model folder, latest or latest:STAGE; 7/best: the best of run 7.")
+]
 Backend = Annotated[
     str,
     typer.Option(metavar="|".join(ENGINES), help="Inference engine: PyTorch or ONNX Runtime.", callback=_known_backend),

@@ -60,6 +60,9 @@ def card_run(ref: ModelRef) -> Run:
     if ref.run is None:
         what = f"{ref.label} is no run, so a model card cannot tell how it was trained"
         raise UserError(what, "name a run, or export without a card")
+    if ref.is_best:
+        what = f"a model card tells of the model that a run ended with, not of {ref.label}"
+        raise UserError(what, f"name {ref.run.number}, or export without a card")
     return ref.run
 
 

@@ -36,6 +36,7 @@ from mmcli.stages.start import (
     choose_micro_batch,
     find_reference,
     pin_model,
+    save_adapter,
     save_into,
     tell_change,
 )
@@ -273,6 +274,7 @@ def pair_task(
         steps_per_epoch=data.steps.steps_per_epoch,
         flops_per_token=training_flops(model, data.training.rows.seq_len),
         save_model=lambda folder: save_into(folder, start, context),
+        save_adapter=lambda: save_adapter(start, context),
         metrics=tuple(metrics),
         evaluate=evaluate if held_out is not None else None,
         evaluation_tokens=held_out.rows.tokens if held_out is not None else 0,

@@ -120,7 +120,7 @@ def _choose_parent(train: TrainConfig, context: StageContext) -> ModelRef | None
     parent = context.find_model(train.start_from)
     context.run.choose("start_from", lambda: as_kept(parent.path, context.run.path.parent))
     context.report.note(f"from {_describe(parent)}")
-    context.run.update(parent=parent.label)
+    context.run.update(parent=parent.run.name if parent.run else parent.label)
     return parent
 
 
@@ -309,7 +309,6 @@ def save_into(folder: Path, start: Start, context: StageContext) -> None:
     facts = {"Trained by": f"mmcli {context.run.stage}", "Run": context.run.name}
     model = start.model
     if start.adapter is not None:
-        save_adapter(start, context)
         model = start.adapter.merge(model)
     save_model(folder, model, model.config, start.tokenizer, extra=facts)
     path = folder / "config.json"
@@ -318,8 +317,9 @@ def save_into(folder: Path, start: Start, context: StageContext) -> None:
 
 
 def save_adapter(start: Start, context: StageContext) -> None:
-    """Write the adapter's own part into `adapter/` of the run."""
-    assert start.adapter is not None
+    """Write the adapter's own part into `adapter/` of the run, where an adapter is trained."""
+    if start.adapter is None:
+        return
     with atomic_folder(context.run.path / "adapter") as own:
         start.adapter.save(own, start.model)
 

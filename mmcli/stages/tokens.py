@@ -23,7 +23,7 @@ from mmcli.evaluation.loss import model_losses, sum_losses
 from mmcli.inputs import pin_inputs
 from mmcli.stage import Metric, StageContext
 from mmcli.stages.pins import part_inputs
-from mmcli.stages.start import Start, choose_micro_batch, save_into
+from mmcli.stages.start import Start, choose_micro_batch, save_adapter, save_into
 from mmcli.text.tokenizer import Tokenizer
 from mmcli.train.adapters import training_flops
 from mmcli.train.config import TrainConfig
@@ -229,6 +229,7 @@ def token_task(
         steps_per_epoch=batches.steps_per_epoch,
         flops_per_token=training_flops(start.model, rows.train.seq_len),
         save_model=lambda folder: save_into(folder, start, context),
+        save_adapter=lambda: save_adapter(start, context),
         metrics=(*language_model_metrics(config), *HELD_OUT_METRICS),
         evaluate=evaluate if rows.val is not None else None,
         evaluation_tokens=rows.val.tokens if rows.val is not None else 0,

@@ -70,11 +70,11 @@ class OptimConfig:
 class TrainConfig:
     """Initial model, duration, batch size, device, and evaluation and checkpoint intervals."""
 
-    start_from: str | None = option(None, "model to start from: run, folder or latest:STAGE", flag="--from")
+    start_from: str | None = option(None, "model to start from: run, 7/best, folder or latest:STAGE", flag="--from")
     adapter: str | None = option(None, "train an adapter such as lora; default: all weights", flag="--adapter")
     adapter_set: tuple[str, ...] = option((), "adapter setting, such as rank=16; repeatable", flag="--adapter-set")
     steps: int | None = option(None, "optimizer steps; default: from --epochs", flag="--steps")
-    epochs: float = option(1.0, "number of passes over the data", flag="--epochs")
+    epochs: float | None = option(None, "passes over the data; default: 1, or what --budget allows", flag="--epochs")
     budget: str | None = option(
         None, "time to train, such as 20m or 1h30m; --steps or --epochs can end it sooner", flag="--budget"
     )
@@ -112,7 +112,7 @@ class TrainConfig:
         if self.keep_checkpoints < 1:
             what = f"train.keep_checkpoints = {self.keep_checkpoints} is below 1"
             raise ConfigError("keep_checkpoints", what, "give 1 or more; resuming needs one")
-        if self.epochs <= 0:
+        if self.epochs is not None and self.epochs <= 0:
             raise ConfigError("epochs", f"train.epochs = {self.epochs} is not positive", "give a number such as 1")
         if self.budget is not None:
             parse_duration(self.budget)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 
-from mmcli.config import DEFAULT
 from mmcli.run import RESOLVED, Run
 from mmcli.stage import Reporter, StageContext
 from mmcli.train.config import TrainConfig, duration
@@ -53,7 +52,7 @@ def make_plan(
     report, choose = context.report, functools.partial(context.ranks.choose, context.run)
     measured = choose("measured", lambda: dict(zip(("step_seconds", "step_tokens"), probe(False), strict=True)))
     step_seconds, step_tokens = float(measured["step_seconds"]), int(measured["step_tokens"])
-    most = _most_steps(task, config, context)
+    most = _most_steps(task, config)
     steps = int(choose("steps", lambda: _choose_steps(task, config, most, step_seconds)))
     seconds = steps * step_seconds
     compiled = bool(choose("compile", lambda: _choose_compile(task, config, steps, step_seconds, probe, report)))
@@ -62,7 +61,7 @@ def make_plan(
     epochs = steps / task.steps_per_epoch
     evaluation_seconds = _evaluation_seconds(task, step_seconds, step_tokens)
     other_seconds = evaluation_seconds * (math.ceil(steps / eval_every) + 1)
-    other_seconds += _saving_seconds(task, config, steps, seconds)
+    other_seconds += _saving_seconds(task, config, steps, seconds, eval_every)
     seconds += other_seconds
     about = f"about {duration(max(1.0, seconds))}" + (", compiled" if compiled else "")
     report.note(f"{steps:,} steps ({epochs:.2g} epochs), {about}")
@@ -95,14 +94,13 @@ def record_fit(run: Run, horizon: Horizon, step: int, steps: int) -> Horizon:
     return Horizon(fits)
 
 
-def _most_steps(task: Task, config: TrainConfig, context: StageContext) -> int | None:
-    """The steps at which the training ends, whatever fits into the budget: `steps`, or `epochs`, which count beside a
-    budget only where somebody set them; else None."""
+def _most_steps(task: Task, config: TrainConfig) -> int | None:
+    """The steps at which the training ends, whatever fits into a budget: `steps`, or those of `epochs`; else None."""
     if config.steps is not None:
         return config.steps
-    if config.budget_seconds is not None and context.resolved.sources.get("train.epochs", DEFAULT) == DEFAULT:
+    if config.epochs is None and config.budget_seconds is not None:
         return None
-    return max(1, math.ceil(config.epochs * task.steps_per_epoch))
+    return max(1, math.ceil((config.epochs or 1.0) * task.steps_per_epoch))
 
 
 def _choose_steps(task: Task, config: TrainConfig, most: int | None, step_seconds: float) -> int:
@@ -127,11 +125,13 @@ def _evaluation_seconds(task: Task, step_seconds: float, step_tokens: int) -> fl
     return step_seconds * task.evaluation_tokens / max(1, step_tokens) / 3.0 if task.evaluate is not None else 0.0
 
 
-def _saving_seconds(task: Task, config: TrainConfig, steps: int, seconds: float) -> float:
-    """Of all checkpoints of a training whose steps take `seconds`: weights, two moments, and the model."""
+def _saving_seconds(task: Task, config: TrainConfig, steps: int, seconds: float, eval_every: int) -> float:
+    """Of all checkpoints of a training whose steps take `seconds`: weights, two moments, and the model; and of the best
+    model, which may be another at each evaluation."""
     count = steps // config.checkpoint_every if config.checkpoint_every else int(seconds / CHECKPOINT_SECONDS)
     total = sum(p.numel() * p.element_size() for p in task.model.parameters())
-    return (count + 1) * 4 * total / DISK_BYTES_PER_SECOND
+    bests = steps // eval_every if config.keep_best and task.evaluate is not None else 0
+    return (4 * (count + 1) + bests) * total / DISK_BYTES_PER_SECOND
 
 
 def _choose_compile(

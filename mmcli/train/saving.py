@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import shutil
@@ -120,6 +121,8 @@ class Saver:
         save_checkpoint(self._run.checkpoints, self._task.model, self._optimizer, progress, keep)
         with atomic_folder(self._run.model) as beside:
             self._task.save_model(beside)
+        if self._task.save_adapter is not None:
+            self._task.save_adapter()
         self._run.update(steps_done=progress.step, tokens=progress.tokens)
 
     def _write_again(self, progress: Progress, prune: bool) -> None:
@@ -142,29 +145,31 @@ class Saver:
         known = None if self.best is None else self.best.get(metric.name)
         if known is not None and (value <= known if metric.higher_is_better else value >= known):
             return
-        self.best = {"step": step, metric.name: value}
-        if ended:
-            self._write_best(step, ended)
-            return
-        with gathered(self._task.model, self._optimizer, self._ranks):
-            self._write_best(step, ended)
+        best = {"step": step, metric.name: value}
+        whole = contextlib.nullcontext() if ended else gathered(self._task.model, self._optimizer, self._ranks)
+        with whole:
+            written = self._ranks.is_writer and self._write_best(best, ended)
+        if self._ranks.broadcast(written):
+            self.best = best
 
-    def _write_best(self, step: int, ended: bool) -> None:
-        if not self._ranks.is_writer:
-            return
+    def _write_best(self, best: dict[str, Any], ended: bool) -> bool:
+        """Whether it was written. What a full disk has no room for is told, and the training goes on."""
+        needed = self.save_bytes + (0 if self._run.best.is_dir() else self.model_bytes)  # room for the next checkpoint
         try:
             if ended:
                 shutil.rmtree(self._run.best, ignore_errors=True)
-            elif self._free() < self.save_bytes + self.model_bytes:
-                raise OSError(errno.ENOSPC, "it is needed for the next checkpoint")
+            elif self._free() < needed:
+                raise OSError(errno.ENOSPC, f"{size(needed)} needed, {size(self._free())} free")
             else:
                 with atomic_folder(self._run.best) as beside:
                     self._task.save_model(beside)
-            self._run.update(best=self.best)
+            self._run.update(best=best)
         except (OSError, MmcliError, SafetensorError) as error:
             if not is_disk_error(error):
                 raise
-            self._report.warn(f"cannot keep the best model so far, of step {step}: {_reason(error)}")
+            self._report.warn(f"cannot keep the best model so far, of step {best['step']}: {_reason(error)}")
+            return False
+        return True
 
     def _remove_oldest(self) -> bool:
         """Remove the oldest checkpoint but the newest; False if there is none."""

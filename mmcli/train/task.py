@@ -86,6 +86,7 @@ class Task:
         steps_per_epoch: optimizer steps in which all data is seen once.
         flops_per_token: FLOPs of forward and backward, for the MFU.
         save_model: fills a folder with the model in Hugging Face format.
+        save_adapter: writes an adapter's own part into the run, after each `model/`.
         metrics: the values that are shown, the first being the headline of the run.
         evaluate: values on held-out data, in eval mode under autocast; their names begin with `val_`.
         evaluation_tokens: tokens that one evaluation reads.
@@ -106,6 +107,7 @@ class Task:
     steps_per_epoch: float
     flops_per_token: float
     save_model: Callable[[Path], None]
+    save_adapter: Callable[[], None] | None = None
     batches: Callable[[int], Sequence[StepBatch]] | None = None
     rollouts: Rollouts | None = None
     metrics: tuple[Metric, ...] = (Metric("loss"),)

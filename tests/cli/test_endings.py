@@ -130,7 +130,7 @@ def test_a_few_words_have_no_figure_for_what_was_not_counted(
     assert "0.000" not in said.replace("loss 0.000", "") and "bpb" not in said
 
 
-def test_the_best_checkpoint_is_kept_unless_told_otherwise() -> None:
+def test_the_best_model_is_kept_unless_told_otherwise() -> None:
     assert TrainConfig().keep_best
 
 

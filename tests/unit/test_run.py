@@ -11,6 +11,7 @@ from mmcli.errors import UserError
 from mmcli.export.locate import default_folder
 from mmcli.files import previous
 from mmcli.find import find_model, find_run, find_unfinished
+from mmcli.housekeeping import remove_run
 from mmcli.run import Run, list_runs
 
 
@@ -94,8 +95,13 @@ def test_a_path_is_looked_up_nowhere_else(tmp_path: Path, monkeypatch: pytest.Mo
         find_model(str(tmp_path), tmp_path / "here")
 
 
-def test_the_best_model_of_a_run_is_found(tmp_path: Path) -> None:
+def test_the_best_model_of_a_run_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = a_run(tmp_path), a_run(tmp_path, "sft")
+    with pytest.raises(UserError, match="has no best model") as caught:
+        find_model("1/best", tmp_path)
+    assert caught.value.fix == "take the model that it ended with: 1"
+    for each in (first, second):
+        each.update(best={"step": 3, "val_loss": 1.5})
     assert find_model("1/best", tmp_path).path == first.model  # it ended with its best
     first.best.mkdir()
     (first.best / "config.json").write_text("{}")
@@ -105,10 +111,26 @@ def test_the_best_model_of_a_run_is_found(tmp_path: Path) -> None:
         assert found.is_best and default_folder(found, "int8") == first.exports / "best-onnx-int8"
     assert find_model("latest/best", tmp_path).path == second.model
     assert not find_model("1", tmp_path).is_best
+    monkeypatch.chdir(first.best)
+    assert find_model(".", tmp_path).is_best
+    (tmp_path / "home" / "best").mkdir(parents=True)
+    (tmp_path / "home" / "best" / "config.json").write_text("{}")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert find_model("~/best", tmp_path).run is None
     with pytest.raises(UserError, match='no run "9"'):
         find_model("9/best", tmp_path)
-    with pytest.raises(UserError, match="is no run"):
-        find_model(f"{tmp_path / 'copy'}/best", shutil.copytree(first.model, tmp_path / "copy").parent)
+    shutil.copytree(first.model, tmp_path / "copy")
+    with pytest.raises(UserError, match="is not a run folder"):
+        find_model(f"{tmp_path}/copy/best", tmp_path)
+
+
+def test_a_run_that_started_from_a_best_model_keeps_its_parent(tmp_path: Path) -> None:
+    """Also once the parent was resumed and ended with a better one, so that its `best/` is gone."""
+    parent, child = a_run(tmp_path), a_run(tmp_path, "sft")
+    child.record_choice("start_from", f"{parent.name}/best")
+    assert child.parent == parent
+    remove_run(parent)
+    assert child.parent is None
 
 
 def test_latest_passes_over_runs_without_a_model(tmp_path: Path) -> None:

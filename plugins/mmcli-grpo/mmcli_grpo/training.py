@@ -27,6 +27,7 @@ from mmcli.api import (
     open_data,
     pin_data,
     prepare_start,
+    save_adapter,
     save_into,
     train,
 )
@@ -116,6 +117,7 @@ class Learner:
             steps_per_epoch=steps,
             flops_per_token=6.0 * sum(parameter.numel() for parameter in model.parameters()),
             save_model=lambda folder: save_into(folder, self.start, self.context),
+            save_adapter=lambda: save_adapter(self.start, self.context),
             metrics=self._metrics(),
             evaluate=self.evaluate if held_out else None,
             evaluation_tokens=sum(len(prompt.ids) + reply_tokens for prompt in held_out),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmcli.config import Resolved
+from mmcli.config import resolve
 from mmcli.errors import UserError
 from mmcli.run import Run
 from mmcli.stage import Silent, StageContext
@@ -40,7 +40,6 @@ def planned(
     validates: bool = False,
     resume: bool = False,
     compiled_seconds: float | None = None,
-    asked: tuple[str, ...] = (),
     **config: Any,
 ) -> Any:
     """(plan, what was said) of a task with 50 steps an epoch, 1000 tokens each."""
@@ -57,7 +56,7 @@ def planned(
     )
     run = Run(root / "0001-pretrain-test") if resume else Run.create(root, "pretrain", "test")
     lines = Lines()
-    where = StageContext(run, lines, Resolved(None, dict.fromkeys(asked, "--set")), resume)
+    where = StageContext(run, lines, resolve(TrainConfig, []), resume)
 
     def probe(compiled: bool) -> tuple[float, int]:
         assert not resume, "a resumed run does not measure again"
@@ -88,11 +87,11 @@ def test_steps_come_from_epochs_steps_or_the_budget(tmp_path: Path, config: dict
 
 
 def test_epochs_that_somebody_asked_for_end_a_budget(tmp_path: Path) -> None:
-    plan, _ = planned(tmp_path, 0.5, asked=("train.epochs",), epochs=2.0, budget="100s")
-    assert (plan.steps, plan.most_steps) == (100, 100)
-    plan, _ = planned(tmp_path, 0.5, asked=("train.epochs",), epochs=9.0, budget="100s")
-    assert (plan.steps, plan.most_steps) == (190, 450)
     plan, _ = planned(tmp_path, 0.5, epochs=2.0, budget="100s")
+    assert (plan.steps, plan.most_steps) == (100, 100)
+    plan, _ = planned(tmp_path, 0.5, epochs=9.0, budget="100s")
+    assert (plan.steps, plan.most_steps) == (190, 450)
+    plan, _ = planned(tmp_path, 0.5, budget="100s")
     assert (plan.steps, plan.most_steps) == (190, None)
 
 

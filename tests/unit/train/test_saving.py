@@ -272,7 +272,10 @@ def test_the_model_with_the_best_held_out_loss_is_kept(tmp_path: Path, monkeypat
     context, lines = where(tmp_path)
     notes: list[str] = []
     monkeypatch.setattr(lines, "note", notes.append)
-    train(measuring([0.5, 4.0, 2.0, 1.0, 3.0, 5.0, 6.0]), OPTIM, ALL_TWO, context)
+    adapters: list[int] = []
+    made = replace(measuring([0.5, 4.0, 2.0, 1.0, 3.0, 5.0, 6.0]), save_adapter=lambda: adapters.append(1))
+    train(made, OPTIM, ALL_TWO, context)
+    assert len(adapters) == 3  # with each `model/`: after 5, 10 and 12 steps
     assert context.run.info()["best"] == {"step": 6, "val_loss": 1.0}
     expected = weights_after(6, tmp_path / "six")
     assert (context.run.best / "config.json").read_text() == expected
@@ -335,6 +338,8 @@ def test_a_disk_too_full_for_the_best_model_is_told_and_the_training_goes_on(
     train(measuring([9.0, 4.0, 5.0, 5.0, 5.0, 5.0, 6.0]), OPTIM, ALL_TWO, context)
     assert any("cannot keep the best model so far, of step 2" in line for line in lines.warnings)
     assert context.run.model.is_dir()
+    assert context.run.info()["best"] == {"step": 4, "val_loss": 5.0}  # the best of those that could be kept
+    assert (context.run.best / "config.json").read_text() == weights_after(4, tmp_path / "four")
 
 
 @pytest.mark.parametrize("stopped", [True, False])

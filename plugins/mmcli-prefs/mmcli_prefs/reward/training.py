@@ -26,7 +26,6 @@ from mmcli.api import (
     open_pairs,
     pair_output,
     pair_task,
-    save_adapter,
     save_reward_model,
     train,
 )
@@ -63,7 +62,6 @@ def save(folder: Path, model: RewardModel, start: Start, context: StageContext) 
     """Fill `folder` with the reward model, merged with its adapter where there is one."""
     base = start.model
     if start.adapter is not None:
-        save_adapter(start, context)
         base = start.adapter.merge(base)
     save_reward_model(folder, base, model.score.weight, start.tokenizer)
 
