@@ -338,7 +338,7 @@ def test_a_signal_saves_once(data: Path, runs: Path, number: signal.Signals, to_
     ("args", "said"),
     [
         (["--nproc", "0"], "--nproc 0 is below 1"),
-        (["--nproc", "2", "--batch-size", "1"], "--batch-size 1 is below the 2 processes"),
+        (["--nproc", "2", "--batch-size", "1"], "train.batch_size = 1 (from --batch-size) is below the 2 processes"),
         (["--nproc", "2", "--data", "nowhere.txt"], "nowhere.txt"),
     ],
 )
