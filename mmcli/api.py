@@ -104,6 +104,7 @@ if TYPE_CHECKING:
     from mmcli.model.attention import AttnContext as AttnContext
     from mmcli.model.config import ModelConfig as ModelConfig
     from mmcli.model.count import count_parameters as count_parameters
+    from mmcli.model.device import move as move
     from mmcli.model.formats.families import stored_names as stored_names
     from mmcli.model.formats.hf_config import read_model_config as read_model_config
     from mmcli.model.formats.hf_folder import load_model as load_model
@@ -210,6 +211,7 @@ _HOMES = {  # module -> the names that it gives
     "mmcli.data.pack.pairs": "PairFit pair_rows",
     "mmcli.model.config": "ModelConfig",
     "mmcli.model.count": "count_parameters",
+    "mmcli.model.device": "move",
     "mmcli.model.transformer": "Transformer",
     "mmcli.model.attention": "AttnContext",
     "mmcli.model.logps": "token_logps",

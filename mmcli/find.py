@@ -8,9 +8,7 @@ import os
 from pathlib import Path
 
 from mmcli.errors import UserError, did_you_mean
-from mmcli.run import ONNX_GRAPH, RUN_NAME, ModelRef, Run, formerly, list_runs, model_at, where_now
-
-BEST = "/best"
+from mmcli.run import BEST, ONNX_GRAPH, RUN_NAME, ModelRef, Run, formerly, list_runs, model_at, where_now
 
 
 class References:
@@ -95,8 +93,8 @@ def find_model(ref: str, runs_dir: Path) -> ModelRef:
     Raises:
         UserError: there is none.
     """
-    if ref.endswith(BEST) and not Path(ref).expanduser().is_dir():
-        return _find_best(ref.removesuffix(BEST), runs_dir)
+    if ref.endswith(f"/{BEST}") and not Path(ref).expanduser().is_dir():
+        return _find_best(ref.removesuffix(f"/{BEST}"), runs_dir)
     newest, _, of_stage = ref.partition(":")
     if newest == "latest":
         runs = list_runs(runs_dir)

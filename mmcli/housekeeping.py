@@ -152,11 +152,10 @@ def prunable(run: Run) -> Pruned:
     found = sorted((p for p in run.checkpoints.glob("step-*") if CHECKPOINT.match(p.name) and p.is_dir()), key=_step)
     whole = next((path for path in reversed(found) if damage(path, needed=CHECKPOINT_FILES) is None), None)
     done = run.info()["state"] == "finished" and (run.model / "config.json").is_file()
-    kept: set[Path] = set()
-    if not done:
-        kept = {*(found[found.index(whole) :] if whole is not None else found)}
-    removed = tuple(path for path in found if path not in kept)
-    return Pruned(run, removed, tuple(path for path in found if path in kept), sum(map(disk_bytes, removed)))
+    first = 0 if whole is None else found.index(whole)
+    first = len(found) if done else first
+    removed, kept = tuple(found[:first]), tuple(found[first:])
+    return Pruned(run, removed, kept, sum(map(disk_bytes, removed)))
 
 
 def prune_run(run: Run) -> Pruned:

@@ -25,6 +25,7 @@ from mmcli.errors import UserError
 from mmcli.files import recover, remove_leftovers, write_atomic, write_json
 from mmcli.lock import Locked, file_lock, is_locked
 
+MODEL, BEST = "model", "best"  # folders of a run: its newest model, and the one with the best held-out value
 ONNX_GRAPH = "model.onnx"  # in a folder that is an ONNX export
 RESOLVED = "resolved.toml"
 SAMPLES = "samples.jsonl"  # texts that the model wrote during the training
@@ -81,12 +82,12 @@ class Run:
     @property
     def model(self) -> Path:
         """The Hugging Face style folder of the newest saved model."""
-        return self.path / "model"
+        return self.path / MODEL
 
     @property
     def best(self) -> Path:
         """The folder of the model with the best held-out value, there where `model/` has a worse one."""
-        return self.path / "best"
+        return self.path / BEST
 
     @property
     def checkpoints(self) -> Path:
@@ -335,13 +336,13 @@ class ModelRef:
     @property
     def is_best(self) -> bool:
         """True of the `best/` of a run, which is not what the run ended with."""
-        return self.run is not None and self.path.resolve().name == self.run.best.name
+        return self.run is not None and self.path.resolve().name == BEST
 
     @property
     def label(self) -> str:
         if self.run is None:
             return str(self.path)
-        return f"{self.run.name}/best" if self.is_best else self.run.name
+        return f"{self.run.name}/{BEST}" if self.is_best else self.run.name
 
     @property
     def stage(self) -> str | None:
@@ -371,7 +372,7 @@ def formerly(name: str, runs_dir: Path) -> Run | None:
 def model_at(folder: Path) -> ModelRef:
     """The model of a folder, with the run whose `model/` or `best/` it is, if it is one."""
     whole = folder.resolve()
-    inside = whole.name in ("model", "best") and RUN_NAME.match(whole.parent.name)
+    inside = whole.name in (MODEL, BEST) and RUN_NAME.match(whole.parent.name)
     return ModelRef(
         folder, Run(folder.parent if folder.parent.name == whole.parent.name else whole.parent) if inside else None
     )

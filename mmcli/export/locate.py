@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from mmcli.errors import UserError
 from mmcli.generate.onnx_session import GRAPH_FILE
-from mmcli.run import ModelRef, Run
+from mmcli.run import BEST, ModelRef, Run
 
 Dtype = Literal["fp32", "fp16", "int8", "int4"]  # how an ONNX export stores matrices (`matrices.FORMATS`)
 Ops = Literal["fused", "standard"]  # of a graph: ONNX Runtime's own operators, or those of the ONNX standard alone
@@ -48,7 +48,7 @@ def default_web_folder(ref: ModelRef, dtype: str) -> Path:
 def _place(ref: ModelRef, name: str) -> Path:
     if ref.run is None:
         return ref.path / name
-    return ref.run.exports / (f"best-{name}" if ref.is_best else name)
+    return ref.run.exports / (f"{BEST}-{name}" if ref.is_best else name)
 
 
 def card_run(ref: ModelRef) -> Run:

@@ -192,15 +192,11 @@ def _penalized(logits_SV: np.ndarray, seen_ids: Sequence[Sequence[int] | np.ndar
     if penalty == 1:
         return scores_SV
     scores_SV = np.array(scores_SV)
-    if len(scores_SV) == 1:
-        where: tuple[np.ndarray, ...] = (np.asarray(seen_ids[0], dtype=np.int64),)
-        scores = scores_SV[0]
-    else:
-        rows = np.repeat(np.arange(len(seen_ids)), [len(seen) for seen in seen_ids])
-        where = (rows, np.concatenate([np.asarray(seen, dtype=np.int64) for seen in seen_ids]))
-        scores = scores_SV
-    values = scores[where]
-    scores[where] = np.where(values > 0, values / penalty, values * penalty)
+    n_rows, width = scores_SV.shape
+    flat, firsts = scores_SV.reshape(-1), range(0, n_rows * width, width)
+    where = np.concatenate([np.asarray(seen, dtype=np.int64) + at for at, seen in zip(firsts, seen_ids, strict=True)])
+    values = flat[where]
+    flat[where] = np.where(values > 0, values / penalty, values * penalty)
     return scores_SV
 
 
@@ -218,9 +214,8 @@ def _candidates(scores_SV: np.ndarray, config: SamplingConfig) -> tuple[np.ndarr
     ids_SC: np.ndarray | None = None
     is_limited = 0 < config.top_k < scores_SC.shape[1]
     if is_limited:
-        kth_S1 = np.array(
-            [[max(_kth_largest(scores_C, config.top_k), LOWEST)] for scores_C in scores_SC]
-        )  # allowed ones
+        kth_S = np.array([_kth_largest(scores_C, config.top_k) for scores_C in scores_SC])
+        kth_S1 = np.maximum(kth_S, LOWEST)[:, None]  # of what a grammar forbids, nothing
         ids_SC, scores_SC = _keep(ids_SC, scores_SC, scores_SC >= kth_S1)  # with every tie of the last
     if config.top_p < 1:
         ids_SC, scores_SC = _keep(ids_SC, scores_SC, _top_p(scores_SC, config.top_p, limited=is_limited))

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mmcli.model.cache import CacheView, KVCache
 from mmcli.model.config import ModelConfig
+from mmcli.model.device import move
 from mmcli.model.documents import LONG, document_attention
 
 Kernel = Literal["parts", "varlen", "documents", "causal", "full", "masked", "plain"]
@@ -148,7 +149,7 @@ class AttnContext:
 
     def to(self, device: torch.device) -> AttnContext:
         """The same context on `device`; a copy from pinned memory does not wait."""
-        moved = self._map(lambda tensor: tensor.to(device, non_blocking=device.type == "cuda"))
+        moved = self._map(lambda tensor: move(tensor, device))
         return replace(moved, varlen=_has_varlen(device))
 
     def pin_memory(self) -> AttnContext:

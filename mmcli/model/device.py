@@ -1,8 +1,9 @@
-"""Choice of the torch device."""
+"""Choice of the torch device, and what is moved there."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from mmcli.errors import UserError
 
@@ -29,3 +30,11 @@ def choose_device(name: str = "auto") -> torch.device:
         reason = str(error).splitlines()[0]
         raise UserError(f'device "{name}" cannot be used here: {reason}', "use --device auto or --device cpu") from None
     return device
+
+
+def move(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on `device`; only a copy to CUDA is not waited for, from page-locked memory.
+
+    Elsewhere the memory that it is read from may be free again by then (MPS, up to torch 2.12).
+    """
+    return tensor.to(device, non_blocking=device.type == "cuda")

@@ -75,7 +75,7 @@ def choose_init(start: Start, rows: TokenRows, config: PretrainConfig) -> str:
         available = config.train.budget_seconds * SPEED_REACHED * measure_peak_flops(start.accelerator)
     else:
         row = training_flops(start.model, rows.train.seq_len) * rows.train.seq_len
-        steps = config.train.steps or (config.train.epochs or 1.0) * len(rows.train) / config.train.batch_size
+        steps = config.train.steps or config.train.passes * len(rows.train) / config.train.batch_size
         available = steps * config.train.batch_size * row
     return "bigram" if needed < MOST_OF_TRAINING * available else "random"
 

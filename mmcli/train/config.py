@@ -127,6 +127,11 @@ class TrainConfig:
         return tuple(dict.fromkeys(name.strip() for name in (self.log or "").split(",") if name.strip()))
 
     @property
+    def passes(self) -> float:
+        """`epochs`, or what they are by default where there is no budget."""
+        return 1.0 if self.epochs is None else self.epochs
+
+    @property
     def budget_seconds(self) -> float | None:
         return None if self.budget is None else parse_duration(self.budget)
 

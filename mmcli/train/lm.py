@@ -13,6 +13,7 @@ from torch import Tensor
 from mmcli.data.pack.batches import NO_LABEL, Batch
 from mmcli.model.attention import AttnContext
 from mmcli.model.config import ModelConfig
+from mmcli.model.device import move
 from mmcli.model.logps import token_logps
 from mmcli.stage import LossOutput, Metric, Term
 
@@ -51,9 +52,7 @@ class TokenBatch:
 
     def to(self, device: torch.device) -> TokenBatch:
         """The same micro-batch on `device`."""
-        return self._map(
-            lambda tensor: tensor.to(device, non_blocking=device.type == "cuda"), lambda ctx: ctx.to(device)
-        )
+        return self._map(lambda tensor: move(tensor, device), lambda ctx: ctx.to(device))
 
     def _map(self, move: Callable[[Tensor], Tensor], move_ctx: Callable[[AttnContext], AttnContext]) -> TokenBatch:
         return replace(

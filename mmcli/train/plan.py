@@ -100,7 +100,7 @@ def _most_steps(task: Task, config: TrainConfig) -> int | None:
         return config.steps
     if config.epochs is None and config.budget_seconds is not None:
         return None
-    return max(1, math.ceil((config.epochs or 1.0) * task.steps_per_epoch))
+    return max(1, math.ceil(config.passes * task.steps_per_epoch))
 
 
 def _choose_steps(task: Task, config: TrainConfig, most: int | None, step_seconds: float) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mmcli.data.pack.batches import Batch
 from mmcli.model.config import ModelConfig
+from mmcli.model.device import move
 from mmcli.model.logps import token_logps
 from mmcli.model.moe import RouterStats
 from mmcli.stage import LossOutput, Metric, Term
@@ -58,7 +59,7 @@ class PairBatch:
         return replace(
             self,
             rows=self.rows.to(device),
-            reference_P2=self.reference_P2.to(device, non_blocking=device.type == "cuda"),
+            reference_P2=move(self.reference_P2, device),
         )
 
 

@@ -173,11 +173,12 @@ class Saver:
 
     def _remove_oldest(self) -> bool:
         """Remove the oldest checkpoint but the newest; False if there is none."""
-        for path in list_checkpoints(self._run.checkpoints)[:-1]:
-            shutil.rmtree(path, ignore_errors=True)
-            self._report.warn(f"removed {path} to free space")
-            return True
-        return False
+        stored = list_checkpoints(self._run.checkpoints)
+        if len(stored) < 2:
+            return False
+        shutil.rmtree(stored[0], ignore_errors=True)
+        self._report.warn(f"removed {stored[0]} to free space")
+        return True
 
     def _free(self) -> int:
         return shutil.disk_usage(self._run.path).free

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from mmcli.api import LossOutput, ModelConfig, Term, TokenBatch
+from mmcli.api import LossOutput, ModelConfig, Term, TokenBatch, move
 from mmcli_distill import DistillConfig
 
 CHUNK_TOKENS = 2048  # whose logits, of both models, are in memory together
@@ -47,8 +47,8 @@ class TaughtBatch:
         """The same micro-batch on `device`."""
         return TaughtBatch(
             self.batch.to(device),
-            self.top_NK.to(device, non_blocking=device.type == "cuda"),
-            self.logps_NK1.to(device, non_blocking=device.type == "cuda"),
+            move(self.top_NK, device),
+            move(self.logps_NK1, device),
         )
 
 

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mmcli.api import LossOutput, ModelConfig, Term, TokenBatch, token_logps
+from mmcli.api import LossOutput, ModelConfig, Term, TokenBatch, move, token_logps
 
 NO_LABEL = -100
 EPSILON = 1e-4  # added to the deviation of a group's rewards, as in trl
@@ -119,9 +119,7 @@ class ReplyRows:
 
     def to(self, device: torch.device) -> ReplyRows:
         """The same on `device`."""
-        label_N, places_N = (
-            each.to(device, non_blocking=device.type == "cuda") for each in (self.label_N, self.places_N)
-        )
+        label_N, places_N = (move(each, device) for each in (self.label_N, self.places_N))
         return replace(self, rows=self.rows.to(device), label_N=label_N, places_N=places_N)
 
 
@@ -151,11 +149,8 @@ class ReplyBatch:
 
     def to(self, device: torch.device) -> ReplyBatch:
         """The same micro-batch on `device`."""
-        old, reference = (
-            None if each is None else each.to(device, non_blocking=device.type == "cuda")
-            for each in (self.old_BT, self.reference_BT)
-        )
-        moved = self.advantages_B.to(device, non_blocking=device.type == "cuda")
+        old, reference = (None if each is None else move(each, device) for each in (self.old_BT, self.reference_BT))
+        moved = move(self.advantages_B, device)
         return replace(self, rows=self.rows.to(device), advantages_B=moved, old_BT=old, reference_BT=reference)
 
 

@@ -50,7 +50,7 @@ def run(config: RewardConfig, context: StageContext) -> dict[str, Any]:
         return reward_loss(model, batch, start.model.config, config)
 
     task = pair_task(pairs, loss, start, context, metrics=PAIR_METRICS)
-    task = replace(task, model=model, save_model=lambda folder: save(folder, model, start, context))
+    task = replace(task, model=model, save_model=lambda folder: save(folder, model, start))
     return train(task, config.optim, config.train, context)
 
 
@@ -58,7 +58,7 @@ def _whole(pairs: Pairs) -> WholePairs:
     return WholePairs(**{field.name: getattr(pairs, field.name) for field in fields(pairs)})
 
 
-def save(folder: Path, model: RewardModel, start: Start, context: StageContext) -> None:
+def save(folder: Path, model: RewardModel, start: Start) -> None:
     """Fill `folder` with the reward model, merged with its adapter where there is one."""
     base = start.model
     if start.adapter is not None:
